@@ -1,0 +1,318 @@
+"""What the sites of a pipeline read while it works on some prompts: recorded by hooks that leave no trace."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .errors import ConfigError, DenoiserError, SiteError
+from .partial_run import PartialRun, StopRun
+from .sites import Site, denoisers, find_sites, site_module
+
+HIDDEN_ROWS = 64  # per prompt and step: a real video has tens of thousands of tokens, all alike
+PROBES = ("a red bird on a branch", "two people walk along a street at night")  # unlike each other
+PROBE_VALUES = 4096
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Token rows that sites read.
+
+    Sites that were fed the very same tensor share a group, so that nothing is stored twice: all text sites of Wan
+    read one text stream.
+
+    Args:
+        rows: Per group, per prompt: rows of shape (tokens, in_features), float32, on the CPU, no two alike.
+        groups: Group of each site, by the site's name.
+    """
+
+    rows: tuple[tuple[Tensor, ...], ...]
+    groups: Mapping[str, int]
+
+    def of(self, site_name: str) -> tuple[Tensor, ...]:
+        """Return the rows of a site, one tensor per prompt."""
+        return self.rows[self.groups[site_name]]
+
+    def members(self, group: int) -> list[str]:
+        """Return the names of the sites of a group."""
+        return [name for name, index in self.groups.items() if index == group]
+
+
+def record(
+    pipe: Any,
+    prompts: Sequence[str],
+    sites: Sequence[Site],
+    *,
+    images: Sequence[Any] | None = None,
+    steps: int = 1,
+    batch_size: int = 8,
+    seed: int | Sequence[int] = 0,
+    max_rows: int | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    description: str = "Recording",
+) -> Recording:
+    """Run a pipeline on some prompts, without guidance, and return what the sites read.
+
+    Each run is stopped after the last call of a site that is needed: the first call of the denoiser for text sites,
+    and its first `steps` calls for hidden ones. Nothing is left behind, also if the pipeline raises.
+
+    Args:
+        pipe: A diffusers pipeline; it is used as it is, with its own loop.
+        prompts: Prompts.
+        sites: Sites as `find_sites` returns them.
+        images: Picture of each prompt or None, for image-to-video pipelines; others ignore them.
+        steps: Number of denoising steps that are recorded at hidden sites.
+        batch_size: Number of prompts per call of the pipeline.
+        seed: Seed of the noise; one for all prompts, which then get seed, seed + 1, ..., or one per prompt.
+        max_rows: Largest number of rows kept per prompt, evenly spaced; None keeps all (64 per step at hidden sites).
+        call_kwargs: Further arguments of the pipeline's call, such as {"height": 480, "max_sequence_length": 512}.
+        progress: Whether to show a progress bar.
+        description: Its label.
+
+    Returns:
+        The rows of all sites.
+
+    Raises:
+        ConfigError: If there is no prompt or no site, or `call_kwargs` has an argument that the pipeline lacks.
+        SiteError: If a site was never called.
+    """
+    if not prompts or not sites:
+        raise ConfigError(
+            f"Expected prompts and sites to record, but got {len(prompts)} prompts and {len(sites)} sites."
+        )
+    networks = denoisers(pipe)
+    needed = {site.name: 1 if site.kind == "text" else steps for site in sites}
+    _check_no_cache(networks, max(needed.values()))
+    run = PartialRun(pipe, call_kwargs, text_only=all(site.kind == "text" for site in sites))
+    seeds = [seed + index for index in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    pictures = list(images) if images is not None and "image" in run.accepted else [None] * len(prompts)
+    one_by_one = run.takes_image or any(picture is not None for picture in pictures)
+
+    def gather(size: int) -> Recording | None:
+        taps = _Taps(pipe, networks, sites, needed, max_rows)
+        with tqdm(total=len(prompts), desc=description, unit="prompt", disable=not progress) as bar:
+            for start in range(0, len(prompts), size):
+                part = slice(start, start + size)
+                with taps.placed(len(prompts[part])):
+                    run(prompts[part], seeds[part], pictures[start] if one_by_one else None)
+                if taps.packed:
+                    return None
+                taps.check_reached()
+                bar.update(len(prompts[part]))
+        return taps.recording()
+
+    size = 1 if one_by_one else batch_size
+    while (recording := gather(size)) is None:
+        size = 1  # some denoisers join all prompts of a batch to one sequence of tokens
+    return recording
+
+
+def measure_text_only(pipe: Any, *, call_kwargs: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
+    """Find by measurement the sites whose input depends on the prompt alone.
+
+    An input that differs between two prompts, and does not between two seeds of the noise, is text-only. It takes
+    three runs that are stopped after the first call of each denoiser, and knows nothing of how the denoiser is built.
+
+    Args:
+        pipe: A diffusers pipeline.
+        call_kwargs: Further arguments of its call.
+
+    Returns:
+        The sites of kind "text", in the order of the modules; none if the pipeline takes no prompt.
+
+    Raises:
+        DenoiserError: If the pipeline has no denoiser, or its projections are fused.
+    """
+    sites = find_sites(pipe, "*")
+    run = PartialRun(pipe, call_kwargs, text_only=True)
+    if "prompt" not in run.accepted:
+        return ()
+    first, other_prompt, other_seed = (
+        _probe(pipe, run, sites, prompt, seed) for prompt, seed in ((PROBES[0], 0), (PROBES[1], 0), (PROBES[0], 1))
+    )
+    return tuple(
+        Site(site.component, site.module, site.in_features, site.out_features, "text")
+        for site in sites
+        if site.name in first
+        and _alike(first[site.name], other_seed.get(site.name))
+        and not _alike(first[site.name], other_prompt.get(site.name))
+    )
+
+
+class _Taps:
+    """Hooks on the sites, and the rows that they gathered so far."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        networks: Mapping[str, nn.Module],
+        sites: Sequence[Site],
+        needed: Mapping[str, int],
+        max_rows: int | None,
+    ) -> None:
+        self.modules = {site.name: site_module(pipe, site.name) for site in sites}
+        self.networks = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
+        self.sites, self.needed, self.max_rows = sites, needed, max_rows
+        self.leaders: dict[str, str] = {}  # site -> the site of its group that is recorded
+        self.rows: dict[str, list[list[Tensor]]] = {}  # leader -> per prompt -> rows of each call
+        self.packed = False  # whether a batch's rows cannot be told apart by prompt
+
+    @contextmanager
+    def placed(self, prompts: int) -> Iterator[None]:
+        """Hook a run over some prompts: after the first run, only one site of each group."""
+        watched = [site for site in self.sites if self.leaders.get(site.name, site.name) == site.name]
+        self.waiting = {(site.name, call) for site in watched for call in range(self.needed[site.name])}
+        self.fed: dict[tuple[Any, ...], tuple[Tensor, str]] = {}
+        self.prompts, self.base = prompts, {name: len(rows) for name, rows in self.rows.items()}
+        with ExitStack() as stack:
+            calls = _count_calls(stack, self.networks, self._end_call)
+            for site in watched:
+                _on_input(stack, self.modules[site.name], self._reader(site, calls))
+            try:
+                yield
+            finally:
+                self.fed.clear()
+
+    def _reader(self, site: Site, calls: Counter[str]) -> Callable[[Tensor], None]:
+        def read(rows: Tensor) -> None:
+            key = (site.name, calls[site.component] - 1)
+            if key in self.waiting:
+                self.waiting.discard(key)
+                self._keep(site, rows.detach())
+                self._stop_if_complete()
+
+        return read
+
+    def _keep(self, site: Site, tensor: Tensor) -> None:
+        """Take the rows of one call, unless another site of its group has taken them."""
+        if site.name not in self.leaders:
+            identity = (site.kind, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, _version(tensor))
+            if site.kind == "hidden":  # large: keep alive only the last one, which its neighbour may share
+                self.fed = {key: value for key, value in self.fed.items() if key[0] == "text" or key == identity}
+            # Kept alive until the end of the run, so that an equal address means the same tensor.
+            self.leaders[site.name] = self.fed.setdefault(identity, (tensor, site.name))[1]
+        if self.leaders[site.name] != site.name:
+            return
+        self.packed = self.prompts > 1 and (
+            tensor.shape[0] % self.prompts > 0 or (tensor.ndim == 2 and tensor.shape[0] != self.prompts)
+        )
+        if self.packed:
+            raise StopRun
+        kept = self.rows.setdefault(site.name, [])
+        first = self.base.get(site.name, 0)
+        kept.extend([] for _ in range(first + self.prompts - len(kept)))
+        # Frames or places that were moved into the batch stay with their prompt.
+        for index, part in enumerate(tensor.reshape(self.prompts, -1, tensor.shape[-1])):
+            kept[first + index].append(_thin(part, self.max_rows, HIDDEN_ROWS if site.kind == "hidden" else None))
+
+    def _end_call(self, component: str, calls: int) -> None:
+        """Give up on the sites of a component that its call did not reach."""
+        self.waiting = {
+            (name, call) for name, call in self.waiting if call >= calls or not name.startswith(f"{component}.")
+        }
+        self._stop_if_complete()
+
+    def _stop_if_complete(self) -> None:
+        if not self.waiting:
+            raise StopRun
+
+    def check_reached(self) -> None:
+        """Raise `SiteError` if a site was never called."""
+        missing = [site.name for site in self.sites if site.name not in self.leaders]
+        if missing:
+            raise SiteError(
+                f"{len(missing)} of {len(self.sites)} sites were never called in a run of the pipeline, the first is "
+                f"{missing[0]!r}. Leave them out by a pattern, or pass a larger num_inference_steps in call_kwargs so "
+                "that each denoiser takes part."
+            )
+
+    def recording(self) -> Recording:
+        """Return what was gathered."""
+        index = {leader: group for group, leader in enumerate(self.rows)}
+        rows = tuple(
+            tuple(_thin(torch.cat(calls), self.max_rows) for calls in per_prompt) for per_prompt in self.rows.values()
+        )
+        return Recording(rows, {site.name: index[self.leaders[site.name]] for site in self.sites})
+
+
+def _count_calls(stack: ExitStack, networks: Mapping[str, nn.Module], end: Callable[[str, int], None]) -> Counter[str]:
+    """Count the calls of each denoiser from their begin on, and tell the end of each."""
+    calls: Counter[str] = Counter()
+    for name, network in networks.items():
+        begin = network.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+        stack.callback(begin.remove)
+        stack.callback(network.register_forward_hook(lambda *_, name=name: end(name, calls[name])).remove)
+    return calls
+
+
+def _on_input(stack: ExitStack, module: nn.Module, read: Callable[[Tensor], None]) -> None:
+    """Show a module's input to a function, however it is passed: some blocks call `proj(input=x)`."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read(args[0] if args else next(iter(kwargs.values())))
+
+    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _thin(rows: Tensor, limit: int | None, first_limit: int | None = None) -> Tensor:
+    """Return the distinct rows in order, at most `limit` of them; `first_limit` acts before they are compared."""
+    rows = _evenly(rows, first_limit).to("cpu", torch.float32)
+    first: dict[bytes, int] = {}
+    for index, row in enumerate(rows.contiguous().numpy()):
+        first.setdefault(row.tobytes(), index)
+    return _evenly(rows[list(first.values())], limit)
+
+
+def _evenly(rows: Tensor, limit: int | None) -> Tensor:
+    if limit is None or len(rows) <= limit:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, limit).round().long().to(rows.device)]
+
+
+def _check_no_cache(networks: Mapping[str, nn.Module], steps: int) -> None:
+    for name, network in networks.items():
+        if steps > 1 and getattr(network, "is_cache_enabled", False):
+            raise DenoiserError(
+                f"The {name} has a cache that skips blocks, so {steps} steps cannot be recorded. Call "
+                f"pipe.{name}.disable_cache() first."
+            )
+
+
+def _probe(pipe: Any, run: PartialRun, sites: Sequence[Site], prompt: str, seed: int) -> dict[str, Tensor]:
+    """Return some values of each site's input in the first call of each denoiser."""
+    networks = denoisers(pipe)
+    open_calls = set(networks)
+    values: dict[str, Tensor] = {}
+
+    def end(component: str, _calls: int) -> None:
+        open_calls.discard(component)
+        if not open_calls:
+            raise StopRun
+
+    def reader(site: Site) -> Callable[[Tensor], None]:
+        def read(tensor: Tensor) -> None:
+            if site.component in open_calls and site.name not in values:
+                values[site.name] = _evenly(tensor.detach().flatten(), PROBE_VALUES).to("cpu", torch.float32)
+
+        return read
+
+    with ExitStack() as stack:
+        _count_calls(stack, networks, end)
+        for site in sites:
+            _on_input(stack, site_module(pipe, site.name), reader(site))
+        run([prompt], [seed])
+    return values
+
+
+def _alike(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,199 @@
+"""The adapter itself: named directions for many sites and a record of how they were made; no pipeline, no file."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import check_keys, check_strength
+from .errors import ConfigError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What a site's edit reads and writes, `x' = x - strength * sum_j write_j (read_j . x)`.
+
+    Args:
+        read: Rows a_j, shape (rank, in_features), float32.
+        write: Rows w_j, shape (rank, in_features), float32, with `read @ write.T` the identity.
+    """
+
+    read: Tensor
+    write: Tensor
+
+    def __post_init__(self) -> None:
+        if self.read.ndim != 2 or self.read.shape != self.write.shape:
+            raise ConfigError(
+                "Expected `read` and `write` of one shape (rank, in_features), "
+                f"but got {tuple(self.read.shape)} and {tuple(self.write.shape)}."
+            )
+
+    @property
+    def rank(self) -> int:
+        """Number of rows."""
+        return int(self.read.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        """Width of the site's input."""
+        return int(self.read.shape[1])
+
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the edit reads what it writes, so that one matrix describes it."""
+        return torch.equal(self.read, self.write)
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """How an adapter was made; what its file's header holds.
+
+    Args:
+        concept: Name of the concept that is removed.
+        method: Name of the method.
+        strength: Strength that the builder wrote, and that loading uses by default.
+        settings: The `BuildConfig` of the build as a dictionary.
+        base_model: Name or path of the base pipeline, "" if unknown.
+        base_revision: Commit of the base on the Hub, "" if unknown.
+        pipeline: Class name of the pipeline that it was built on.
+        denoisers: Class name of each edited component, such as {"transformer": "WanTransformer3DModel"}.
+        pairs_hash: SHA-256 of the pairs.
+        versions: Versions of the libraries that built it.
+        description: One sentence for people.
+        format_version: Version of the file format.
+    """
+
+    concept: str
+    method: str
+    strength: float = 1.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    base_model: str = ""
+    base_revision: str = ""
+    pipeline: str = ""
+    denoisers: Mapping[str, str] = field(default_factory=dict)
+    pairs_hash: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "AdapterInfo":
+        """Make a record from plain types; an unknown key is an error."""
+        check_keys("AdapterInfo", values, {item.name for item in fields(cls)})
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class UnlearningAdapter:
+    """One concept's directions at many sites.
+
+    Args:
+        info: How it was made.
+        directions: A direction per site; a site is named "<component>.<module path>", such as
+            "transformer.blocks.0.attn2.to_k".
+        lora_B: The factor `-strength * W @ write.T` of shape (out_features, rank) per site for the base it was built
+            on; only stock LoRA loaders use it. Empty if it is not known.
+    """
+
+    info: AdapterInfo
+    directions: Mapping[str, Direction]
+    lora_B: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.directions:
+            raise ConfigError("An adapter needs a direction for at least one site, but got none.")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites, in file order."""
+        return tuple(self.directions)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the edited components, such as ("transformer", "transformer_2")."""
+        return tuple(dict.fromkeys(site.split(".", 1)[0] for site in self.directions))
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its directions."""
+        return max(direction.rank for direction in self.directions.values())
+
+    @property
+    def strength(self) -> float:
+        """Strength that loading uses by default."""
+        return self.info.strength
+
+    def with_strength(self, strength: float) -> "UnlearningAdapter":
+        """Return the same adapter with another default strength; the stock LoRA factor follows it."""
+        check_strength(strength)
+        if self.info.strength == 0:
+            scaled: Mapping[str, Tensor] = {}  # a zero factor cannot be scaled back
+        else:
+            scaled = {site: factor * (strength / self.info.strength) for site, factor in self.lora_B.items()}
+        return replace(self, info=replace(self.info, strength=float(strength)), lora_B=scaled)
+
+    def save_pretrained(self, destination: str | Path) -> Path:
+        """Write the adapter to one file; see `save_adapter`.
+
+        Args:
+            destination: A folder, or a path that ends in ".safetensors".
+
+        Returns:
+            Path of the file.
+        """
+        from .adapter_file import save_adapter
+
+        return save_adapter(self, destination)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        subfolder: str | None = None,
+    ) -> "UnlearningAdapter":
+        """Read an adapter from a file, a folder or the Hub; see `load_adapter`.
+
+        Args:
+            source: A ".safetensors" file, a folder, or a Hub repository "org/name".
+            revision: Branch, tag or commit of a Hub repository.
+            token: Access token for a Hub repository.
+            cache_dir: Folder that keeps what was downloaded.
+            local_files_only: Whether to make no request.
+            subfolder: Folder inside the source.
+
+        Returns:
+            The adapter.
+        """
+        from .adapter_file import load_adapter
+
+        return load_adapter(
+            source,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            subfolder=subfolder,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"UnlearningAdapter(concept={self.info.concept!r}, method={self.info.method!r}, "
+            f"strength={self.info.strength:g}, rank={self.rank}, sites={len(self.directions)})"
+        )

@@ -1,0 +1,316 @@
+"""One adapter, one file that stock LoRA loaders read too: save, load and inspect (docs/format.md is the specification).
+
+Only `save_adapter`, `load_adapter` and `base_deviation` import torch; looking at a header does not.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .adapter_header import FileHeader, encode_header, factor_key, read_header, read_key, write_key
+from .adapter_record import bad_file
+from .adapter_source import FILE_NAME, PICKLES, find_adapter_file
+from .errors import AdapterFileError, AdapterNotFoundError, BaseMismatchError, ConfigError, SiteError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .adapter import Direction, UnlearningAdapter
+
+__all__ = ["FILE_NAME", "base_deviation", "inspect_adapter", "load_adapter", "save_adapter"]
+
+UNIT_TOLERANCE = 1e-3  # of `read @ write.T` from the identity; what half-precision reads and writes can hold
+ROUNDING = 1e-6  # the same, per unit of |a_i| |w_j|: what float32 can hold, with a margin of eight
+MAX_GAIN = 1e4  # of |a_i| |w_i|: above, float32 cannot hold a.w = 1 to UNIT_TOLERANCE, and the edit would amplify noise
+
+
+def save_adapter(adapter: UnlearningAdapter, destination: str | Path) -> Path:
+    """Write an adapter to one file, whole or not at all; the same adapter gives the same bytes.
+
+    Args:
+        adapter: The adapter; it needs the stock factor `lora_B` for each of its sites.
+        destination: A path that ends in ".safetensors", or a folder, in which the file gets the name `FILE_NAME`.
+            Missing folders are made.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        AdapterFileError: If the adapter could not be loaded again; a file that is already there stays as it is.
+    """
+    path = _destination(destination)
+    blob = _encode(adapter)
+    try:
+        _decode(blob, read_header(io.BytesIO(blob), len(blob), str(path)), str(path))
+    except AdapterFileError as error:
+        raise AdapterFileError(
+            f"Cannot save the adapter {adapter.info.concept!r}, since it could not be loaded again: {error}"
+        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with draft.open("xb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def load_adapter(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+) -> UnlearningAdapter:
+    """Read an adapter from a file, a folder or the Hub; everything in it is checked before anything is returned.
+
+    Args:
+        source: A ".safetensors" file, a folder that holds `FILE_NAME`, or a Hub repository "org/name".
+        revision: Branch, tag or commit of a Hub repository.
+        token: Access token for a Hub repository; None uses the one of `hf auth login`, False sends none.
+        cache_dir: Folder that keeps what was downloaded, instead of the Hub client's own.
+        local_files_only: Whether to use only what is already in that folder, without any request.
+        subfolder: Folder inside the source.
+
+    Returns:
+        The adapter, with the directions as they were saved, bit for bit, in float32 on the CPU.
+
+    Raises:
+        AdapterNotFoundError: If there is no such file, or the Hub cannot give it.
+        AdapterFileError: If the file is not a valid adapter; the text says what was found and what to do.
+    """
+    path = find_adapter_file(
+        source,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+    )
+    header, blob = _read(path, with_data=True)
+    return _decode(blob, header, str(path))
+
+
+def inspect_adapter(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+) -> dict[str, Any]:
+    """Return what an adapter's header says, without reading a tensor and without importing torch.
+
+    Args:
+        source: As for `load_adapter`, and so are the others.
+        revision: Branch, tag or commit of a Hub repository.
+        token: Access token for a Hub repository.
+        cache_dir: Folder that keeps what was downloaded.
+        local_files_only: Whether to make no request.
+        subfolder: Folder inside the source.
+
+    Returns:
+        Plain values: "file", "bytes", "rank" (padding included), "components", "info" (the fields of `AdapterInfo`)
+        and "sites" (for each, "name", "in_features", "out_features", and "orthogonal": it writes what it reads).
+
+    Raises:
+        AdapterNotFoundError: If there is no such file, or the Hub cannot give it.
+        AdapterFileError: If the header is not that of a valid adapter.
+    """
+    path = find_adapter_file(
+        source,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+    )
+    header, _ = _read(path, with_data=False)
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "rank": header.rank,
+        "components": list(dict.fromkeys(site.split(".", 1)[0] for site in header.sites)),
+        "info": dict(header.info),
+        "sites": [header.describe_site(site) for site in header.sites],
+    }
+
+
+def base_deviation(adapter: UnlearningAdapter, weights: Mapping[str, Tensor]) -> float:
+    """Return how far an adapter's stock factors are from those of the weights at hand.
+
+    `max over sites of |B + strength W w^T| / |strength W w^T|` (Frobenius norms): rounding, about 1e-6, for the base
+    that it was built on; 0.002 to 0.12 for a quantised copy of it; about 1 or more for another base or a changed file.
+
+    Args:
+        adapter: The adapter, with `lora_B` for the sites in question.
+        weights: Weight of the Linear layer, shape (out_features, in_features), for one or a few of its sites.
+
+    Returns:
+        The largest deviation, 0 or more; infinite if a factor is not zero where it must be.
+
+    Raises:
+        SiteError: If the adapter has no such site, or no stock factor for it.
+        BaseMismatchError: If a weight has another shape than the one that the adapter was built on.
+    """
+    largest = 0.0
+    for site, weight in weights.items():
+        if site not in adapter.directions or site not in adapter.lora_B:
+            raise SiteError(f"The adapter has no stock factor for the site {site!r}. Choose from `adapter.lora_B`.")
+        write, factor = adapter.directions[site].write.to(weight.device), adapter.lora_B[site].to(weight.device)
+        expected_shape = (factor.shape[0], write.shape[1])
+        if tuple(weight.shape) != expected_shape:
+            raise BaseMismatchError(
+                f"The weight of {site!r} has shape {tuple(weight.shape)}, but the adapter was built on one of shape "
+                f"{expected_shape}. Load the base {adapter.info.base_model!r}, or build the adapter for this one."
+            )
+        expected = -adapter.strength * (weight.float() @ write.float().T)
+        scale, difference = float(expected.norm()), float((factor.float() - expected).norm())
+        largest = max(largest, difference / scale if scale else float("inf") if difference else 0.0)
+    return largest
+
+
+def _destination(destination: str | Path) -> Path:
+    path = Path(destination)
+    if path.is_dir():
+        return path / FILE_NAME
+    if path.suffix == ".safetensors":
+        return path
+    if path.suffix.lower() in PICKLES or path.exists():
+        raise AdapterFileError(
+            f"Cannot save an adapter as {str(path)!r}: adapters are .safetensors files. "
+            "Name a folder, or a path that ends in .safetensors."
+        )
+    return path / FILE_NAME
+
+
+def _encode(adapter: UnlearningAdapter) -> bytes:
+    tensors = _tensors(adapter)
+    shapes = {name: (int(tensor.shape[0]), int(tensor.shape[1])) for name, tensor in tensors.items()}
+    head = encode_header(adapter.info.to_dict(), adapter.sites, shapes)
+    return head + b"".join(tensors[name].numpy().astype("<f4", copy=False).tobytes() for name in sorted(tensors))
+
+
+def _tensors(adapter: UnlearningAdapter) -> dict[str, Tensor]:
+    """Return the file's tensors: float32 on the CPU, padded with zeros to one rank, since stock loaders need one."""
+    missing = [site for site in adapter.directions if site not in adapter.lora_B]
+    unknown = [site for site in adapter.lora_B if site not in adapter.directions]
+    if missing or unknown:
+        found = (
+            f"{len(missing)} of {len(adapter.directions)} sites lack it" if missing else f"{unknown[0]!r} is no site"
+        )
+        raise AdapterFileError(
+            f"Cannot save the adapter {adapter.info.concept!r}: stock loaders need `lora_B` for each site, "
+            f"and {found}. Save it from a pipeline with pipe.save_unlearning_adapter, or build it again."
+        )
+    tensors: dict[str, Tensor] = {}
+    for site, direction in adapter.directions.items():
+        factor = adapter.lora_B[site]
+        if factor.ndim != 2 or factor.shape[1] != direction.rank:
+            raise AdapterFileError(
+                f"Cannot save the adapter {adapter.info.concept!r}: `lora_B` of {site!r} has shape "
+                f"{tuple(factor.shape)}, and its direction has rank {direction.rank}. Build the adapter again."
+            )
+        tensors[read_key(site)] = _padded(direction.read, adapter.rank)
+        tensors[factor_key(site)] = _padded(factor.T, adapter.rank).T.contiguous()
+        if not direction.orthogonal:
+            tensors[write_key(site)] = _padded(direction.write, adapter.rank)
+    return tensors
+
+
+def _padded(rows: Tensor, rank: int) -> Tensor:
+    import torch
+
+    padded = torch.zeros(rank, rows.shape[1])
+    padded[: rows.shape[0]] = rows.detach()
+    return padded
+
+
+def _read(path: Path, *, with_data: bool) -> tuple[FileHeader, bytes]:
+    """Read a file's header, and its bytes only once the header has passed."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = read_header(file, size, str(path))
+            file.seek(0)
+            return header, file.read(size) if with_data else b""
+    except OSError as error:
+        raise AdapterNotFoundError(f"Cannot read {str(path)!r}: {error.strerror}. Check the permissions.") from error
+
+
+def _decode(blob: bytes, header: FileHeader, name: str) -> UnlearningAdapter:
+    """Return the adapter of a file whose header has passed; every value is checked."""
+    import safetensors
+    import safetensors.torch
+
+    from .adapter import AdapterInfo, UnlearningAdapter
+
+    try:
+        tensors = safetensors.torch.load(blob)
+    except safetensors.SafetensorError as error:
+        raise bad_file(name, f"safetensors refuses it: {error}") from error
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise bad_file(
+                name, f"the tensor {key!r} holds {int((~tensor.isfinite()).sum())} values that are not finite"
+            )
+    directions, factors = {}, {}
+    try:
+        for site in header.sites:
+            directions[site], factors[site] = _site_tensors(tensors, site, name)
+        return UnlearningAdapter(AdapterInfo.from_dict(header.info), directions, factors)
+    except ConfigError as error:
+        raise bad_file(name, f"its contents contradict each other: {str(error).rstrip('.')}") from error
+
+
+def _site_tensors(tensors: Mapping[str, Tensor], site: str, name: str) -> tuple[Direction, Tensor]:
+    """Return a site's direction and stock factor in float32, without the padding."""
+    from .adapter import Direction
+
+    read, factor = tensors[read_key(site)].float(), tensors[factor_key(site)].float()
+    write = tensors[write_key(site)].float() if write_key(site) in tensors else read
+    used = read.any(dim=1) | write.any(dim=1)
+    rank = int(used.sum())
+    if not rank:
+        raise bad_file(name, f"the site {site!r} has no direction, only zeros")
+    if not used[:rank].all() or factor[:, rank:].any():
+        raise bad_file(name, f"the padding of the site {site!r} is not zero rows at the end of A and V, and zero in B")
+    if rank < len(used):
+        orthogonal = write is read
+        read, factor = read[:rank].clone(), factor[:, :rank].contiguous()
+        write = read if orthogonal else write[:rank].clone()
+    _check_direction(read, write, site, name)
+    return Direction(read, write), factor
+
+
+def _check_direction(read: Tensor, write: Tensor, site: str, name: str) -> None:
+    """Check in float64 that each write is read as exactly itself, and that no row amplifies what it reads."""
+    import torch
+
+    reads, writes = read.double(), write.double()
+    gains = reads.norm(dim=1) * writes.norm(dim=1)
+    if gains.max() > MAX_GAIN:
+        raise bad_file(name, f"the site {site!r} has |read| |write| = {gains.max():.3g}, and the limit is {MAX_GAIN:g}")
+    # (c a, w / c) is the same direction as (a, w): compare rows of equal length.
+    balance = (reads.norm(dim=1) / writes.norm(dim=1)).sqrt()[:, None]
+    gram = (reads / balance) @ (writes * balance).T
+    excess = (gram - torch.eye(len(reads), dtype=torch.float64)).abs() - ROUNDING * (gains[:, None] * gains).sqrt()
+    if not excess.max() <= UNIT_TOLERANCE:  # also true of NaN, from a row of zeros
+        row, column = divmod(int(excess.argmax()), len(reads))
+        raise bad_file(
+            name,
+            f"the site {site!r} holds no direction: read {row} . write {column} is "
+            f"{float(reads[row] @ writes[column]):.6g}, and it must be {int(row == column)}",
+        )

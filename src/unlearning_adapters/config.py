@@ -1,0 +1,107 @@
+"""Settings of a build, checked once, where they are made."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+from .errors import ConfigError
+
+Method = Literal["mean", "pca", "cpca", "ridge", "leace", "random"]
+METHODS: tuple[str, ...] = get_args(Method)
+MAX_STRENGTH = 4.0
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """How to build an adapter.
+
+    Args:
+        method: "ridge" (default), the paper's "mean" and "cpca", "pca", "leace", or the control "random".
+        rank: Number of directions per site, 1 to 64; "mean", "cpca", "leace" and "random" have rank 1.
+        components: Number k of principal components of "pca" and "cpca".
+        contrast: Weight alpha >= 0 of the neutral covariance in "cpca".
+        epsilon: Regularisation of "ridge", > 0, as a share of the mean eigenvalue of the neutral second moment.
+        strength: Part of the direction that is removed, 0 to 4; None calibrates it on the pairs.
+        sites: "text" (inputs that depend on the prompt alone), "hidden" (attention output and feed-forward inputs),
+            a glob pattern, or several patterns, over names such as "transformer.blocks.0.attn2.to_k".
+        blocks: Indices of the transformer blocks whose sites are used; None uses all.
+        steps: Number of denoising steps that are recorded for "hidden" sites.
+        pairs: Number of the concept's pairs that are used, or None for all.
+        seed: Seed of the noise and of the "random" method.
+        batch_size: Number of prompts per call of the pipeline.
+    """
+
+    method: Method = "ridge"
+    rank: int = 1
+    components: int = 100
+    contrast: float = 1.0
+    epsilon: float = 0.01
+    strength: float | None = None
+    sites: str | tuple[str, ...] = "text"
+    blocks: tuple[int, ...] | None = None
+    steps: int = 4
+    pairs: int | None = None
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {self.method!r}.")
+        for name, low, high in (
+            ("rank", 1, 64),
+            ("components", 1, 100_000),
+            ("steps", 1, 1000),
+            ("batch_size", 1, 4096),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ConfigError(f"Expected `{name}` to be an integer from {low} to {high}, but got {value!r}.")
+        if self.pairs is not None and (not isinstance(self.pairs, int) or self.pairs < 1):
+            raise ConfigError(f"Expected `pairs` to be None or an integer of at least 1, but got {self.pairs!r}.")
+        if not (math.isfinite(self.contrast) and self.contrast >= 0):
+            raise ConfigError(f"Expected `contrast` to be a number >= 0, but got {self.contrast!r}.")
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise ConfigError(f"Expected `epsilon` to be a number > 0, but got {self.epsilon!r}.")
+        if self.strength is not None:
+            check_strength(self.strength)
+        if self.rank > 1 and self.method not in ("ridge", "pca"):
+            raise ConfigError(f"Expected `rank` to be 1 for the method {self.method!r}, but got {self.rank}.")
+        if not isinstance(self.sites, str):
+            object.__setattr__(self, "sites", tuple(self.sites))
+        if not self.sites:
+            raise ConfigError("Expected `sites` to name at least one site, but it is empty. The default is 'text'.")
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", tuple(self.blocks))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON types."""
+        values = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BuildConfig":
+        """Make settings from plain types; an unknown key is an error that names the nearest known one."""
+        check_keys("BuildConfig", values, {field.name for field in fields(cls)})
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def check_keys(owner: str, values: Mapping[str, Any], known: set[str]) -> None:
+    """Raise `ConfigError` if a mapping has a key that is not known."""
+    for key in values:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(sorted(known))}."
+            raise ConfigError(f"Unknown key {key!r} in {owner}.{hint}")
+
+
+def check_strength(strength: float) -> float:
+    """Return a strength as a float, or raise `ConfigError` if it is not a number from 0 to 4."""
+    ok = isinstance(strength, (int, float)) and not isinstance(strength, bool)
+    if not (ok and math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
+        raise ConfigError(
+            f"Expected the strength to be a number from 0 (off) to {MAX_STRENGTH:g}, but got {strength!r}. "
+            "1 removes the direction, values above 1 over-correct."
+        )
+    return float(strength)

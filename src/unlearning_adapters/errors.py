@@ -1,0 +1,41 @@
+"""Every error that this package raises on purpose; each is also the builtin that fits, so that old handlers still work."""
+
+
+class UnlearningError(Exception):
+    """Base of all errors of this package; its text is one line that says what was found and what to do."""
+
+
+class ConfigError(UnlearningError, ValueError):
+    """A setting is out of range, unknown, or contradicts another one."""
+
+
+class ConceptError(UnlearningError, ValueError):
+    """A concept is missing, cannot be read, or its pairs do not differ."""
+
+
+class DenoiserError(UnlearningError, TypeError):
+    """The pipeline has no denoiser that an adapter could edit, or it is in a state in which it cannot be edited."""
+
+
+class SiteError(UnlearningError, LookupError):
+    """No site, or only some of the sites, were found on a denoiser."""
+
+
+class AdapterFileError(UnlearningError, ValueError):
+    """A file is not a valid unlearning adapter; nothing of it was used."""
+
+
+class AdapterNotFoundError(UnlearningError, FileNotFoundError):
+    """A folder, file or Hub repository does not hold an unlearning adapter, or cannot be reached."""
+
+
+class AdapterNameError(UnlearningError, LookupError):
+    """An adapter name is unknown, taken, or not a valid name."""
+
+
+class BaseMismatchError(UnlearningError, ValueError):
+    """An adapter was built on another base than the pipeline at hand, or its file was changed."""
+
+
+class FuseError(UnlearningError, RuntimeError):
+    """Weights cannot be fused or restored exactly; they were left as they were."""

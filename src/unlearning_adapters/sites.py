@@ -1,0 +1,309 @@
+"""Where an adapter edits: the Linear layers of a denoiser that read the prompt ("text") or the video ("hidden").
+
+Names alone lie: `add_k_proj` reads text in HunyuanVideo, an image in Wan and the video in Cosmos 3. So the text layers
+are found by how the modules are built, with a short table of exceptions.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from .errors import DenoiserError, SiteError
+
+COMPONENTS = ("transformer", "transformer_2", "transformer_ref", "unet")
+
+CROSS_ATTENTION = {"attn2", "audio_attn2", "cross_attn", "cross_attention"}
+KEY_VALUE = (("to_k", "to_v"), ("to_key", "to_value"), ("kv_linear",))
+TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj")  # of an attention over two streams, text and video
+VIDEO_NAMES = ("to_q", "to_k", "to_v")
+
+# Exceptions, by class name.
+SWAPPED_STREAMS = {"Cosmos3PackedMoTAttention"}  # the text is in `to_*`, the video in `add_*`
+NO_TEXT = {"UNetSpatioTemporalConditionModel"}  # Stable Video Diffusion: its cross-attention reads an image
+SINGLE_STREAM = {  # blocks whose Linears read text and video at once: edit the text projection in front of them
+    "CogVideoXBlock": ("patch_embed.text_proj",),
+    "ConsisIDBlock": ("patch_embed.text_proj",),
+    "EasyAnimateTransformerBlock": ("text_proj", "text_proj.1", "text_proj_t5", "text_proj_t5.1"),
+    "HunyuanVideoSingleTransformerBlock": ("context_embedder.proj_in",),
+    "HunyuanVideoTokenReplaceSingleTransformerBlock": ("context_embedder.proj_in",),
+    "MiniMaxH3TransformerBlock": ("context_embedder",),
+    "MotifVideoSingleTransformerBlock": ("context_embedder.linear_1",),
+}
+
+# Parts of a path: `attn2` inside of the first is a second self-attention over time, inside of the second not the video.
+TEMPORAL = {
+    "temp_attentions", "motion_modules", "transformer_in", "temporal_transformer_blocks",
+    "image_latents_temporal_encoder",
+}  # fmt: skip
+NOT_VIDEO = {
+    "token_refiner", "text_transformer_blocks", "video_text_transformer_blocks", "audio_text_transformer_blocks",
+    "face_adapter", "local_facial_extractor", "perceiver_cross_attention", "motion_encoder",
+}  # fmt: skip
+BLOCK = re.compile(r"(?:blocks|layers)\.(\d+)\.")
+ATTENTION_OUT = re.compile(r"(^|[._])(attn[12]?|attention)\.(to_out|to_out\.0|out_layer|proj)$")
+FEED_FORWARD_IN = re.compile(r"(^|\.)(audio_)?(ffn?|feed_forward)\.(net\.0\.proj|in_layer|0)$|\.proj_mlp$")
+SWAPPED_HIDDEN = re.compile(r"\.to_add_out$|\.mlp_moe_gen\.(gate|up)_proj$")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One Linear layer of a denoiser that an adapter can edit.
+
+    Args:
+        component: Name of the pipeline's component, such as "transformer".
+        module: Path of the layer in it, such as "blocks.0.attn2.to_k".
+        in_features: Width of its input.
+        out_features: Width of its output.
+        kind: "text" if its input carries the prompt, "hidden" otherwise.
+    """
+
+    component: str
+    module: str
+    in_features: int
+    out_features: int
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """Full name, such as "transformer.blocks.0.attn2.to_k"."""
+        return f"{self.component}.{self.module}"
+
+    @property
+    def block(self) -> int | None:
+        """Index of its block, such as 3 in "blocks.3.attn2.to_k"; None outside of the blocks."""
+        index = BLOCK.search(self.module)
+        return int(index[1]) if index else None
+
+
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """Return the networks of a pipeline that an adapter can edit, by component name.
+
+    A compiled denoiser is returned as the module that was compiled.
+
+    Raises:
+        DenoiserError: If there is none.
+    """
+    components = getattr(pipe, "components", None) or {}
+    found = {name: components[name] for name in COMPONENTS if isinstance(components.get(name), nn.Module)}
+    if not found:
+        names = ", ".join(components) if components else "none"
+        raise DenoiserError(
+            f"{type(pipe).__name__} has no denoiser. Expected a component named {', '.join(COMPONENTS[:-1])} or "
+            f"{COMPONENTS[-1]}, but its components are: {names}."
+        )
+    return {name: _uncompiled(module) for name, module in found.items()}
+
+
+def find_sites(
+    pipe: Any, selection: str | Sequence[str] = "text", blocks: Collection[int] | None = None
+) -> tuple[Site, ...]:
+    """Return the sites of a pipeline that a selection names, in the order of its modules.
+
+    Args:
+        pipe: A diffusers pipeline.
+        selection: "text", "hidden", a glob pattern over full names such as "transformer.blocks.*.attn2.to_k", or
+            several of these.
+        blocks: Indices of the blocks whose sites are kept; None keeps all.
+
+    Raises:
+        DenoiserError: If the pipeline has no denoiser, or its query, key and value projections are fused.
+        SiteError: If a part of the selection names no site.
+
+    Example:
+        >>> [site.name for site in find_sites(pipe, "text", blocks=[0])]
+        ['transformer.blocks.0.attn2.to_k', 'transformer.blocks.0.attn2.to_v']
+    """
+    patterns = (selection,) if isinstance(selection, str) else tuple(selection)
+    every = [site for name, denoiser in denoisers(pipe).items() for site in _all_sites(name, denoiser)]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = _match(pipe, pattern, every)
+        if not matched:
+            raise SiteError(_nothing_found(pipe, pattern, every))
+        chosen |= matched
+    sites = tuple(site for site in every if site.name in chosen)
+    if blocks is not None:
+        sites = _keep_blocks(pipe, sites, blocks)
+    _check_not_fused(pipe, sites)
+    return sites
+
+
+def site_module(pipe: Any, site_name: str) -> nn.Module:
+    """Return the layer at a site: the outermost one, so that a LoRA layer around it counts.
+
+    Raises:
+        SiteError: If the pipeline has no such layer.
+    """
+    component, _, path = site_name.partition(".")
+    networks = denoisers(pipe)
+    if component not in networks:
+        raise SiteError(
+            f"Site {site_name!r} names the component {component!r}, but {type(pipe).__name__} has the denoisers "
+            f"{', '.join(networks)}."
+        )
+    module = _walk(networks[component], path)
+    if module is None or not _is_linear(module):
+        names = [f"{component}.{name}" for name, _ in linear_layers(networks[component])]
+        raise SiteError(f"{type(pipe).__name__} has no Linear layer {site_name!r}.{_nearest(site_name, names)}")
+    return module
+
+
+def base_linear(module: nn.Module) -> nn.Module:
+    """Return the layer inside of LoRA wrappers, or the layer itself."""
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        module = inner
+    return module
+
+
+def linear_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield path and layer of every Linear of a denoiser; a LoRA layer counts as the Linear that it wraps."""
+    for name, module in _modules(denoiser):
+        if _is_linear(module):
+            yield name, module
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    return module._modules.get("_orig_mod") or module
+
+
+def _modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Like `named_modules`, but it sees through `torch.compile` and does not enter a Linear."""
+    yield prefix, module
+    if _is_linear(module):
+        return
+    for name, child in module.named_children():
+        yield from _modules(_uncompiled(child), f"{prefix}.{name}" if prefix else name)
+
+
+def _walk(module: nn.Module, path: str) -> nn.Module | None:
+    for part in path.split("."):
+        child = module._modules.get(part)
+        if child is None:
+            return None
+        module = _uncompiled(child)
+    return module
+
+
+def _is_linear(module: Any) -> bool:
+    if not isinstance(module, nn.Module):
+        return False
+    base = base_linear(module)
+    quantised = "Linear" in type(base).__name__ and isinstance(getattr(base, "in_features", None), int)
+    return isinstance(base, nn.Linear) or (quantised and not isinstance(base, nn.Bilinear))
+
+
+def _all_sites(component: str, denoiser: nn.Module) -> list[Site]:
+    text = set(_text_layers(denoiser))
+    sites = []
+    for name, module in linear_layers(denoiser):
+        base: Any = base_linear(module)
+        kind = "text" if name in text else "hidden"
+        sites.append(Site(component, name, int(base.in_features), int(base.out_features), kind))
+    return sites
+
+
+def _text_layers(denoiser: nn.Module) -> Iterator[str]:
+    """Yield the paths of the layers whose input is the prompt, found by structure."""
+    if type(denoiser).__name__ in NO_TEXT:
+        return
+    for name, module in _modules(denoiser):
+        parts = name.split(".")
+        if not TEMPORAL.isdisjoint(parts):
+            continue
+        for leaf in _text_projections(module, parts[-1]):
+            yield f"{name}.{leaf}"
+        if type(module).__name__ in SINGLE_STREAM and not _has_text_stream(module):
+            yield from SINGLE_STREAM[type(module).__name__]
+
+
+def _text_projections(attention: nn.Module, name: str) -> tuple[str, ...]:
+    """Return the children of an attention that read the prompt."""
+    if type(attention).__name__ in SWAPPED_STREAMS:
+        return VIDEO_NAMES
+    if _is_linear(getattr(attention, "add_q_proj", None)):
+        return tuple(leaf for leaf in TEXT_STREAM if _is_linear(getattr(attention, leaf, None)))
+    # Modules over time have `attn2` too, as a second self-attention: they say so in `is_cross_attention`.
+    if name in CROSS_ATTENTION and getattr(attention, "is_cross_attention", True):
+        for leaves in KEY_VALUE:
+            if all(_is_linear(getattr(attention, leaf, None)) for leaf in leaves):
+                return leaves
+    return ()
+
+
+def _has_text_stream(block: nn.Module) -> bool:
+    return any(name.endswith("add_q_proj") for name, _ in linear_layers(block))
+
+
+def _hidden_layers(denoiser: nn.Module) -> Iterator[str]:
+    """Yield the layers that read an attention's output or start a feed-forward, in the blocks of the video."""
+    swapped = any(type(module).__name__ in SWAPPED_STREAMS for module in denoiser.modules())
+    for path, _ in linear_layers(denoiser):
+        parts = path.split(".")
+        if not BLOCK.search(path) or not NOT_VIDEO.isdisjoint(parts):
+            continue
+        joint_out = parts[0] == "single_transformer_blocks" and parts[-1] == "proj_out"
+        usual = joint_out or ATTENTION_OUT.search(path) or FEED_FORWARD_IN.search(path)
+        if SWAPPED_HIDDEN.search(path) if swapped else usual:
+            yield path
+
+
+def _match(pipe: Any, pattern: str, every: Sequence[Site]) -> set[str]:
+    if pattern == "text":
+        return {site.name for site in every if site.kind == "text"}
+    if pattern == "hidden":
+        return {f"{name}.{path}" for name, module in denoisers(pipe).items() for path in _hidden_layers(module)}
+    return {site.name for site in every if fnmatchcase(site.name, pattern)}
+
+
+def _nothing_found(pipe: Any, pattern: str, every: Sequence[Site]) -> str:
+    classes = ", ".join(f"{name} ({type(module).__name__})" for name, module in denoisers(pipe).items())
+    if not every:
+        return f"No Linear layer was found in {classes}."
+    if pattern in ("text", "hidden"):
+        return (
+            f"No {pattern} site was found in {classes}. Pass a pattern over the names of its {len(every)} Linear "
+            f"layers, such as {every[0].name!r}."
+        )
+    hint = _nearest(pattern, [site.name for site in every])
+    return f"The pattern {pattern!r} matches none of the {len(every)} Linear layers of {classes}.{hint}"
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    """Return a hint with the nearest names; layers that differ only in a block's index count once."""
+    shapes = {re.sub(r"\.\d+\.", ".*.", candidate): candidate for candidate in reversed(names)}
+    wanted = re.sub(r"\.\d+\.", ".*.", name)
+    near = get_close_matches(wanted, list(shapes), n=3, cutoff=0.4)
+    if not near:
+        return f" An example of a name: {names[0]!r}." if names else ""
+    return f" Nearest: {', '.join(near if '*' in name else [shapes[shape] for shape in near])}."
+
+
+def _keep_blocks(pipe: Any, sites: tuple[Site, ...], blocks: Collection[int]) -> tuple[Site, ...]:
+    present = sorted({site.block for site in sites if site.block is not None})
+    missing = sorted(set(blocks) - set(present))
+    if missing or not blocks:
+        known = f"from {present[0]} to {present[-1]}" if present else "none"
+        raise SiteError(
+            f"No selected site of {type(pipe).__name__} is in block {', '.join(map(str, missing)) or '(none given)'}; "
+            f"the blocks with such sites: {known}."
+        )
+    return tuple(site for site in sites if site.block in blocks)
+
+
+def _check_not_fused(pipe: Any, sites: tuple[Site, ...]) -> None:
+    """Refuse projections that are bypassed: after `fuse_qkv_projections` an edit of `to_k` would have no effect."""
+    networks = denoisers(pipe)
+    for site in sites:
+        parent, _, leaf = site.module.rpartition(".")
+        attention = _walk(networks[site.component], parent) if parent else None
+        projections = {*VIDEO_NAMES, *TEXT_STREAM, *(name for names in KEY_VALUE for name in names)}
+        if leaf in projections and getattr(attention, "fused_projections", False):
+            raise DenoiserError(
+                f"The query, key and value projections of {site.component}.{parent} are fused, so that {leaf} is not "
+                f"used. Call pipe.{site.component}.unfuse_qkv_projections() first."
+            )

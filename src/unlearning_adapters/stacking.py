@@ -1,0 +1,300 @@
+"""What several directions do together at one site: the joint edit, and how it acts on inputs, weights and LoRAs.
+
+With the reads stacked as `A` (m x in), the writes as the columns of `V` (in x m), `G = A V` and `L = diag(strengths)`:
+
+    x' = x - V G^-1 L A x        W' = W - (W V G^-1 L) A
+
+Each direction's own read-out is scaled by exactly its own dial, `a_j . x' = (1 - strength_j) a_j . x`, in any order.
+See docs/maths.md 5 for the equations, their source, and what is done with directions that are not independent.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .adapter import Direction
+from .config import check_strength
+from .errors import ConfigError
+
+# Two directions whose reads and writes are both closer than this (cosine) are the same concept: with different
+# strengths the exact solve would amplify their difference (norm of the edit 2.3 at 0.9, 7.1 at 0.99, 22 at 0.999).
+NEAR_DUPLICATE = 0.9
+# A direction of whose own read-out the stronger ones leave less than this adds nothing but rounding, times 1 / 0.05.
+ABSORBED_BELOW = 0.05
+# Files may hold directions in half precision, so `a . w = 1` holds to about 1e-3; anything else is not a direction.
+UNIT_TOLERANCE = 0.02
+# Weights are read in float32 in blocks of rows of this many elements (64 MB), not as a whole.
+BLOCK_ELEMENTS = 2**24
+
+
+@dataclass(frozen=True)
+class StackedEdit:
+    """The joint edit of all active directions at one site, `x' = x - (x @ read.T) @ mix.T`.
+
+    Args:
+        read: Rows that are read, `A`, shape (m, in_features), float32; m is 0 where nothing is active.
+        mix: What is taken away per read-out, `V G^-1 L`, shape (in_features, m), float32.
+    """
+
+    read: Tensor
+    mix: Tensor
+
+    def __post_init__(self) -> None:
+        if self.read.ndim != 2 or self.mix.shape != self.read.T.shape:
+            raise ConfigError(
+                "Expected `read` of shape (m, in_features) and `mix` of shape (in_features, m), "
+                f"but got {tuple(self.read.shape)} and {tuple(self.mix.shape)}."
+            )
+
+    @property
+    def rank(self) -> int:
+        """Number m of rows that are read."""
+        return int(self.read.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        """Width of the site's input."""
+        return int(self.read.shape[1])
+
+    def to(self, device: torch.device | str) -> "StackedEdit":
+        """Return the same edit on another device."""
+        return StackedEdit(self.read.to(device), self.mix.to(device))
+
+
+@dataclass(frozen=True)
+class StackReport:
+    """What `stack_directions` did with directions that are not independent; indices are those of its arguments.
+
+    Args:
+        merged: Pairs (stronger, weaker) of near-duplicates: the weaker one acts at the strength of the stronger one.
+        absorbed: Directions of which a row was left out because the others already remove it.
+    """
+
+    merged: tuple[tuple[int, int], ...] = ()
+    absorbed: tuple[int, ...] = ()
+
+
+def stack_directions(directions: Sequence[Direction], strengths: Sequence[float]) -> StackedEdit:
+    """Return the joint edit of several directions at one site, the same bit for bit in whatever order they come.
+
+    `x' = x - V G^-1 L A x` (docs/maths.md 5; a joint projection where all strengths are 1). Rows are taken from the
+    strongest to the weakest, and:
+
+    - a direction at strength 0 is left out, so that the edit equals, bit for bit, the one without it;
+    - near-duplicates (|cosine| of reads and of writes both above 0.9, with one sign) share the larger strength;
+    - a row of whose own read-out the rows before it leave less than 5 % is left out, so that G is never singular and
+      loading a concept twice equals loading it once, bit for bit. `stack_report` says which rows were concerned.
+
+    Args:
+        directions: One or more directions of one width, from adapters that are active at this site.
+        strengths: A strength per direction, 0 to 4.
+
+    Returns:
+        The edit on the device of the first direction; its rank is at most the sum of the ranks.
+
+    Raises:
+        ConfigError: If the numbers or widths do not fit, a strength is out of range, or a row is not a direction.
+
+    Example:
+        >>> e = torch.eye(3)
+        >>> edit = stack_directions([Direction(e[:1], e[:1]), Direction(e[1:2], e[1:2])], [1.0, 0.5])
+        >>> apply_edit(torch.tensor([4.0, 4.0, 4.0]), edit)
+        tensor([0., 2., 4.])
+    """
+    rows = _active_rows(directions, strengths)
+    device, in_features = directions[0].read.device, directions[0].in_features
+    if not rows:
+        return StackedEdit(torch.zeros(0, in_features, device=device), torch.zeros(in_features, 0, device=device))
+    plan = _plan(rows)
+    reads = torch.stack([rows[row].read for row in plan.kept])
+    writes = torch.stack([rows[row].write for row in plan.kept])
+    # float64 on the CPU: m x m problems are tiny, and the result must not depend on the device.
+    mix = torch.linalg.solve((reads @ writes.T).T, writes).T * torch.tensor(plan.strengths, dtype=torch.float64)
+    return StackedEdit(reads.float().to(device), mix.float().contiguous().to(device))
+
+
+def stack_report(directions: Sequence[Direction], strengths: Sequence[float]) -> StackReport:
+    """Return which of these directions `stack_directions` merges or leaves out, so that a user can be told.
+
+    Args:
+        directions: As for `stack_directions`.
+        strengths: As for `stack_directions`.
+
+    Returns:
+        Pairs of near-duplicates and indices of absorbed directions; both empty if all are independent.
+
+    Raises:
+        ConfigError: As `stack_directions`.
+    """
+    rows = _active_rows(directions, strengths)
+    plan = _plan(rows)
+    merged = {(rows[strong].owner, rows[weak].owner) for strong, weak in plan.merged}
+    absorbed = {rows[row].owner for row in plan.absorbed}
+    return StackReport(tuple(sorted(pair for pair in merged if pair[0] != pair[1])), tuple(sorted(absorbed)))
+
+
+def apply_edit(x: Tensor, edit: StackedEdit) -> Tensor:
+    """Return what a site reads after the edit, `x' = x - (x @ read.T) @ mix.T`.
+
+    Args:
+        x: Activations, shape (..., in_features), any floating dtype, on the device of the edit.
+        edit: The joint edit of the site.
+
+    Returns:
+        Activations of the shape and dtype of `x`, computed in float32 (also under autocast) and rounded once;
+        `x` itself where nothing is active.
+    """
+    if edit.rank == 0:
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        removed = (x.float() @ edit.read.T) @ edit.mix.T
+        return (x - removed).to(x.dtype)
+
+
+def weight_factor(weight: Tensor, edit: StackedEdit) -> Tensor:
+    """Return `W mix`, the left factor of what is taken from a weight: `W' = W - (W mix) read`.
+
+    Args:
+        weight: Weight of the site's Linear, shape (out_features, in_features), any floating dtype.
+        edit: The joint edit of the site, on the weight's device.
+
+    Returns:
+        Factor of shape (out_features, m), float32.
+    """
+    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
+    return torch.cat([block.float() @ edit.mix for block in weight.split(rows)])
+
+
+def lora_factors(weight: Tensor, edit: StackedEdit) -> tuple[Tensor, Tensor]:
+    """Return the edit of a weight as LoRA factors, `W' = W + lora_B @ lora_A`.
+
+    Args:
+        weight: Weight of the site's Linear, shape (out_features, in_features).
+        edit: The joint edit of the site, on the weight's device.
+
+    Returns:
+        `lora_A` = read, shape (m, in_features), and `lora_B` = -(W mix), shape (out_features, m); both float32.
+    """
+    return edit.read, -weight_factor(weight, edit)
+
+
+def project_lora(lora_A: Tensor, edit: StackedEdit) -> Tensor:
+    """Return the A factor with which another LoRA reads the edited input, `A' = A (I - mix read)`.
+
+    Args:
+        lora_A: A factor of a LoRA on the same site, shape (r, in_features), any floating dtype.
+        edit: The joint edit of the site, on the same device.
+
+    Returns:
+        Factor of the shape and dtype of `lora_A`, computed in float32; the rank does not change.
+    """
+    if edit.rank == 0:
+        return lora_A
+    return (lora_A - (lora_A.float() @ edit.mix) @ edit.read).to(lora_A.dtype)
+
+
+def edited_weight(weight: Tensor, edit: StackedEdit) -> Tensor:
+    """Return `W' = W - (W mix) read` in float32, as a whole: for tests and small layers; `fuse` works in place.
+
+    Args:
+        weight: Weight of the site's Linear, shape (out_features, in_features).
+        edit: The joint edit of the site, on the weight's device.
+
+    Returns:
+        Edited weight of shape (out_features, in_features), float32.
+    """
+    return weight.float() - weight_factor(weight, edit) @ edit.read
+
+
+class _Row(NamedTuple):
+    owner: int
+    strength: float
+    read: Tensor
+    write: Tensor
+
+
+class _Plan(NamedTuple):
+    kept: list[int]
+    strengths: list[float]
+    merged: list[tuple[int, int]]
+    absorbed: list[int]
+
+
+def _active_rows(directions: Sequence[Direction], strengths: Sequence[float]) -> list[_Row]:
+    """Return the rows of all directions that do something, strongest first, in an order that only the content sets."""
+    if not directions or len(directions) != len(strengths):
+        raise ConfigError(
+            f"Expected at least one direction and as many strengths, but got {len(directions)} and {len(strengths)}."
+        )
+    widths = sorted({direction.in_features for direction in directions})
+    if len(widths) > 1:
+        raise ConfigError(f"Expected directions of one width, but got in_features {', '.join(map(str, widths))}.")
+    for strength in strengths:
+        check_strength(strength)
+    contents = [_content(direction) for direction in directions]
+    order = sorted(range(len(directions)), key=lambda index: (-strengths[index], contents[index]))
+    rows = []
+    for owner in order:
+        if strengths[owner] > 0:
+            for read, write in zip(*_checked(directions[owner]), strict=True):
+                rows.append(_Row(owner, float(strengths[owner]), read, write))
+    return rows
+
+
+def _content(direction: Direction) -> bytes:
+    digest = hashlib.sha256()
+    for rows in (direction.read, direction.write):
+        digest.update(rows.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
+def _checked(direction: Direction) -> tuple[Tensor, Tensor]:
+    """Return reads and writes in float64 on the CPU without the zero rows that pad a file to one rank."""
+    read, write = (rows.detach().cpu().double() for rows in (direction.read, direction.write))
+    used = read.any(dim=1) | write.any(dim=1)
+    read, write = read[used], write[used]
+    for value in (read * write).sum(dim=1).tolist():
+        if not abs(value - 1) <= UNIT_TOLERANCE:  # also true of NaN
+            raise ConfigError(
+                f"Expected read . write = 1 for each row of a direction, but got {value:g}: build the adapter again."
+            )
+    return read, write
+
+
+def _plan(rows: Sequence[_Row]) -> _Plan:
+    """Choose the rows of the solve and their strengths: a pass of Gaussian elimination from the strongest down."""
+    plan = _Plan([], [], [], [])
+    if not rows:
+        return plan
+    reads, writes = torch.stack([row.read for row in rows]), torch.stack([row.write for row in rows])
+    gram, near = reads @ writes.T, _near_duplicates(reads, writes)
+    for row, (_, strength, _, _) in enumerate(rows):
+        twins = [place for place, kept in enumerate(plan.kept) if near[row, kept]]
+        if twins:
+            strongest = max(twins, key=lambda place: (plan.strengths[place], -place))
+            strength = max(strength, plan.strengths[strongest])
+            plan.merged.append((plan.kept[strongest], row))
+        if _share_left(gram, plan.kept, row) >= ABSORBED_BELOW:
+            plan.kept.append(row)
+            plan.strengths.append(strength)
+        elif not twins:
+            plan.absorbed.append(row)
+    return plan
+
+
+def _near_duplicates(reads: Tensor, writes: Tensor) -> Tensor:
+    """Return for each two rows whether they are one concept; (-a, -w) is the same direction as (a, w)."""
+    read, write = (torch.nn.functional.normalize(rows, dim=1) for rows in (reads, writes))
+    of_reads, of_writes = read @ read.T, write @ write.T
+    return (of_reads.abs() > NEAR_DUPLICATE) & (of_writes.abs() > NEAR_DUPLICATE) & (of_reads * of_writes > 0)
+
+
+def _share_left(gram: Tensor, kept: list[int], row: int) -> float:
+    """Return what is left of a row's own read-out once the kept ones are removed: the Schur complement, as a share."""
+    own = gram[row, row]
+    removed = gram[row, kept] @ torch.linalg.solve(gram[kept][:, kept], gram[kept, row]) if kept else 0.0
+    return float(((own - removed) / own).abs())

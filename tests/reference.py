@@ -1,0 +1,81 @@
+"""The mathematics once more, slowly: numpy, float64, dense features x features matrices, loops; no code of the package.
+
+Equations: docs/maths.md. A test that compares with this file compares two independent readings of them.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def dense_edit(reads: list[Array], writes: list[Array], strengths: list[float]) -> Array:
+    """The matrix `I - V G^+ L A` of a stack; reads and writes are one (rank, features) array per adapter."""
+    A, V = np.concatenate(reads), np.concatenate(writes).T
+    dials = np.concatenate([np.full(len(read), strength) for read, strength in zip(reads, strengths, strict=True)])
+    return np.eye(A.shape[1]) - V @ np.linalg.pinv(A @ V) @ np.diag(dials) @ A
+
+
+def edit_rows(rows: Array, matrix: Array) -> Array:
+    """Apply `x' = matrix x` to one row after the other."""
+    return np.stack([matrix @ row for row in rows])
+
+
+def second_moment(rows: Array, centred: bool = False, weights: Array | None = None) -> Array:
+    """Mean of the outer products of rows, or of rows less their mean."""
+    if weights is None:
+        weights = np.ones(len(rows))
+    middle = rows.mean(axis=0) if centred else np.zeros(rows.shape[1])
+    total = np.zeros((rows.shape[1], rows.shape[1]))
+    for row, weight in zip(rows, weights, strict=True):
+        total += weight * np.outer(row - middle, row - middle)
+    return total / weights.sum()
+
+
+def contrastive_vector(differences: Array, neutral: Array, r: Array, components: int, contrast: float) -> Array:
+    """Unit vector along `U_k U_k^T r`, from the dense eigenvectors, positive eigenvalues only."""
+    values, vectors = np.linalg.eigh(second_moment(differences) - contrast * second_moment(neutral, centred=True))
+    v = np.zeros_like(r)
+    taken = 0
+    for index in np.argsort(-values):
+        if taken < components and values[index] > 1e-9 * np.abs(values).max():
+            v += vectors[:, index] * (vectors[:, index] @ r)
+            taken += 1
+    return v / np.sqrt(v @ v)
+
+
+def contrastive_vector_by_size(differences: Array, neutral: Array, r: Array, components: int) -> Array:
+    """The same with eigenvalues ordered by size, as an SVD would: what the sign rule guards against."""
+    values, vectors = np.linalg.eigh(second_moment(differences) - second_moment(neutral, centred=True))
+    chosen = vectors[:, np.argsort(-np.abs(values))[:components]]
+    v = chosen @ (chosen.T @ r)
+    return v / np.sqrt(v @ v)
+
+
+def ridge_reads(writes: Array, moment: Array, epsilon: float) -> Array:
+    """Joint reads `(V^T M V)^-1 V^T M` with `M = (S + e I)^-1` inverted as a whole; one write per row."""
+    features = moment.shape[0]
+    M = np.linalg.inv(moment + epsilon * np.trace(moment) / features * np.eye(features))
+    return np.linalg.inv(writes @ M @ writes.T) @ writes @ M
+
+
+def leace_eraser(concept: Array, safe: Array) -> Array:
+    """`I - W^+ P W`, whitening and projection as the LEACE paper has them (theorem 4.3), linear part."""
+    rows = np.concatenate([concept, safe])
+    labels = np.concatenate([np.ones(len(concept)), np.zeros(len(safe))])
+    values, vectors = np.linalg.eigh(second_moment(rows, centred=True))
+    W, W_plus = np.zeros((rows.shape[1],) * 2), np.zeros((rows.shape[1],) * 2)
+    for value, vector in zip(values, vectors.T, strict=True):
+        if value > 1e-9 * values.max():
+            W += np.outer(vector, vector) / np.sqrt(value)
+            W_plus += np.outer(vector, vector) * np.sqrt(value)
+    cross = np.zeros(rows.shape[1])
+    for row, label in zip(rows, labels, strict=True):
+        cross += (row - rows.mean(axis=0)) * (label - labels.mean()) / len(rows)
+    whitened = W @ cross
+    return np.eye(rows.shape[1]) - W_plus @ np.outer(whitened, whitened) @ W / (whitened @ whitened)
+
+
+def nearest_distances(rows: Array, others: Array) -> Array:
+    """Distance of each row to the nearest of the others, by two loops."""
+    return np.array([min(np.sqrt(((row - other) ** 2).sum()) for other in others) for row in rows])
