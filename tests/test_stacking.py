@@ -63,7 +63,7 @@ def dense(edit: StackedEdit) -> Tensor:
 
 
 @given(st.lists(st.tuples(SEEDS, STRENGTHS, st.integers(1, 2)), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_each_read_out_is_scaled_by_its_own_dial(parts: list[tuple[int, float, int]]) -> None:
     assume(len({seed for seed, _, _ in parts}) == len(parts))
     directions = [oblique(seed, features=64, rank=rank) for seed, _, rank in parts]
@@ -81,14 +81,16 @@ def test_each_read_out_is_scaled_by_its_own_dial(parts: list[tuple[int, float, i
 
 
 @given(st.lists(SEEDS, min_size=1, max_size=4, unique=True), st.lists(STRENGTHS, min_size=4, max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_edit_equals_the_dense_reference(seeds: list[int], strengths: list[float]) -> None:
     directions, dials = [oblique(seed) for seed in seeds], strengths[: len(seeds)]
     assume(stack_report(directions, dials) == StackReport())
     active = [(d, s) for d, s in zip(directions, dials, strict=True) if s > 0]
     assume(active)
     matrix = reference.dense_edit(
-        [d.read.double().numpy() for d, _ in active], [d.write.double().numpy() for d, _ in active], [s for _, s in active]
+        [d.read.double().numpy() for d, _ in active],
+        [d.write.double().numpy() for d, _ in active],
+        [s for _, s in active],
     )
     edit = stack_directions(directions, dials)
     np.testing.assert_allclose(dense(edit).numpy(), matrix, atol=1e-4 * np.abs(matrix).max())
@@ -115,7 +117,7 @@ def test_one_adapter_keeps_the_order_of_its_rows_and_loses_its_padding() -> None
 
 
 @given(st.lists(st.tuples(SEEDS, STRENGTHS), min_size=2, max_size=4), st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_order_does_not_matter_bit_for_bit(parts: list[tuple[int, float]], twice: bool) -> None:
     parts = [*parts, parts[0]] if twice else parts
     edits = [
@@ -126,7 +128,7 @@ def test_order_does_not_matter_bit_for_bit(parts: list[tuple[int, float]], twice
 
 
 @given(STRENGTHS, STRENGTHS, SEEDS, st.integers(1, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_loading_a_concept_twice_equals_loading_it_once(one: float, two: float, seed: int, rank: int) -> None:
     concept, beside = oblique(seed, rank=rank), oblique(seed + 1)
     twice = stack_directions([concept, beside, concept], [one, 0.5, two])
@@ -223,7 +225,7 @@ def test_dependent_reads_or_writes_alone_do_not_blow_up(reads_or_writes: str) ->
 
 
 @given(SEEDS, st.integers(2, 6), st.floats(0.0, 0.3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_stack_of_orthogonal_directions_amplifies_much(seed: int, count: int, spread: float) -> None:
     """Concepts crowded around one direction, all strengths different, up to exact duplicates."""
     rows = torch.ones(count, 16) + spread * 4 * random_rows(seed, count, 16)
@@ -292,14 +294,10 @@ def test_a_projected_lora_reads_the_edited_input(dtype: torch.dtype) -> None:
     assert projected.shape == lora_A.shape and projected.dtype == dtype
     after = apply_edit(x, edit) @ lora_A.float().T
     tolerance = 1e-4 if dtype == torch.float32 else 0.02
-    torch.testing.assert_close(x @ projected.float().T, after, atol=tolerance * float(after.abs().max()), rtol=tolerance)
+    torch.testing.assert_close(
+        x @ projected.float().T, after, atol=tolerance * float(after.abs().max()), rtol=tolerance
+    )
     assert (projected.float() - lora_A.float()).abs().max() > 0.05
-
-
-def test_the_edit_compiles_without_a_graph_break() -> None:
-    edit, x = stack_directions([oblique(1)], [1.0]), random_rows(2, 3, 24)
-    compiled = torch.compile(apply_edit, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(x, edit), apply_edit(x, edit))
 
 
 def test_gradients_flow_through_the_edited_input() -> None:

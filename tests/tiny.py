@@ -1,7 +1,13 @@
 """Tiny random-weight pipelines, made in memory and offline: real diffusers classes that run within a second."""
 
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 WORDS = (
@@ -74,6 +80,21 @@ def tiny_wan_pipeline(
     for name in ("text_encoder", "vae", "transformer", "transformer_2"):
         if dtype != torch.float32 and getattr(pipe, name) is not None:
             cast(getattr(pipe, name), dtype)
+    return pipe
+
+
+def tiny_wan_image_pipeline(seed: int = 0) -> WanImageToVideoPipeline:
+    """A `WanImageToVideoPipeline` as that of Wan 2.2: the picture enters through the VAE, not as tokens."""
+    with torch.random.fork_rng(devices=[]):
+        tokenizer = tiny_tokenizer()
+        pipe = WanImageToVideoPipeline(
+            tokenizer=tokenizer,
+            text_encoder=tiny_text_encoder(len(tokenizer), seed),
+            vae=tiny_wan_vae(seed),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            transformer=tiny_wan_transformer(seed, in_channels=36),
+        )
+    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +51,7 @@ def save_adapter(adapter: UnlearningAdapter, destination: str | Path) -> Path:
             f"Cannot save the adapter {adapter.info.concept!r}, since it could not be loaded again: {error}"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         with draft.open("xb") as file:
             file.write(blob)
@@ -303,12 +302,15 @@ def _check_direction(read: Tensor, write: Tensor, site: str, name: str) -> None:
     gains = reads.norm(dim=1) * writes.norm(dim=1)
     if gains.max() > MAX_GAIN:
         raise bad_file(name, f"the site {site!r} has |read| |write| = {gains.max():.3g}, and the limit is {MAX_GAIN:g}")
-    # (c a, w / c) is the same direction as (a, w): compare rows of equal length.
-    balance = (reads.norm(dim=1) / writes.norm(dim=1)).sqrt()[:, None]
-    gram = (reads / balance) @ (writes * balance).T
-    excess = (gram - torch.eye(len(reads), dtype=torch.float64)).abs() - ROUNDING * (gains[:, None] * gains).sqrt()
-    if not excess.max() <= UNIT_TOLERANCE:  # also true of NaN, from a row of zeros
-        row, column = divmod(int(excess.argmax()), len(reads))
+    own = (reads * writes).sum(dim=1)
+    wrong = torch.diag((own - 1).abs() > UNIT_TOLERANCE + ROUNDING * gains)
+    if not wrong.any():
+        # (c a, w / c) is the same direction as (a, w): between rows, compare reads and writes of equal length.
+        balance = (reads.norm(dim=1) / writes.norm(dim=1)).sqrt()[:, None]
+        others = ((reads / balance) @ (writes * balance).T).fill_diagonal_(0).abs()
+        wrong = others > UNIT_TOLERANCE + ROUNDING * (gains[:, None] * gains).sqrt()
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
         raise bad_file(
             name,
             f"the site {site!r} holds no direction: read {row} . write {column} is "

@@ -249,12 +249,14 @@ def overlap(concept: Concept, threshold: float = 0.75) -> list[Overlap]:
     Returns:
         What was found, the most similar first; empty if the concept is clean.
     """
-    sides = [side for pair in concept.pairs for side in (pair.unsafe, pair.safe)]
+    sides = dict.fromkeys(side for pair in concept.pairs for side in (pair.unsafe, pair.safe))
+    neutral = {tuple(tokens(prompt)): prompt for prompt in concept.neutral}
     found = []
     for held_out in (*concept.evaluation, *concept.neighbours):
-        near = [(used, similarity(held_out, used)) for used in dict.fromkeys(sides)]
+        near = [(used, similarity(held_out, used)) for used in sides]
         found += [Overlap(held_out, used, value) for used, value in near if value >= threshold]
-        found += [Overlap(held_out, used, 1.0) for used in concept.neutral if tokens(used) == tokens(held_out)]
+        same = neutral.get(tuple(tokens(held_out)))
+        found += [Overlap(held_out, same, 1.0)] if same else []
     return sorted(found, key=lambda item: -item.similarity)
 
 

@@ -55,7 +55,7 @@ SETTINGS = ("a video of", "a clip of", "an animation of", "footage of", "a short
 
 @dataclass(frozen=True)
 class Template:
-    """A sentence with slots: {thing} "a red circle", {verb} "moves left", {moving} "moving left", {on} "on a black background"."""
+    """A sentence with slots: {thing} "a red circle", {verb} "moves left", {moving} "moving left", {on} "on a ..."."""
 
     text: str
     held_out: bool = False
@@ -85,7 +85,7 @@ def article(words: str) -> str:
 
 
 def is_held_out(caption: str) -> bool:
-    """Tell whether a caption belongs to the tenth that training never sees (by its hash, so that all machines agree)."""
+    """Tell whether training never sees a caption; a tenth is held out, by hash, so that all machines agree."""
     return hashlib.sha256(caption.encode()).digest()[0] < 26
 
 

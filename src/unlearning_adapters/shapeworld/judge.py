@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unlearning_adapters.errors import ConfigError
+
 from .scenes import BACKGROUNDS, COLOURS, FACTORS, MOTIONS, SHAPES, SIZE, TRAVEL, signed_distance
 
 UNKNOWN = "unknown"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unlearning_adapters.errors import ConfigError
+
 from .captions import held_out_caption
 from .scenes import FACTORS
 

@@ -1,0 +1,246 @@
+"""Attached edits: hooks that change what sites read, `x' = x - mix (read x)`, and leave the weights alone.
+
+diffusers' `HookRegistry` carries them, because a compiled denoiser obeys it; it ignores a torch pre-hook that comes late
+(pytorch#117758). Being no LoRA, they are out of reach of the LoRA verbs, which switch off whatever they do not name.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import Tensor, nn
+
+from .errors import DenoiserError
+from .stacking import StackedEdit, apply_edit
+
+HOOK = "unlearning_adapters"
+INPUT_KEYWORDS = ("input", "hidden_states", "x")
+# Children of an attention that `fuse_qkv_projections` replaces by one layer, so that nothing calls them any more.
+BYPASSED = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+
+
+class LiveEdit:
+    """A joint edit that hooks share; new strengths are written into its tensors, so that nothing is recompiled.
+
+    Args:
+        edit: The joint edit; its tensors are copied.
+        on: Whether the edit acts. Off is the base bit for bit, which a product with zeros is not for inputs of -0.0.
+    """
+
+    def __init__(self, edit: StackedEdit, on: bool = True) -> None:
+        self.edit = StackedEdit(edit.read.clone(), edit.mix.clone())
+        self.on = on
+
+    def rewrite(self, edit: StackedEdit, on: bool = True) -> None:
+        """Take over another edit, in place where the shapes allow it."""
+        held = self.edit
+        if held.read.shape == edit.read.shape and not held.read.is_inference():
+            held.read.copy_(edit.read)
+            held.mix.copy_(edit.mix)
+        else:
+            self.edit = StackedEdit(edit.read.clone(), edit.mix.clone()).to(held.read.device)
+        self.on = on
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # Nobody else moves these tensors: they are not parameters, and offloading moves the sites at any time.
+        if self.edit.read.device != x.device:
+            self.edit = self.edit.to(x.device)
+        return apply_edit(x, self.edit)
+
+
+class EditHook(ModelHook):
+    """Edits the input of the module that it is registered on."""
+
+    def __init__(self, live: LiveEdit, made_registry: bool) -> None:
+        super().__init__()
+        self.live = live
+        self.made_registry = made_registry
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of the call with the edited input."""
+        if not self.live.on:
+            return args, kwargs
+        if args:
+            return (self.live(args[0]), *args[1:]), kwargs
+        for key in INPUT_KEYWORDS:
+            if key in kwargs:
+                return args, {**kwargs, key: self.live(kwargs[key])}
+        raise DenoiserError(
+            f"{type(module).__name__} was called with the arguments {', '.join(kwargs) or '(none)'}, none of which is "
+            f"known as its input. Expected a positional argument or one of {', '.join(INPUT_KEYWORDS)}."
+        )
+
+
+class Seats(ModelHook):
+    """Keeps every edit where it belongs; itself a hook on the denoiser, so that it looks before every call.
+
+    An edit belongs on the outermost module of its path: a LoRA that wraps the layer later would otherwise read the raw
+    input beside it. Where an edit is fused, the layer itself must read the raw input, and only the LoRA's own branch the
+    edited one.
+
+    Args:
+        denoiser: The network that the paths start from.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.sites: dict[str, LiveEdit] = {}
+        self.branches: dict[str, LiveEdit] = {}
+        self.taken: list[tuple[nn.Module, LiveEdit]] = []
+        self.made_registry = False
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Seat the edits again if a LoRA was loaded or unloaded since the last call."""
+        if module is not self.denoiser:
+            raise DenoiserError(
+                f"This {type(module).__name__} is a copy of a denoiser with unlearning adapters, and its hooks run the "
+                "original. Copy the denoiser before adapters are loaded, or unload them from the copy."
+            )
+        if self._moved():
+            self.seat()
+        return args, kwargs
+
+    @torch.compiler.disable
+    def seat(self) -> None:
+        """Put every edit where it belongs now, and itself on the denoiser; without edits, leave no trace.
+
+        Raises:
+            DenoiserError: If a site is gone or bypassed; then nothing is changed.
+        """
+        for path in self.sites:
+            check_site(self.denoiser, path)
+        places = [(module, live) for module, live in self._places() if module is not None]
+        for module, _ in self.taken:
+            _unregister(module)
+        for module, live in places:
+            attach_edit(module, live)
+        self.taken = places
+        if not (self.sites or self.branches):
+            _unregister(self.denoiser)
+        elif _registered(self.denoiser) is not self:
+            _register(self.denoiser, self)
+        if registry := getattr(self.denoiser, "_diffusers_hook", None):
+            registry.invalidate_child_registries_cache()
+
+    def _moved(self) -> bool:
+        places = self._places()
+        if len(places) != len(self.taken):
+            return True
+        for (module, live), (seated, held) in zip(places, self.taken, strict=True):
+            if module is not seated or live is not held:
+                return True
+        return any(_is_bypassed(self.denoiser, path) for path in self.sites)
+
+    def _places(self) -> list[tuple[nn.Module | None, LiveEdit]]:
+        places = [(module_at(self.denoiser, path), live) for path, live in self.sites.items()]
+        for path, live in self.branches.items():
+            places += [(branch, live) for branch in lora_branches(module_at(self.denoiser, path))]
+        return places
+
+
+def attach_edit(module: nn.Module, edit: StackedEdit | LiveEdit) -> None:
+    """Edit what a module reads from now on, `x' = x - mix (read x)`, in place of an edit that is attached already.
+
+    Args:
+        module: A Linear, or a LoRA layer around one.
+        edit: The joint edit, or one that several modules share.
+
+    Example:
+        >>> attach_edit(linear, edit)
+        >>> detach_edit(linear)  # as if nothing had been
+    """
+    detach_edit(module)
+    _register(module, EditHook(edit if isinstance(edit, LiveEdit) else LiveEdit(edit), False))
+
+
+def detach_edit(module: nn.Module) -> None:
+    """Take the edit off a module and leave no trace; a module without an edit stays as it is."""
+    _unregister(module)
+
+
+def module_at(denoiser: nn.Module, path: str) -> nn.Module | None:
+    """Return the outermost module at a path, seen through `torch.compile`, or None."""
+    module: nn.Module | None = denoiser
+    for part in path.split("."):
+        module = module._modules.get(part) if module is not None else None
+        if module is not None and "_orig_mod" in module._modules:
+            module = module._modules["_orig_mod"]
+    return module
+
+
+def lora_branches(module: nn.Module | None) -> list[nn.Module]:
+    """Return the layers of a LoRA layer that read its input beside the base layer, one per LoRA."""
+    branches: list[nn.Module] = []
+    while module is not None and "base_layer" in module._modules:
+        if (first := module._modules.get("lora_A")) is not None:
+            branches += first._modules.values()  # type: ignore[arg-type]
+        module = module._modules["base_layer"]
+    return branches
+
+
+def check_site(denoiser: nn.Module, path: str) -> None:
+    """Raise `DenoiserError` if there is no module at a path, or if the denoiser does not call it."""
+    if module_at(denoiser, path) is None:
+        raise DenoiserError(
+            f"{type(denoiser).__name__} no longer has the layer {path!r} that an unlearning adapter edits. "
+            "Call unload_unlearning_adapters(), then load the adapter again."
+        )
+    if _is_bypassed(denoiser, path):
+        raise DenoiserError(
+            f"The query, key and value projections of {type(denoiser).__name__} are fused, so that {path!r} is not used "
+            "and its edit would have no effect. Call unfuse_qkv_projections() first."
+        )
+
+
+def _is_bypassed(denoiser: nn.Module, path: str) -> bool:
+    parent, _, leaf = path.rpartition(".")
+    return leaf in BYPASSED and bool(getattr(module_at(denoiser, parent), "fused_projections", False))
+
+
+def _registered(module: nn.Module) -> ModelHook | None:
+    registry = getattr(module, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(HOOK)
+
+
+def _register(module: nn.Module, hook: EditHook | Seats) -> None:
+    hook.made_registry = not hasattr(module, "_diffusers_hook")
+    with _beneath_offloading(module):
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+
+
+def _unregister(module: nn.Module) -> None:
+    hook = _registered(module)
+    if hook is None:
+        return
+    with _beneath_offloading(module):
+        registry: Any = module._diffusers_hook
+        registry.remove_hook(HOOK, recurse=False)
+        # `remove_hook` leaves the class's own forward behind as an attribute of the instance.
+        forward = module.__dict__.get("forward")
+        if getattr(forward, "__func__", None) is type(module).forward:
+            del module.__dict__["forward"]
+    if hook.made_registry and not registry.hooks:
+        del module._diffusers_hook
+
+
+@contextmanager
+def _beneath_offloading(module: nn.Module) -> Iterator[None]:
+    """Let a registry change the forward beneath the one of accelerate's offloading.
+
+    accelerate keeps the forward that it wraps in `_old_forward`, and goes back to that one whenever it likes (diffusers'
+    model offloading does after every call of the pipeline, loading a LoRA does too): a hook above it would be lost
+    silently, and removing a hook below it would remove the offloading.
+    """
+    if "_old_forward" not in module.__dict__:
+        yield
+        return
+    outer = module.__dict__.get("forward")
+    module.forward = module._old_forward  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        module._old_forward = module.forward
+        module.forward = outer  # type: ignore[method-assign,assignment]

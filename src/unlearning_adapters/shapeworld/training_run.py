@@ -1,0 +1,52 @@
+"""What both training stages share: the folder of a run, its log and checkpoints, the learning rate, the data's form."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Return the rate of a linear warm-up and a cosine decay to zero."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+def to_tensor(clips: list[np.ndarray]) -> Tensor:
+    """Return uint8 clips (frames, height, width, 3) as a batch (clips, 3, frames, height, width) in [-1, 1]."""
+    batch = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
+    return batch.float().div_(127.5).sub_(1.0)
+
+
+class Run:
+    """A folder that holds the log and the checkpoints of one training run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.started = time.time()
+
+    def log(self, stage: str, **values: float | int | str) -> None:
+        """Append one line to the log."""
+        row = {"stage": stage, "seconds": round(time.time() - self.started, 1), **values}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint so that a killed run leaves the old or the new one, never half of one."""
+        path = self.folder / f"{name}.pt"
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """Read a checkpoint of this run; None if there is none."""
+        path = self.folder / f"{name}.pt"
+        return torch.load(path, map_location=DEVICE, weights_only=True) if path.exists() else None
