@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+import reference
 from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.refusal import (
     concept_rows,
@@ -140,7 +140,8 @@ def test_token_differences_hold_the_concept_and_leave_out_what_is_the_same() -> 
     differences = token_differences(unsafe, safe)
     torch.testing.assert_close(differences, (TABLE["red"] - TABLE["blue"])[None])
     contextual = token_differences(encode("a red square", 32), encode("a blue square", 32))
-    assert contextual.shape == (4, FEATURES)  # "a", "red", "square", "</s>"; padding is the same
+    # This encoder moves "a", "square" and "</s>" alike, so they are one row; padding is the same on both sides.
+    assert contextual.shape == (2, FEATURES)
     assert contextual.norm(dim=1).argmax() == 1
 
 

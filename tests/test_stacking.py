@@ -5,13 +5,13 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+import reference
 from unlearning_adapters.adapter import Direction
 from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.stacking import (

@@ -1,6 +1,6 @@
 """Attached edits: hooks that change what sites read, `x' = x - mix (read x)`, and leave the weights alone.
 
-diffusers' `HookRegistry` carries them, because a compiled denoiser obeys it; it ignores a torch pre-hook that comes late
+diffusers' `HookRegistry` carries them: a compiled denoiser obeys it, while it ignores a torch pre-hook that comes late
 (pytorch#117758). Being no LoRA, they are out of reach of the LoRA verbs, which switch off whatever they do not name.
 """
 
@@ -44,6 +44,7 @@ class LiveEdit:
         self.on = on
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the edited input."""
         # Nobody else moves these tensors: they are not parameters, and offloading moves the sites at any time.
         if self.edit.read.device != x.device:
             self.edit = self.edit.to(x.device)
@@ -77,8 +78,7 @@ class Seats(ModelHook):
     """Keeps every edit where it belongs; itself a hook on the denoiser, so that it looks before every call.
 
     An edit belongs on the outermost module of its path: a LoRA that wraps the layer later would otherwise read the raw
-    input beside it. Where an edit is fused, the layer itself must read the raw input, and only the LoRA's own branch the
-    edited one.
+    input beside it. Where an edit is fused, the layer must read the raw input, and only the LoRA's branch the edited one.
 
     Args:
         denoiser: The network that the paths start from.
@@ -113,10 +113,13 @@ class Seats(ModelHook):
         for path in self.sites:
             check_site(self.denoiser, path)
         places = [(module, live) for module, live in self._places() if module is not None]
-        for module, _ in self.taken:
-            _unregister(module)
+        kept = _identities(places) & _identities(self.taken)
+        for module, live in self.taken:
+            if (id(module), id(live)) not in kept:
+                detach_edit(module)
         for module, live in places:
-            attach_edit(module, live)
+            if (id(module), id(live)) not in kept:
+                attach_edit(module, live)
         self.taken = places
         if not (self.sites or self.branches):
             _unregister(self.denoiser)
@@ -190,9 +193,13 @@ def check_site(denoiser: nn.Module, path: str) -> None:
         )
     if _is_bypassed(denoiser, path):
         raise DenoiserError(
-            f"The query, key and value projections of {type(denoiser).__name__} are fused, so that {path!r} is not used "
-            "and its edit would have no effect. Call unfuse_qkv_projections() first."
+            f"The query, key and value projections of {type(denoiser).__name__} are fused, so that {path!r} is not "
+            "used and its edit would have no effect. Call unfuse_qkv_projections() first."
         )
+
+
+def _identities(places: list[tuple[nn.Module, LiveEdit]]) -> set[tuple[int, int]]:
+    return {(id(module), id(live)) for module, live in places}
 
 
 def _is_bypassed(denoiser: nn.Module, path: str) -> bool:
@@ -230,9 +237,9 @@ def _unregister(module: nn.Module) -> None:
 def _beneath_offloading(module: nn.Module) -> Iterator[None]:
     """Let a registry change the forward beneath the one of accelerate's offloading.
 
-    accelerate keeps the forward that it wraps in `_old_forward`, and goes back to that one whenever it likes (diffusers'
-    model offloading does after every call of the pipeline, loading a LoRA does too): a hook above it would be lost
-    silently, and removing a hook below it would remove the offloading.
+    accelerate keeps the forward that it wraps in `_old_forward`, and goes back to that one whenever it likes (model
+    offloading does after every call of the pipeline, loading a LoRA does too): a hook above it would be lost silently,
+    and removing a hook below it would remove the offloading.
     """
     if "_old_forward" not in module.__dict__:
         yield

@@ -38,11 +38,23 @@ class StrictLoader(yaml.BaseLoader):
         """Construct a mapping; a key that comes twice, or is not a text, is an error."""
         seen = set()
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                problem = f"found the key {key.value!r} twice" if key.value in seen else "found a key that is no text"
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is None or name in seen:
+                problem = "found a key that is no text" if name is None else f"found the key {name!r} twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value)
+            seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+class TextDumper(yaml.SafeDumper):
+    """A YAML dumper that escapes what is not printable; PyYAML folds some of it into spaces (U+0085, for one)."""
+
+
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+TextDumper.add_representer(str, _write_text)
 
 
 def read_values(path: Path) -> Any:

@@ -17,7 +17,7 @@ import yaml
 from . import concept_file
 from .config import check_keys
 from .errors import ConceptError, ConfigError
-from .prompts import check_list, check_prompts, check_repeats, find_word, plain, show, similarity, tokens
+from .prompts import check_list, check_prompts, check_repeats, find_word, is_prompt, plain, show, similarity, tokens
 
 LISTS = ("neutral", "evaluation", "neighbours", "words")
 
@@ -41,8 +41,10 @@ class Pair:
     def __post_init__(self) -> None:
         for side in ("unsafe", "safe"):
             text, image = getattr(self, side), getattr(self, f"{side}_image")
-            if not isinstance(text, str) or not text.strip():
-                raise ConceptError(f"Expected the {side} prompt of a pair to be a text, but got {show(text)}.")
+            if not is_prompt(text):
+                raise ConceptError(
+                    f"Expected the {side} prompt of a pair to be a text that is not empty, but got {show(text)}."
+                )
             if not (image is None or isinstance(image, (str, Path)) or hasattr(image, "convert")):
                 raise ConceptError(f"Expected the {side} image to be a path or a PIL image, but got {show(image)}.")
         if (self.unsafe_image is None) != (self.safe_image is None):
@@ -91,7 +93,7 @@ class Concept:
         texts = [*self.target, *self.target.values()] if isinstance(self.target, Mapping) else [None]
         if not all(isinstance(text, str) and text for text in texts):
             raise ConceptError(
-                f"Expected `target` to map a factor to a value, such as {{colour: red}}, but got {show(self.target)}."
+                f"Expected `target` to be a factor and its value, {{colour: red}}; got {show(self.target)}."
             )
         _reject_words("The safe side of entry {} of `pairs`", [pair.safe for pair in self.pairs], self.words)
         _reject_words("Entry {} of `neutral`", self.neutral, self.words)
@@ -204,7 +206,9 @@ def save_concept(concept: Concept, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise ConceptError(f"{path}: a concept is saved as YAML. Give a path that ends in .yaml.")
-    text = yaml.safe_dump(concept.to_dict(), sort_keys=False, allow_unicode=True, width=10_000)
+    text = yaml.dump(
+        concept.to_dict(), Dumper=concept_file.TextDumper, sort_keys=False, allow_unicode=True, width=10_000
+    )
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -263,8 +267,7 @@ def overlap(concept: Concept, threshold: float = 0.75) -> list[Overlap]:
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w .+-]{0,99}", name):
         raise ConceptError(
-            f"Expected the name of a concept to be 1 to 100 letters, digits, spaces or any of '-_.+', "
-            f"starting with a letter or digit, but got {show(name)}."
+            f"Expected the name of a concept to be 1 to 100 letters, digits, spaces or any of -_.+, but got {show(name)}."
         )
 
 

@@ -1,17 +1,18 @@
 """Fused edits: `W' = W - (W mix) read`, written into a weight and taken out again bit for bit.
 
-A sum that was rounded cannot be undone by a difference: 2 to 10 % of the elements end one unit in the last place off. So
-fusing tries the way back at once, and keeps the original values of just those elements that it misses.
+A sum that was rounded cannot be undone by a difference: 1 to 10 % of the elements end one unit in the last place off.
+So fusing tries the way back at once, and keeps the original values of just those elements that it misses.
 
 Everything runs in blocks of rows that fit the cache. Each rank-1 term is formed by a multiplication of its own and taken
-off by a subtraction, which IEEE 754 rounds once per element. Matrix products and fused multiply-adds round differently
-with the number of threads, the size of the blocks and the device, and the way back would miss other elements than those
-that are kept. The one matrix product, `W mix`, is computed once and kept.
+off by a subtraction, which IEEE 754 rounds once per element. Matrix products and fused multiply-adds round otherwise
+with another number of threads, size of block or device, and the way back would miss other elements than those that are
+kept. The one matrix product, `W mix`, is computed once and kept.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -121,8 +122,8 @@ def restore_weight(weight: Tensor, record: FusedWeight, name: str) -> None:
         if not restored:
             _turn(weight, record, back=False)
             raise FuseError(
-                f"The weight of {name} cannot be restored: the arithmetic here rounds otherwise than where it was fused. "
-                "Nothing was changed. Load the base model again."
+                f"The weight of {name} cannot be restored: the arithmetic here rounds otherwise than where it was "
+                "fused. Nothing was changed. Load the base model again."
             )
 
 
@@ -135,8 +136,8 @@ def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     # Quantised weights are subclasses (torchao, GGUF, bitsandbytes, quanto) or have another dtype (float8).
     if not plain or weight.dtype not in FLOATING:
         raise FuseError(
-            f"The weight of {name} is quantised ({weight.dtype if plain else type(weight).__name__}), so that an edit of "
-            "it would not be exact. Attach the adapter, do not fuse it."
+            f"The weight of {name} is quantised ({weight.dtype if plain else type(weight).__name__}), so that an edit "
+            "of it would not be exact. Attach the adapter, do not fuse it."
         )
     if weight.is_meta:
         raise FuseError(f"The weight of {name} is offloaded. Fuse before offloading is enabled, or attach the adapter.")
@@ -200,11 +201,11 @@ class _Block:
         if work:
             self.work.copy_(self.source)
 
-    def add(self, left: Tensor, right: Tensor, sign: int) -> None:
+    def add(self, left: Tensor, right: Tensor, sign: Literal[1, -1]) -> None:
         """Form `result = round(source + sign * left @ right)`, term by term."""
         for column, row in zip(left.T, right, strict=True):
             torch.mul(column[:, None], row, out=self.term)
-            self.work.add_(self.term) if sign > 0 else self.work.sub_(self.term)
+            self.work.add_(self.term, alpha=sign)
         self.result.copy_(self.work)
 
     def try_back(self, left: Tensor, right: Tensor) -> None:
@@ -310,13 +311,13 @@ def _not_finite(block: _Block, name: str) -> str:
         )
     limit = torch.finfo(block.source.dtype).max
     return (
-        f"Fusing would take the weight of {name} beyond {limit:g}, the largest {block.source.dtype}. Nothing was changed. "
-        "Attach the adapter, do not fuse it."
+        f"Fusing would take the weight of {name} beyond {limit:g}, the largest {block.source.dtype}. Nothing was "
+        "changed. Attach the adapter, do not fuse it."
     )
 
 
 @contextmanager
 def _writable(weight: Tensor) -> Iterator[None]:
     """Allow changes in place: of a leaf that requires gradients, and of a weight made in inference mode."""
-    with torch.no_grad(), torch.inference_mode(weight.is_inference()):
+    with torch.inference_mode(weight.is_inference()), torch.no_grad():  # in this order: the first resets the second
         yield

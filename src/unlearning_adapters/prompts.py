@@ -38,11 +38,16 @@ def find_word(text: str, words: Sequence[str]) -> str | None:
     return found.group() if found else None
 
 
+def is_prompt(value: object) -> bool:
+    """Tell whether a value is a text that is not empty and that UTF-8 can write (JSON can hold half a character)."""
+    return isinstance(value, str) and bool(value.strip()) and value.encode("utf-8", "ignore").decode() == value
+
+
 def check_prompts(name: str, values: object) -> tuple[str, ...]:
     """Return a list of prompts as a tuple; an entry that is no text, is empty or repeats another is an error."""
     prompts = check_list(name, values)
     for index, prompt in enumerate(prompts, start=1):
-        if not isinstance(prompt, str) or not prompt.strip():
+        if not is_prompt(prompt):
             cure = " Put quotes around a text that holds a colon." if isinstance(prompt, Mapping) else ""
             raise ConceptError(
                 f"Expected entry {index} of `{name}` to be a text that is not empty, but got {show(prompt)}.{cure}"

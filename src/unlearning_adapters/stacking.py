@@ -23,7 +23,9 @@ from .errors import ConfigError
 # Two directions whose reads and writes are both closer than this (cosine) are the same concept: with different
 # strengths the exact solve would amplify their difference (norm of the edit 2.3 at 0.9, 7.1 at 0.99, 22 at 0.999).
 NEAR_DUPLICATE = 0.9
-# A direction of whose own read-out the stronger ones leave less than this adds nothing but rounding, times 1 / 0.05.
+# A row of whose own read-out the stronger ones leave less than this (1 - 0.9^2) has a dial for the rest only.
+INDEPENDENT_FROM = 0.19
+# Below this a row adds nothing but rounding and parts of other tokens, times 1 / 0.05.
 ABSORBED_BELOW = 0.05
 # Files may hold directions in half precision, so `a . w = 1` holds to about 1e-3; anything else is not a direction.
 UNIT_TOLERANCE = 0.02
@@ -86,8 +88,10 @@ def stack_directions(directions: Sequence[Direction], strengths: Sequence[float]
 
     - a direction at strength 0 is left out, so that the edit equals, bit for bit, the one without it;
     - near-duplicates (|cosine| of reads and of writes both above 0.9, with one sign) share the larger strength;
-    - a row of whose own read-out the rows before it leave less than 5 % is left out, so that G is never singular and
-      loading a concept twice equals loading it once, bit for bit. `stack_report` says which rows were concerned.
+    - a row of whose own read-out the rows before it leave less than 19 % sets the strength of that rest only: what it
+      shares with stronger ones goes with them, since two dials for one thing would amplify what tells them apart;
+    - a row of which they leave less than 5 % is left out, so that G is never singular and loading a concept twice
+      equals loading it once, bit for bit. `stack_report` says which directions were merged or left out.
 
     Args:
         directions: One or more directions of one width, from adapters that are active at this site.
@@ -113,7 +117,7 @@ def stack_directions(directions: Sequence[Direction], strengths: Sequence[float]
     reads = torch.stack([rows[row].read for row in plan.kept])
     writes = torch.stack([rows[row].write for row in plan.kept])
     # float64 on the CPU: m x m problems are tiny, and the result must not depend on the device.
-    mix = torch.linalg.solve((reads @ writes.T).T, writes).T * torch.tensor(plan.strengths, dtype=torch.float64)
+    mix = torch.linalg.solve((reads @ writes.T).T, writes).T @ plan.dials
     return StackedEdit(reads.float().to(device), mix.float().contiguous().to(device))
 
 
@@ -131,6 +135,8 @@ def stack_report(directions: Sequence[Direction], strengths: Sequence[float]) ->
         ConfigError: As `stack_directions`.
     """
     rows = _active_rows(directions, strengths)
+    if not rows:
+        return StackReport()
     plan = _plan(rows)
     merged = {(rows[strong].owner, rows[weak].owner) for strong, weak in plan.merged}
     absorbed = {rows[row].owner for row in plan.absorbed}
@@ -219,7 +225,7 @@ class _Row(NamedTuple):
 
 class _Plan(NamedTuple):
     kept: list[int]
-    strengths: list[float]
+    dials: Tensor  # L, diagonal but for rows that share most of themselves with rows before them
     merged: list[tuple[int, int]]
     absorbed: list[int]
 
@@ -267,23 +273,28 @@ def _checked(direction: Direction) -> tuple[Tensor, Tensor]:
 
 def _plan(rows: Sequence[_Row]) -> _Plan:
     """Choose the rows of the solve and their strengths: a pass of Gaussian elimination from the strongest down."""
-    plan = _Plan([], [], [], [])
-    if not rows:
-        return plan
     reads, writes = torch.stack([row.read for row in rows]), torch.stack([row.write for row in rows])
     gram, near = reads @ writes.T, _near_duplicates(reads, writes)
+    dials = torch.zeros_like(gram)
+    kept: list[int] = []
+    merged, absorbed = [], []
     for row, (_, strength, _, _) in enumerate(rows):
-        twins = [place for place, kept in enumerate(plan.kept) if near[row, kept]]
+        twins = [other for other in kept if near[row, other]]
         if twins:
-            strongest = max(twins, key=lambda place: (plan.strengths[place], -place))
-            strength = max(strength, plan.strengths[strongest])
-            plan.merged.append((plan.kept[strongest], row))
-        if _share_left(gram, plan.kept, row) >= ABSORBED_BELOW:
-            plan.kept.append(row)
-            plan.strengths.append(strength)
+            strongest = max(twins, key=lambda other: (float(dials[other, other]), -other))
+            strength = max(strength, float(dials[strongest, strongest]))
+            merged.append((strongest, row))
+        # What the kept rows read of this row: a_row = shared . A_kept + a rest that reads none of their writes.
+        shared = torch.linalg.solve(gram[kept][:, kept].T, gram[row, kept])
+        left = abs(1 - float(shared @ gram[kept, row] / gram[row, row]))
+        if left >= ABSORBED_BELOW:
+            if left < INDEPENDENT_FROM:
+                dials[row, kept] = shared @ dials[kept][:, kept] - strength * shared
+            dials[row, row] = strength
+            kept.append(row)
         elif not twins:
-            plan.absorbed.append(row)
-    return plan
+            absorbed.append(row)
+    return _Plan(kept, dials[kept][:, kept], merged, absorbed)
 
 
 def _near_duplicates(reads: Tensor, writes: Tensor) -> Tensor:
@@ -291,10 +302,3 @@ def _near_duplicates(reads: Tensor, writes: Tensor) -> Tensor:
     read, write = (torch.nn.functional.normalize(rows, dim=1) for rows in (reads, writes))
     of_reads, of_writes = read @ read.T, write @ write.T
     return (of_reads.abs() > NEAR_DUPLICATE) & (of_writes.abs() > NEAR_DUPLICATE) & (of_reads * of_writes > 0)
-
-
-def _share_left(gram: Tensor, kept: list[int], row: int) -> float:
-    """Return what is left of a row's own read-out once the kept ones are removed: the Schur complement, as a share."""
-    own = gram[row, row]
-    removed = gram[row, kept] @ torch.linalg.solve(gram[kept][:, kept], gram[kept, row]) if kept else 0.0
-    return float(((own - removed) / own).abs())

@@ -20,7 +20,7 @@ from .training_run import DEVICE, Run, learning_rate, to_tensor
 class DenoiserSettings:
     """Settings of the second stage."""
 
-    steps: int = 3200
+    steps: int = 1500
     batch: int = 96
     matrix_rate: float = 2e-3  # Muon, matrices of the blocks
     other_rate: float = 1e-3  # AdamW, everything else

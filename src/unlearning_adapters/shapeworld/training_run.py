@@ -44,7 +44,7 @@ class Run:
         """Write a checkpoint so that a killed run leaves the old or the new one, never half of one."""
         path = self.folder / f"{name}.pt"
         torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        path.with_suffix(".tmp").replace(path)
 
     def load(self, name: str) -> dict[str, Any] | None:
         """Read a checkpoint of this run; None if there is none."""

@@ -1,0 +1,197 @@
+"""The command `unlearn`: its options, its exit codes, and what it prints where."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from . import commands
+from .config import METHODS
+from .errors import UnlearningError
+
+Options = argparse.ArgumentParser
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The command line without the program's name; None takes that of the process.
+
+    Returns:
+        0; or 1 after an error, which is one line on stderr; or 130 after Ctrl-C. Wrong usage exits with 2.
+    """
+    options = make_parser().parse_args(arguments)
+    try:
+        # Libraries print what they like: stdout belongs to the result alone.
+        with contextlib.redirect_stdout(sys.stderr), _plain_warnings():
+            report: commands.Report = options.run(options)
+        print(json.dumps(report.data, allow_nan=False) if hasattr(options, "json") else report.text, flush=True)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader has gone, as in `unlearn concepts | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (UnlearningError, OSError) as error:
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; an option that is not given is no attribute, unless it has a default here."""
+    top = argparse.ArgumentParser(prog="unlearn", description="Make diffusers video models forget a concept.")
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    group = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, text, add_options, run in COMMANDS:
+        _add_command(group, name, text, add_options, run)
+    return top
+
+
+def _add_command(
+    group: Any, name: str, text: str, add_options: Callable[[Options], None], run: Callable[..., commands.Report]
+) -> None:
+    command = group.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
+    command.set_defaults(run=run)
+    add_options(command)
+
+
+def _demo_options(command: Options) -> None:
+    add = _optional(command)
+    add("--concept", metavar="NAME", help="a ShapeWorld concept, or a file with a `target` (default: shapeworld-red)")
+    add("--clips", type=_count, metavar="N", help="prompts of the concept, and of its neighbours (default: 24)")
+    add("--output", metavar="DIR", help="folder of clips, pictures, adapter and result.json (default: unlearn-demo)")
+
+
+def _build_options(command: Options) -> None:
+    command.add_argument("pipeline", metavar="PIPELINE", help="'shapeworld', a local folder or a Hub repository")
+    command.add_argument("concept", metavar="CONCEPT", help="a shipped concept, or a .yaml or .jsonl file")
+    command.add_argument("-o", "--output", metavar="DIR", required=True, help="folder or .safetensors file to write")
+    add = _optional(command)
+    add("--method", choices=METHODS, help="how directions are found (default: ridge)")
+    add("--strength", type=float, help="part of the direction that is removed (default: calibrated on the pairs)")
+    add("--rank", type=int, help="directions per site (default: 1)")
+    add("--epsilon", type=float, help="regularisation of ridge (default: 0.01)")
+    add("--components", type=int, help="principal components of pca and cpca (default: 100)")
+    add("--contrast", type=float, help="weight of the neutral covariance in cpca (default: 1)")
+    add("--sites", type=_names, help="'text', 'hidden' or name patterns, comma-separated (default: text)")
+    add("--blocks", type=_numbers, help="blocks to use, such as 0,4-7 (default: all)")
+    add("--pairs", type=int, metavar="N", help="use the first N pairs (default: all)")
+    add("--seed", type=int, help="seed of the noise and of the random method (default: 0)")
+    _pipeline_options(command)
+
+
+def _inspect_options(command: Options) -> None:
+    command.add_argument("adapter", metavar="ADAPTER", help="an adapter file, its folder, or a Hub repository")
+
+
+def _apply_options(command: Options) -> None:
+    command.add_argument("pipeline", metavar="PIPELINE", help="'shapeworld', a local folder or a Hub repository")
+    command.add_argument("adapters", metavar="ADAPTER", nargs="+", help="adapter files, folders or Hub repositories")
+    command.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="repeat it for more clips")
+    command.add_argument("-o", "--output", metavar="FILE", required=True, help="the .mp4 file; numbered for more clips")
+    command.add_argument(
+        "--strength", action="append", type=float, help="repeat it for each adapter (default: its own)"
+    )
+    command.add_argument("--fuse", action="store_true", help="write the edit into the weights instead of attaching it")
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    command.add_argument("--fps", type=float, default=8.0, help="frames per second of the file (default: 8)")
+    add = _optional(command)
+    add("--negative-prompt", metavar="TEXT", help="what to steer away from")
+    add("--steps", type=int, help="denoising steps")
+    add("--guidance", type=float, help="guidance scale")
+    add("--height", type=int, help="height in pixels")
+    add("--width", type=int, help="width in pixels")
+    add("--frames", type=int, help="number of frames")
+    _pipeline_options(command)
+
+
+def _concepts_options(command: Options) -> None:
+    group = command.add_subparsers(title="actions", metavar="[list | show | new]")
+    _add_command(group, "list", "list the shipped concepts (the default)", lambda _: None, commands.concepts)
+    _add_command(group, "show", "show the pairs of a concept", _show_options, commands.show_concept)
+    _add_command(group, "new", "write a commented template for a new concept", _new_options, commands.new_concept)
+
+
+def _show_options(command: Options) -> None:
+    command.add_argument("name", metavar="NAME", help="a shipped concept, or a .yaml or .jsonl file")
+
+
+def _new_options(command: Options) -> None:
+    command.add_argument("name", metavar="NAME", help="name of the concept")
+    command.add_argument("-o", "--output", metavar="FILE", help="the file (default: NAME.yaml)")
+
+
+def _pipeline_options(command: Options) -> None:
+    command.add_argument("--dtype", choices=DTYPES, help="number type of the weights (default: float32 on a CPU)")
+    command.add_argument("--device", help="where to run, such as cuda (default: a GPU if there is one)")
+
+
+COMMANDS: tuple[tuple[str, str, Callable[[Options], None], Callable[..., commands.Report]], ...] = (
+    ("demo", "show the main job on the embedded model, with numbers and pictures", _demo_options, commands.demo),
+    ("build", "build an adapter from a concept's pairs", _build_options, commands.build),
+    ("inspect", "show what an adapter file says about itself", _inspect_options, commands.inspect),
+    ("apply", "generate clips with adapters on a pipeline", _apply_options, commands.apply),
+    ("concepts", "list the shipped concepts, show one, or start a new one", _concepts_options, commands.concepts),
+)
+
+
+class _Version(argparse.Action):
+    """Prints the version; only then is it looked up."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("unlearning-adapters")
+        except PackageNotFoundError:
+            number = "not installed"  # run from its source
+        print(f"unlearn {number}")
+        parser.exit()
+
+
+def _optional(command: Options) -> Callable[..., Any]:
+    """Return `add_argument` for options without a default here: the function that is called has it."""
+
+    def add(name: str, **settings: Any) -> None:
+        command.add_argument(name, default=argparse.SUPPRESS, **settings)
+
+    return add
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, but got {text!r}")
+    return int(text)
+
+
+def _names(text: str) -> str | tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return names[0] if len(names) == 1 else names
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise argparse.ArgumentTypeError(f"expected block numbers such as 0,4-7, but got {text!r}")
+        numbers += range(int(first), int(last or first) + 1)
+    return tuple(numbers)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print warnings as one line each, without the line of code that they come from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,178 @@
+"""What a denoiser carries, as plain data: the adapters that are loaded, active and fused, and their joint edits.
+
+Where some adapters are fused (their joint edit is F) and others attached, the attached part is the rest E - F of the
+joint edit E of all: `(I - F) (I - (E - F)) = I - E + F (E - F)`, and `F (E - F) = 0`, since E scales what F reads just as
+F does. So the joint edit is the same, whatever is fused.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from .adapter import Direction, UnlearningAdapter
+from .errors import FuseError
+from .stacking import StackedEdit, stack_directions, stack_report
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter on a denoiser.
+
+    Args:
+        adapter: The whole adapter, which may edit other denoisers too.
+        directions: Its directions for this denoiser, by path.
+        strength: Strength now.
+        default: Strength with which it was loaded.
+    """
+
+    adapter: UnlearningAdapter
+    directions: Mapping[str, Direction]
+    strength: float
+    default: float
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The adapters of a denoiser.
+
+    Args:
+        loaded: All of them by name.
+        active: Names of those that act if they are enabled; fused ones are among them.
+        fused: Names of those whose edit is in the weights.
+        enabled: Whether the active ones that are not fused act.
+    """
+
+    loaded: Mapping[str, Loaded] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
+    enabled: bool = True
+
+    @property
+    def attached(self) -> tuple[str, ...]:
+        """Names of the active adapters that are not fused."""
+        return tuple(name for name in self.active if name not in self.fused)
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """Names of the adapters that act now."""
+        return tuple(name for name in self.active if self.enabled or name in self.fused)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all layers that an active adapter edits."""
+        return tuple(dict.fromkeys(path for name in self.active for path in self.loaded[name].directions))
+
+    def at(self, path: str, names: Iterable[str]) -> dict[str, Loaded]:
+        """Return those of the named adapters that edit a layer."""
+        return {name: self.loaded[name] for name in names if path in self.loaded[name].directions}
+
+    def with_adapter(self, name: str, item: Loaded) -> "Stack":
+        """Return the stack with one more adapter, which acts beside the others."""
+        return replace(self, loaded={**self.loaded, name: item}, active=(*self.active, name), enabled=True)
+
+    def without(self, names: Iterable[str]) -> "Stack":
+        """Return the stack without some adapters."""
+        gone = set(names)
+        loaded = {name: item for name, item in self.loaded.items() if name not in gone}
+        return replace(self, loaded=loaded, active=tuple(name for name in self.active if name not in gone))
+
+    def with_active(self, strengths: Mapping[str, float | None]) -> "Stack":
+        """Return the stack in which just these adapters act; None is the strength with which one was loaded.
+
+        Raises:
+            FuseError: If that would change a fused adapter.
+        """
+        loaded = dict(self.loaded)
+        for name in self.fused:
+            now, asked = loaded[name].strength, strengths.get(name, 0.0)
+            if asked not in (None, now):
+                raise FuseError(
+                    f"The adapter {name!r} is fused at strength {now:g} and cannot be set to {asked:g}. "
+                    "Call unfuse_unlearning_adapters() first."
+                )
+        here = {name: strength for name, strength in strengths.items() if name in loaded}
+        for name, strength in here.items():
+            if name not in self.fused:
+                loaded[name] = replace(loaded[name], strength=loaded[name].default if strength is None else strength)
+        return replace(self, loaded=loaded, active=tuple(here), enabled=True)
+
+    def with_fused(self, names: Iterable[str]) -> "Stack":
+        """Return the stack in which these adapters are fused too."""
+        here = [name for name in names if name in self.loaded]
+        return replace(
+            self,
+            active=tuple(dict.fromkeys((*self.active, *here))),
+            fused=tuple(dict.fromkeys((*self.fused, *here))),
+        )
+
+    def without_fused(self, names: Iterable[str]) -> "Stack":
+        """Return the stack in which these adapters are attached instead of fused."""
+        apart = set(names)
+        return replace(self, fused=tuple(name for name in self.fused if name not in apart))
+
+
+def edit_in_weight(stack: Stack, path: str) -> StackedEdit | None:
+    """Return the joint edit of the fused adapters at a layer, or None if there is nothing to fuse."""
+    edit = _joint(stack.at(path, stack.fused), path)
+    return edit if edit is not None and edit.rank else None
+
+
+def edit_on_input(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
+    """Return what the input of a layer needs beside its weight, and whether that does anything; None if nothing.
+
+    The edit has a row for every row of every active adapter, zero where it is not needed, so that its shape does not
+    depend on the strengths.
+
+    Raises:
+        FuseError: If an attached adapter would over-correct what a fused one has removed.
+    """
+    rest, fused = stack.at(path, stack.attached), stack.at(path, stack.fused)
+    joint = _joint({**fused, **rest}, path)
+    if not rest or joint is None:
+        return None
+    rows = [item.directions[path].rank for item in (*fused.values(), *rest.values(), *fused.values())]
+    read, mix, on = [joint.read], [joint.mix], stack.enabled and any(item.strength for item in rest.values())
+    in_weight = edit_in_weight(stack, path)
+    if in_weight is not None:
+        _check_not_outdone(fused, rest, path)
+        read.append(in_weight.read)
+        mix.append(-in_weight.mix)
+        on = on and not same_edit(joint, in_weight)
+    empty = joint.read.new_zeros(sum(rows) - sum(map(len, read)), joint.in_features)
+    return StackedEdit(torch.cat([*read, empty]), torch.cat([*mix, empty.T], dim=1)), on
+
+
+def twins(stack: Stack, path: str) -> list[tuple[str, str]]:
+    """Return the pairs of active adapters that remove nearly the same direction at a layer, the stronger one first."""
+    here = stack.at(path, stack.active)
+    return _merged_and_absorbed(here, path)[0] if len(here) > 1 else []
+
+
+def same_edit(one: StackedEdit | None, other: StackedEdit | None) -> bool:
+    """Whether two edits are the same bit for bit."""
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one.read, other.read) and torch.equal(one.mix, other.mix)
+
+
+def _joint(adapters: Mapping[str, Loaded], path: str) -> StackedEdit | None:
+    items = adapters.values()
+    return stack_directions([i.directions[path] for i in items], [i.strength for i in items]) if items else None
+
+
+def _merged_and_absorbed(adapters: Mapping[str, Loaded], path: str) -> tuple[list[tuple[str, str]], list[str]]:
+    names, items = list(adapters), adapters.values()
+    report = stack_report([item.directions[path] for item in items], [item.strength for item in items])
+    return [(names[strong], names[weak]) for strong, weak in report.merged], [names[row] for row in report.absorbed]
+
+
+def _check_not_outdone(fused: Mapping[str, Loaded], rest: Mapping[str, Loaded], path: str) -> None:
+    """Refuse to remove more of what is fused: no input gives back to a weight what was taken out of it."""
+    merged, absorbed = _merged_and_absorbed({**fused, **rest}, path)
+    for strong, weak in [*merged, *((name, weak) for weak in absorbed for name in rest)]:
+        if strong in rest and weak in fused and rest[strong].strength > fused[weak].strength:
+            raise FuseError(
+                f"{strong!r} at strength {rest[strong].strength:g} removes what {weak!r} removes too at {path}, which is "
+                f"fused at strength {fused[weak].strength:g}. Call unfuse_unlearning_adapters() first, then fuse both."
+            )

@@ -1,0 +1,122 @@
+"""Whether an adapter fits a pipeline: its sites, their widths, and the weights that it was built on."""
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .adapter import Direction, UnlearningAdapter
+from .adapter_file import base_deviation
+from .errors import BaseMismatchError, FuseError, SiteError
+from .fuse import is_plain
+from .sites import base_linear, denoisers, site_module
+
+# `base_deviation` is 1e-6 to 0.12 on the base that an adapter was built on, also quantised, and about 1 on another.
+OTHER_BASE = 0.3
+SITES_COMPARED = 3
+
+
+def check_sites(pipe: Any, adapter: UnlearningAdapter) -> dict[str, dict[str, Direction]]:
+    """Return an adapter's directions by component and path, if the pipeline has all of its sites.
+
+    Raises:
+        SiteError: If sites are missing; the text says how many of how many.
+        BaseMismatchError: If a layer has another width than the adapter was built for.
+    """
+    layers, missing = {}, []
+    for site in adapter.sites:
+        try:
+            layers[site] = base_linear(site_module(pipe, site))
+        except SiteError as error:
+            missing.append((site, error))
+    if missing:
+        share = f"{len(missing)} of the {len(adapter.sites)}" if layers else f"all {len(adapter.sites)}"
+        raise SiteError(
+            f"The adapter {adapter.info.concept!r} does not fit: {share} sites are missing. {missing[0][1]} "
+            f"It was built on {_base(adapter)}; load that base, or build the adapter on this pipeline."
+        ) from missing[0][1]
+    found: dict[str, dict[str, Direction]] = {}
+    for site, direction in adapter.directions.items():
+        _check_widths(adapter, site, layers[site])
+        component, _, path = site.partition(".")
+        found.setdefault(component, {})[path] = direction
+    return found
+
+
+def warn_of_partial_cover(pipe: Any, adapter: UnlearningAdapter) -> None:
+    """Warn if the pipeline has denoisers that the adapter does not edit, since they still know the concept."""
+    bare = [component for component in denoisers(pipe) if component not in adapter.components]
+    if bare:
+        warnings.warn(
+            f"The adapter {adapter.info.concept!r} edits {', '.join(adapter.components)} only; {', '.join(bare)} of "
+            f"{type(pipe).__name__} still knows the concept. Build the adapter on this pipeline to edit both.",
+            stacklevel=3,
+        )
+
+
+def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter, fused: Collection[str]) -> None:
+    """Warn if the weights are not those that the adapter was built on, or its file was changed.
+
+    Only a warning: directions mean much the same on a fine-tuned base, and the edit is made from the weights at hand.
+
+    Args:
+        pipe: A diffusers pipeline.
+        adapter: The adapter.
+        fused: Names of the sites whose weights are edited now and say nothing.
+    """
+    known = [site for site in adapter.lora_B if site not in fused and adapter.strength]
+    weights = {site: weight for site in known if (weight := _plain_weight(pipe, site)) is not None}
+    step = max(1, len(weights) // SITES_COMPARED)
+    deviation = base_deviation(adapter, dict(list(weights.items())[::step][:SITES_COMPARED]))
+    if deviation > OTHER_BASE:
+        warnings.warn(
+            f"The adapter {adapter.info.concept!r} was built on other weights than this pipeline's ({_base(adapter)}), or "
+            f"its file was changed: its LoRA factors deviate by {deviation:.0%}. Check what it removes.",
+            stacklevel=3,
+        )
+
+
+def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[str]) -> UnlearningAdapter:
+    """Return the adapter with a stock LoRA factor `-strength * W write^T` for each site, computed where it lacks one.
+
+    Raises:
+        FuseError: If a factor is missing where the weight is fused or quantised.
+    """
+    factors: dict[str, Tensor] = dict(adapter.lora_B)
+    for site, direction in adapter.directions.items():
+        if site in factors:
+            continue
+        weight = None if site in fused else _plain_weight(pipe, site)
+        if weight is None:
+            raise FuseError(
+                f"The stock LoRA factor of {site} cannot be computed, since its weight is "
+                f"{'fused. Call unfuse_unlearning_adapters() first.' if site in fused else 'quantised or offloaded.'}"
+            )
+        write = direction.write.to(weight.device, weight.dtype).float()
+        factors[site] = (-adapter.strength * (weight.detach().float() @ write.T)).cpu()
+    return replace(adapter, lora_B={site: factors[site] for site in adapter.directions})
+
+
+def _check_widths(adapter: UnlearningAdapter, site: str, layer: Any) -> None:
+    built = [adapter.directions[site].in_features, None]
+    live = [int(layer.in_features), int(layer.out_features)]
+    if site in adapter.lora_B:
+        built[1] = int(adapter.lora_B[site].shape[0])
+    for width, expected, found in zip(("in_features", "out_features"), built, live, strict=True):
+        if expected is not None and expected != found:
+            raise BaseMismatchError(
+                f"The adapter {adapter.info.concept!r} does not fit: it was built for {width} = {expected} at {site}, and "
+                f"the pipeline has {found}. It was built on {_base(adapter)}; load that base, or build it on this one."
+            )
+
+
+def _plain_weight(pipe: Any, site: str) -> Tensor | None:
+    weight = getattr(base_linear(site_module(pipe, site)), "weight", None)
+    return weight if isinstance(weight, Tensor) and is_plain(weight) and not weight.is_meta else None
+
+
+def _base(adapter: UnlearningAdapter) -> str:
+    parts: Mapping[str, str] = {"base": adapter.info.base_model, "revision": adapter.info.base_revision}
+    return " at ".join(repr(part) for part in parts.values() if part) or adapter.info.pipeline or "an unknown base"

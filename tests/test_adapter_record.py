@@ -1,0 +1,98 @@
+import json
+from dataclasses import fields
+
+import pytest
+
+from forge import OTHER, SITE, file_bytes, join, planted_adapter, small_weights, split, with_record, written
+from unlearning_adapters import adapter, adapter_record
+from unlearning_adapters.adapter_file import inspect_adapter, load_adapter
+from unlearning_adapters.errors import AdapterFileError
+
+
+@pytest.fixture
+def blob(tmp_path):
+    return file_bytes(planted_adapter(small_weights()), tmp_path)
+
+
+def test_the_record_has_the_fields_of_adapter_info():
+    assert adapter_record.INFO_KEYS == {field.name for field in fields(adapter.AdapterInfo)}
+    assert adapter_record.FORMAT_VERSION == adapter.FORMAT_VERSION
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"format_version": 2},
+            r"newer version: found format 2, this package reads 1\. Run: pip install -U unlearning-",
+        ),
+        ({"format_version": 2, "new_key": 1}, "found format 2, this package reads 1"),
+        ({"format_version": 0}, "its format version is 0, not an integer of at least 1"),
+        ({"format_version": "1"}, "its format version is '1', not an integer"),
+        ({"format_version": True}, "its format version is True, not an integer"),
+        ({"format_version": None}, "its format version is None, not an integer"),
+        ({"strenght": 1.0}, "unknown key 'strenght' in its record"),
+        (
+            {"strength": 1e30},
+            r"strength is out of range: Expected the strength to be a number from 0 .* to 4, but got 1e\+30",
+        ),
+        ({"strength": -0.1}, "strength is out of range: .* but got -0.1"),
+        ({"strength": "1"}, "strength is out of range: .* but got '1'"),
+        ({"strength": True}, "strength is out of range: .* but got True"),
+        ({"concept": ""}, "`concept` is '', not one line of 1 to 200 characters"),
+        ({"concept": "a\nb"}, "`concept` is 'a.nb', not one line"),
+        ({"concept": "x" * 201}, "not one line of 1 to 200 characters"),
+        ({"concept": None}, "`concept` is None, not a text"),
+        ({"concept": ["red"]}, r"`concept` is \['red'\], not a text"),
+        ({"method": " "}, "`method` is ' ', not one line"),
+        ({"description": "\x1b]0;owned\x07"}, "`description` holds control characters: '.x1b]0;owned.x07'"),
+        ({"description": "\ud800"}, "`description` holds control characters"),
+        ({"description": "x" * 4097}, "`description` has 4,097 characters, and the limit is 4,096"),
+        ({"settings": []}, r"`settings` is \[\], not an object"),
+        ({"settings": {"a": {"b": ["\x00"]}}}, "`settings` holds control characters"),
+        ({"settings": {"\x00": 1}}, "`settings` holds control characters"),
+        ({"settings": {"a": [[[[[1]]]]]}}, "its record is nested 7 levels deep, and the limit is 6"),
+        ({"denoisers": {"transformer": 1}}, "`denoisers` is 1, not a text"),
+        ({"versions": {"torch": {"a": "b"}}}, r"`versions` is {'a': 'b'}, not a text"),
+        ({"sites": []}, "`sites` is 0 sites, not a list of 1 to 4,096 names"),
+        ({"sites": {SITE: 1}}, "`sites` is {.*}, not a list"),
+        (
+            {"sites": [f"transformer.b{number}" for number in range(4097)]},
+            "`sites` is 4,097 sites, not a list of 1 to 4,096",
+        ),
+        ({"sites": [SITE, OTHER, SITE]}, f"the site '{SITE}' is named twice"),
+        ({"sites": [SITE]}, f"the tensor '{OTHER}.lora_A.weight' belongs to no site"),
+        ({"sites": [SITE, OTHER, "unet.x"]}, "the site 'unet.x' lacks the tensor 'unet.x.lora_A.weight'"),
+    ],
+)
+def test_hostile_records_are_refused(tmp_path, blob, changes, text):
+    written(tmp_path, with_record(blob, **changes))
+    for reader in (load_adapter, inspect_adapter):
+        with pytest.raises(AdapterFileError, match=text) as caught:
+            reader(tmp_path)
+        assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        "transformer", "transformer.", "transformer..x", ".transformer.x", "transformer.x\n", "transformer.x y",
+        "transformer.../x", "transformer.a/b", "transformer.__class__", "transformer.a.__dict__.b", "vae.decoder",
+        "text_encoder.q", "transformer_3.x", "transformer.bl\u00f6cke", "transformer." + "x" * 200, "", 7, None,
+    ],
+)  # fmt: skip
+def test_names_that_are_no_sites_are_refused(tmp_path, blob, site):
+    written(tmp_path, with_record(blob, sites=[SITE, site]))
+    with pytest.raises(AdapterFileError, match="is not the name of a site, such as 'transformer.blocks.0.attn2.to_k'"):
+        inspect_adapter(tmp_path)
+
+
+def test_every_key_is_needed(tmp_path, blob):
+    header, data = split(blob)
+    for key in sorted(adapter_record.INFO_KEYS - {"format_version"} | {"sites"}):
+        record = json.loads(header["__metadata__"]["unlearning_adapter"])
+        del record[key]
+        changed = {**header, "__metadata__": {"format": "pt", "unlearning_adapter": json.dumps(record)}}
+        written(tmp_path, join(changed, data))
+        with pytest.raises(AdapterFileError, match=f"its record lacks the key '{key}'"):
+            load_adapter(tmp_path)

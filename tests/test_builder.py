@@ -1,0 +1,260 @@
+"""From pairs to an adapter, on a tiny Wan in which the concept is planted: what it should find is known exactly."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+import tiny
+from test_activations import count_hooks, generate, packed_pipeline, plain_state
+from unlearning_adapters.adapter import UnlearningAdapter
+from unlearning_adapters.builder import build_adapter
+from unlearning_adapters.concepts import Concept, Pair
+from unlearning_adapters.config import METHODS, BuildConfig
+from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError, SiteError
+from unlearning_adapters.sites import site_module
+from unlearning_adapters.stacking import apply_edit, stack_directions
+
+KEY = "transformer.blocks.0.attn2.to_k"
+SCENES = (("circle", "left"), ("dog", "right"), ("car", "up"), ("cross", "down"), ("tree", "left"))
+NEUTRAL = (
+    "a dog runs", "the cat sits in a house", "a man walks on the street", "a quiet dark street", "two cars at a tree",
+    "an old woman stands near a house", "a small green square", "a yellow car moves quickly", "a white cross on black",
+)  # fmt: skip
+CONCEPT = Concept(
+    "no-red",
+    tuple(Pair(f"a red {thing} moves {way}", f"a blue {thing} moves {way}") for thing, way in SCENES),
+    neutral=NEUTRAL,
+)
+HELD_OUT = "the red house in a sunny street"
+
+
+def planted_pipeline(**kind: bool):
+    """A tiny Wan whose text stream is a sum of words: "red" differs from "blue" by one known vector, everywhere."""
+    pipe = tiny.tiny_wan_pipeline(**kind)
+    with torch.no_grad():
+        for block in pipe.text_encoder.encoder.block:
+            block.layer[0].SelfAttention.o.weight.zero_()  # no word hears of another
+            block.layer[1].DenseReluDense.wo.weight.zero_()
+        for name in ("transformer", "transformer_2"):
+            if getattr(pipe, name) is not None:
+                getattr(pipe, name).condition_embedder.text_embedder.act_1 = torch.nn.Identity()
+    return pipe
+
+
+def word(pipe, text: str, component: str = "transformer") -> Tensor:
+    """What the sites read for one word, from the weights."""
+    (token,) = pipe.tokenizer(text, add_special_tokens=False).input_ids
+    with torch.no_grad():
+        embedding = pipe.text_encoder.encoder.final_layer_norm(pipe.text_encoder.shared.weight[token])
+        return getattr(pipe, component).condition_embedder.text_embedder(embedding[None])[0]
+
+
+def edited(adapter: UnlearningAdapter, rows: Tensor, site: str = KEY, strength: float = 1.0) -> Tensor:
+    return apply_edit(rows, stack_directions([adapter.directions[site]], [strength]))
+
+
+def write_into_weights(pipe, adapter: UnlearningAdapter) -> None:
+    """Apply an adapter as a stock LoRA does, `W' = W + B A`."""
+    with torch.no_grad():
+        for name, direction in adapter.directions.items():
+            site_module(pipe, name).weight += adapter.lora_B[name] @ direction.read
+
+
+def build(pipe, concept: Concept = CONCEPT, **settings) -> UnlearningAdapter:
+    return build_adapter(pipe, concept, BuildConfig(**settings), progress=False)
+
+
+@pytest.mark.parametrize("method", ["mean", "pca", "cpca", "ridge"])
+def test_the_planted_direction_is_found(method):
+    pipe = planted_pipeline(two_denoisers=True)
+    adapter = build(pipe, method=method)
+    for component in ("transformer", "transformer_2"):
+        planted = word(pipe, "red", component) - word(pipe, "blue", component)
+        write = adapter.directions[f"{component}.blocks.0.attn2.to_k"].write[0]
+        assert cosine_similarity(write, planted, dim=0) > 0.99
+    assert not torch.equal(*(adapter.directions[f"{name}.blocks.0.attn2.to_k"].write for name in adapter.components))
+
+
+@pytest.mark.parametrize("method", ["mean", "cpca", "ridge", "leace"])
+def test_the_planted_concept_is_removed_and_neutral_words_are_kept(method):
+    pipe = planted_pipeline()
+    adapter = build(pipe, method=method, strength=1.0)
+    red, blue = word(pipe, "red"), word(pipe, "blue")
+    left = edited(adapter, red) @ (red - blue) - edited(adapter, blue) @ (red - blue)
+    assert abs(left) < 0.02 * (red - blue) @ (red - blue)
+    if method == "ridge":  # red becomes blue, all others stay
+        assert (edited(adapter, red) - blue).norm() < 0.05 * (red - blue).norm()
+        others = torch.stack(
+            [word(pipe, text) for text in ("dog", "house", "street", "green", "yellow", "blue", "left")]
+        )
+        assert (edited(adapter, others) - others).norm() < 0.05 * others.norm()
+
+
+def test_a_random_direction_leaves_the_concept():
+    pipe = planted_pipeline()
+    adapter = build(pipe, method="random")
+    red, blue = word(pipe, "red"), word(pipe, "blue")
+    kept = (edited(adapter, red) - edited(adapter, blue)) @ (red - blue) / ((red - blue) @ (red - blue))
+    assert 0.8 < kept < 1.0
+    assert build(pipe, method="random", seed=1).directions[KEY].read is not adapter.directions[KEY].read
+
+
+def test_written_into_the_weights_the_adapter_turns_red_into_blue_and_keeps_the_rest():
+    pipe = planted_pipeline(two_denoisers=True)
+    safe_prompt = HELD_OUT.replace("red", "blue")
+    red, blue, neutral = generate(pipe, HELD_OUT), generate(pipe, safe_prompt), generate(pipe, NEUTRAL[0])
+    adapter = build(pipe)
+    write_into_weights(pipe, adapter)
+    moved = generate(pipe, HELD_OUT)
+    assert (red - blue).norm() > 1e-3 * red.norm()
+    assert (moved - blue).norm() < 0.1 * (red - blue).norm()
+    assert (generate(pipe, safe_prompt) - blue).norm() < 0.1 * (red - blue).norm()
+    assert (generate(pipe, NEUTRAL[0]) - neutral).norm() < 0.1 * (red - blue).norm()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_builds_a_sound_adapter(method):
+    pipe = tiny.tiny_wan_pipeline()
+    rank = 2 if method in ("ridge", "pca") else 1
+    adapter = build(pipe, method=method, rank=rank)
+    assert list(adapter.directions) == [
+        f"transformer.blocks.{block}.attn2.{leaf}" for block in (0, 1) for leaf in ("to_k", "to_v")
+    ]
+    assert adapter.rank == rank
+    for name, direction in adapter.directions.items():
+        torch.testing.assert_close(direction.read @ direction.write.T, torch.eye(rank), rtol=1e-4, atol=1e-4)
+        weight = site_module(pipe, name).weight.detach()
+        torch.testing.assert_close(adapter.lora_B[name], -adapter.strength * weight @ direction.write.T)
+    assert adapter.directions[KEY].orthogonal == (method not in ("ridge", "leace"))
+
+
+def test_sites_of_a_group_share_one_direction():
+    adapter = build(tiny.tiny_wan_pipeline(two_denoisers=True))
+    assert len(adapter.directions) == 8
+    assert len({id(direction) for direction in adapter.directions.values()}) == 2
+
+
+def test_the_same_build_twice_is_the_same_bit_for_bit():
+    one, two = (build(tiny.tiny_wan_pipeline(), method=method) for method in ("ridge", "ridge"))
+    assert one.info == two.info
+    for name in one.sites:
+        assert torch.equal(one.directions[name].read, two.directions[name].read)
+        assert torch.equal(one.directions[name].write, two.directions[name].write)
+        assert torch.equal(one.lora_B[name], two.lora_B[name])
+    random_one, random_two, other = (build(tiny.tiny_wan_pipeline(), method="random", seed=seed) for seed in (4, 4, 5))
+    assert torch.equal(random_one.directions[KEY].read, random_two.directions[KEY].read)
+    assert not torch.equal(random_one.directions[KEY].read, other.directions[KEY].read)
+
+
+def test_a_build_leaves_the_pipeline_as_it_was():
+    pipe = tiny.tiny_wan_pipeline()
+    before = generate(pipe)
+    state, hooks, random_state = plain_state(pipe), count_hooks(pipe), torch.get_rng_state()
+    config = BuildConfig(sites=("text", "hidden"), steps=2)
+    build_adapter(pipe, CONCEPT, config, progress=False, call_kwargs=tiny.CALL)
+    assert (plain_state(pipe), count_hooks(pipe)) == (state, hooks)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.equal(generate(pipe), before)
+
+
+def test_the_strength_is_calibrated_only_for_ridge_and_only_if_it_is_not_set():
+    pipe = planted_pipeline()
+    assert build(pipe).strength == pytest.approx(1.0, abs=0.02)  # all pairs show the same vector
+    assert build(pipe, strength=0.7).strength == 0.7
+    assert build(pipe, method="mean").strength == 1.0
+    colours = ("blue", "green", "yellow", "white", "black")
+    varied = [Pair(f"a red {thing}", f"a {colour} {thing}") for (thing, _), colour in zip(SCENES, colours, strict=True)]
+    strength = build(tiny.tiny_wan_pipeline(), Concept("varied", tuple(varied), neutral=NEUTRAL)).strength
+    assert 1.0 < strength <= 2.0
+
+
+def test_hidden_sites_and_patterns_and_blocks_are_built():
+    pipe = tiny.tiny_wan_pipeline()
+    config = BuildConfig(method="mean", sites="hidden", steps=2)
+    hidden = build_adapter(pipe, CONCEPT, config, progress=False, call_kwargs=tiny.CALL)
+    assert len(hidden.directions) == 6
+    assert len({id(direction) for direction in hidden.directions.values()}) == 6
+    assert build(pipe, sites="*.attn2.to_k", blocks=(1,)).sites == ("transformer.blocks.1.attn2.to_k",)
+
+
+def test_the_record_says_how_it_was_made():
+    pipe = tiny.tiny_wan_pipeline(two_denoisers=True)
+    pipe.register_to_config(_name_or_path="org/tiny-wan")
+    commit = "0123456789abcdef" * 2 + "01234567"
+    pipe.transformer.register_to_config(_name_or_path=f"/cache/models--org--tiny-wan/snapshots/{commit}/transformer")
+    info = build(pipe, epsilon=0.05, pairs=4).info
+    assert (info.concept, info.method, info.pipeline) == ("no-red", "ridge", "WanPipeline")
+    assert (info.base_model, info.base_revision) == ("org/tiny-wan", commit)
+    assert info.denoisers == {"transformer": "WanTransformer3DModel", "transformer_2": "WanTransformer3DModel"}
+    assert info.pairs_hash == CONCEPT.pairs_hash
+    assert info.settings == BuildConfig(epsilon=0.05, pairs=4).to_dict()
+    assert info.versions["torch"] and set(info.versions) == {"unlearning-adapters", "torch", "diffusers"}
+
+
+def test_fewer_pairs_are_used_if_asked_for():
+    pipe = tiny.tiny_wan_pipeline()
+    few = build(pipe, pairs=2)
+    alone = build(pipe, Concept("no-red", CONCEPT.pairs[:2], neutral=NEUTRAL))
+    assert torch.equal(few.directions[KEY].write, alone.directions[KEY].write)
+    assert not torch.allclose(few.directions[KEY].write, build(pipe).directions[KEY].write)
+    with pytest.raises(ConceptError, match=r"'no-red' to have the 9 pairs that `pairs` asks for, but it has 5"):
+        build(pipe, pairs=9)
+
+
+def test_without_neutral_prompts_it_builds_and_says_so():
+    pipe = tiny.tiny_wan_pipeline()
+    bare = Concept("bare", CONCEPT.pairs)
+    for method in ("ridge", "cpca"):
+        with pytest.warns(UserWarning, match=f"'bare' has no neutral prompts: the method '{method}' protects only"):
+            assert build(pipe, bare, method=method).rank == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(pipe, bare, method="mean")
+
+
+def test_pairs_that_read_alike_are_refused_by_the_name_of_the_site():
+    pipe = tiny.tiny_wan_pipeline()
+    late = Concept("late", (Pair("a dog runs on a red street", "a dog runs on a blue street"),), neutral=NEUTRAL)
+    for method in ("ridge", "mean", "cpca", "pca", "leace"):
+        with pytest.raises(ConceptError, match=re.escape(f"At the site {KEY!r}: ")):
+            build_adapter(pipe, late, BuildConfig(method), progress=False, call_kwargs={"max_sequence_length": 4})
+    assert count_hooks(pipe) == 0
+
+
+def test_low_precision_and_two_denoisers_build():
+    adapter = build(tiny.tiny_wan_pipeline(two_denoisers=True, dtype=torch.bfloat16))
+    assert adapter.components == ("transformer", "transformer_2")
+    for name, direction in adapter.directions.items():
+        assert direction.read.dtype == adapter.lora_B[name].dtype == torch.float32
+        assert torch.isfinite(direction.read).all()
+
+
+def test_without_readable_weights_there_are_no_stock_factors():
+    pipe = tiny.tiny_wan_pipeline()
+    layer = pipe.transformer.blocks[1].attn2.to_v  # the run stops in front of it
+    weight = layer.weight.detach().clone()
+    layer.weight = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
+    adapter = build(pipe, blocks=(1,))
+    assert adapter.lora_B == {}
+    assert len(adapter.directions) == 2
+
+
+def test_a_denoiser_of_no_known_kind_is_built_by_measurement():
+    adapter = build(packed_pipeline())
+    assert adapter.sites == ("transformer.layers.0.words", "transformer.layers.1.words")
+    with pytest.raises(SiteError, match="No text site was found"):
+        build(packed_pipeline(), blocks=(7,))
+
+
+def test_bad_input_is_refused_before_anything_runs():
+    pipe = tiny.tiny_wan_pipeline()
+    with pytest.raises(SiteError, match="matches none"):
+        build(pipe, sites="transformer.*.nothing")
+    with pytest.raises(DenoiserError, match="has no denoiser"):
+        build(object())
+    with pytest.raises(ConfigError, match="Unknown key 'hieght'"):
+        build_adapter(pipe, CONCEPT, call_kwargs={"hieght": 1})
