@@ -89,9 +89,7 @@ def main() -> None:
     if arguments.gate:
         results["gate"] = gate(pipe, arguments.gate)
     for name in arguments.concepts:
-        results["concepts"][name] = measure_concept(
-            pipe, name, arguments.methods, arguments.clips, arguments.synonyms
-        )
+        results["concepts"][name] = measure_concept(pipe, name, arguments.methods, arguments.clips, arguments.synonyms)
         arguments.output.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
         arguments.output.with_suffix(".md").write_text(to_markdown(results))
     print(to_markdown(results))

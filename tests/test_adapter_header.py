@@ -4,25 +4,32 @@ import io
 import json
 import pickle
 import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forge import INFO, OTHER, SITE, file_bytes, join, planted_adapter, small_weights, split, with_header, written
 from unlearning_adapters import adapter_header, sites
 from unlearning_adapters.adapter import AdapterInfo, Direction, UnlearningAdapter
-from unlearning_adapters.adapter_file import inspect_adapter, load_adapter
+from unlearning_adapters.adapter_file import inspect_adapter, load_adapter, save_adapter
 from unlearning_adapters.adapter_header import MAX_FILE_BYTES, read_header
 from unlearning_adapters.adapter_record import COMPONENTS
 from unlearning_adapters.errors import AdapterFileError
 
 READ, FACTOR, WRITE = f"{SITE}.lora_A.weight", f"{SITE}.lora_B.weight", f"unlearning.lora_V.{SITE}"
 
+with tempfile.TemporaryDirectory() as _folder:
+    WHOLE = file_bytes(planted_adapter(small_weights()), Path(_folder))
+
 
 @pytest.fixture
-def blob(tmp_path):
-    return file_bytes(planted_adapter(small_weights()), tmp_path)
+def blob():
+    return WHOLE
 
 
 def refuse(folder, content: bytes, text: str) -> None:
@@ -250,3 +257,18 @@ def test_unusual_but_valid_headers_load(tmp_path, blob):
     adapter = load_adapter(written(tmp_path, join(json.dumps(backwards, indent=1, ensure_ascii=True) + "   ", data)))
     assert adapter.sites == (SITE, OTHER)
     assert torch.equal(adapter.directions[SITE].read, planted_adapter(small_weights()).directions[SITE].read)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+def test_changed_bytes_end_in_our_error_or_in_a_valid_adapter(changes):
+    content = bytearray(WHOLE)
+    for place, value in changes:
+        content[int(place * len(content))] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(Path(folder), bytes(content))
+        try:
+            adapter = load_adapter(path)
+        except AdapterFileError:
+            return
+        save_adapter(adapter, path)  # which checks it in full

@@ -21,15 +21,18 @@ from unlearning_adapters.stacking import apply_edit, stack_directions
 KEY = "transformer.blocks.0.attn2.to_k"
 SCENES = (("circle", "left"), ("dog", "right"), ("car", "up"), ("cross", "down"), ("tree", "left"))
 NEUTRAL = (
-    "a dog runs", "the cat sits in a house", "a man walks on the street", "a quiet dark street", "two cars at a tree",
-    "an old woman stands near a house", "a small green square", "a yellow car moves quickly", "a white cross on black",
-)  # fmt: skip
+    "a dog moves",
+    "a green car",
+    "the house in a street",
+    "a green dog in the house",
+    "a car moves on the street",
+)
 CONCEPT = Concept(
     "no-red",
     tuple(Pair(f"a red {thing} moves {way}", f"a blue {thing} moves {way}") for thing, way in SCENES),
     neutral=NEUTRAL,
 )
-HELD_OUT = "the red house in a sunny street"
+HELD_OUT = "the red house in a street"
 
 
 def planted_pipeline(**kind: bool):
@@ -88,9 +91,7 @@ def test_the_planted_concept_is_removed_and_neutral_words_are_kept(method):
     assert abs(left) < 0.02 * (red - blue) @ (red - blue)
     if method == "ridge":  # red becomes blue, all others stay
         assert (edited(adapter, red) - blue).norm() < 0.05 * (red - blue).norm()
-        others = torch.stack(
-            [word(pipe, text) for text in ("dog", "house", "street", "green", "yellow", "blue", "left")]
-        )
+        others = torch.stack([word(pipe, text) for text in ("dog", "house", "street", "green", "blue", "left")])
         assert (edited(adapter, others) - others).norm() < 0.05 * others.norm()
 
 

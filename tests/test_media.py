@@ -36,6 +36,7 @@ def ramp_clip(frames: int = 9, size: int = 64) -> NDArray[np.uint8]:
     return np.broadcast_to(np.linspace(20, 230, frames)[:, None, None, None], (frames, size, size, 3)).astype(np.uint8)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of imageio's own reader
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 47), (480, 832), (301, 257)])
 def test_a_saved_clip_plays_with_its_frames_and_colours(tmp_path: Path, height: int, width: int) -> None:
     clip = plain_clip(height=height, width=width)

@@ -1,0 +1,139 @@
+"""Make diffusers video models forget a concept: training-free, exactly reversible unlearning adapters.
+
+Importing this package is cheap: names are imported when they are used, and the verbs become methods of diffusers'
+pipelines when diffusers itself is imported, before or after.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from wrapt import register_post_import_hook
+
+if TYPE_CHECKING:
+    from .adapter import AdapterInfo, Direction, UnlearningAdapter
+    from .adapter_file import inspect_adapter, load_adapter, save_adapter
+    from .builder import build_adapter
+    from .concepts import Concept, Pair, load_concept
+    from .config import BuildConfig
+    from .errors import (
+        AdapterFileError,
+        AdapterNameError,
+        AdapterNotFoundError,
+        BaseMismatchError,
+        ConceptError,
+        ConfigError,
+        DenoiserError,
+        FuseError,
+        SiteError,
+        UnlearningError,
+    )
+    from .shapeworld.model import load_shapeworld
+    from .sites import find_sites
+    from .verbs import (
+        delete_unlearning_adapters,
+        disable_unlearning_adapters,
+        enable_unlearning_adapters,
+        fuse_unlearning_adapters,
+        get_active_unlearning_adapters,
+        get_list_unlearning_adapters,
+        load_unlearning_adapter,
+        save_unlearning_adapter,
+        set_unlearning_adapters,
+        unfuse_unlearning_adapters,
+        unload_unlearning_adapters,
+    )
+
+    __version__: str
+
+__all__ = [
+    "AdapterFileError",
+    "AdapterInfo",
+    "AdapterNameError",
+    "AdapterNotFoundError",
+    "BaseMismatchError",
+    "BuildConfig",
+    "Concept",
+    "ConceptError",
+    "ConfigError",
+    "DenoiserError",
+    "Direction",
+    "FuseError",
+    "Pair",
+    "SiteError",
+    "UnlearningAdapter",
+    "UnlearningError",
+    "__version__",
+    "build_adapter",
+    "delete_unlearning_adapters",
+    "disable_unlearning_adapters",
+    "enable_unlearning_adapters",
+    "find_sites",
+    "fuse_unlearning_adapters",
+    "get_active_unlearning_adapters",
+    "get_list_unlearning_adapters",
+    "inspect_adapter",
+    "load_adapter",
+    "load_concept",
+    "load_shapeworld",
+    "load_unlearning_adapter",
+    "save_adapter",
+    "save_unlearning_adapter",
+    "set_unlearning_adapters",
+    "unfuse_unlearning_adapters",
+    "unload_unlearning_adapters",
+]
+
+_MODULES = {
+    "adapter": ("AdapterInfo", "Direction", "UnlearningAdapter"),
+    "adapter_file": ("inspect_adapter", "load_adapter", "save_adapter"),
+    "builder": ("build_adapter",),
+    "concepts": ("Concept", "Pair", "load_concept"),
+    "config": ("BuildConfig",),
+    "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "shapeworld.model": ("load_shapeworld",),
+    "sites": ("find_sites",),
+    "verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+# The base class of all pipelines of a kind, by the module that defines it.
+_PIPELINES = {
+    "diffusers.pipelines.pipeline_utils": "DiffusionPipeline",
+    "diffusers.modular_pipelines.modular_pipeline": "ModularPipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    elif name == "__version__":
+        value = _version()
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("unlearning-adapters")
+    except PackageNotFoundError:  # used from a source tree that is not installed
+        return "0+unknown"
+
+
+def _add_verbs(module: ModuleType) -> None:
+    """Make the verbs methods of the pipelines that a module of diffusers defines, once it is imported."""
+    from .verbs import install
+
+    install(getattr(module, _PIPELINES[module.__name__]))
+
+
+for _name in _PIPELINES:
+    register_post_import_hook(_add_verbs, _name)

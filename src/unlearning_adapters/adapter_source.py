@@ -141,8 +141,10 @@ def _reason(error: Exception, repository: str, revision: str | None, local_files
         if local_files_only or constants.HF_HUB_OFFLINE:
             why = "`local_files_only` is set" if local_files_only else "HF_HUB_OFFLINE is set"
             return f"it is not in the local cache, and {why}. Load it once with a network, or name a local folder."
+        cause = " ".join(str(error.__cause__ or error).split())[:120]
         return (
-            f"{constants.ENDPOINT} cannot be reached, and no copy is cached. Check the network, or name a local folder."
+            f"{constants.ENDPOINT} did not give it ({cause}), and no copy is cached. "
+            "Check the network, or name a local folder."
         )
     if isinstance(error, errors.EntryNotFoundError):
         return f"it has no file {FILE_NAME!r} there. Check `revision` and `subfolder` against {page}."

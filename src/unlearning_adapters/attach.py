@@ -78,7 +78,7 @@ class Seats(ModelHook):
     """Keeps every edit where it belongs; itself a hook on the denoiser, so that it looks before every call.
 
     An edit belongs on the outermost module of its path: a LoRA that wraps the layer later would otherwise read the raw
-    input beside it. Where an edit is fused, the layer must read the raw input, and only the LoRA's branch the edited one.
+    input beside it. Where an edit is fused, the layer must read the raw input, and the LoRA's branch the edited one.
 
     Args:
         denoiser: The network that the paths start from.
@@ -103,7 +103,7 @@ class Seats(ModelHook):
             self.seat()
         return args, kwargs
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def seat(self) -> None:
         """Put every edit where it belongs now, and itself on the denoiser; without edits, leave no trace.
 
@@ -234,7 +234,7 @@ def _unregister(module: nn.Module) -> None:
 
 
 @contextmanager
-def _beneath_offloading(module: nn.Module) -> Iterator[None]:
+def _beneath_offloading(module: Any) -> Iterator[None]:
     """Let a registry change the forward beneath the one of accelerate's offloading.
 
     accelerate keeps the forward that it wraps in `_old_forward`, and goes back to that one whenever it likes (model
@@ -245,9 +245,9 @@ def _beneath_offloading(module: nn.Module) -> Iterator[None]:
         yield
         return
     outer = module.__dict__.get("forward")
-    module.forward = module._old_forward  # type: ignore[method-assign,assignment]
+    module.forward = module._old_forward
     try:
         yield
     finally:
         module._old_forward = module.forward
-        module.forward = outer  # type: ignore[method-assign,assignment]
+        module.forward = outer

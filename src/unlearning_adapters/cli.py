@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -145,13 +146,9 @@ class _Version(argparse.Action):
     """Prints the version; only then is it looked up."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import PackageNotFoundError, version
+        from . import __version__
 
-        try:
-            number = version("unlearning-adapters")
-        except PackageNotFoundError:
-            number = "not installed"  # run from its source
-        print(f"unlearn {number}")
+        print(f"unlearn {__version__}")
         parser.exit()
 
 
@@ -178,10 +175,11 @@ def _names(text: str) -> str | tuple[str, ...]:
 def _numbers(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
+        span = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        chosen = range(int(span[1]), int(span[2] or span[1]) + 1) if span else ()
+        if not chosen:
             raise argparse.ArgumentTypeError(f"expected block numbers such as 0,4-7, but got {text!r}")
-        numbers += range(int(first), int(last or first) + 1)
+        numbers += chosen
     return tuple(numbers)
 
 
@@ -193,5 +191,7 @@ def _plain_warnings() -> Iterator[None]:
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
+        for kind in (FutureWarning, DeprecationWarning):  # of libraries, for people who write code
+            warnings.simplefilter("ignore", kind)
         warnings.showwarning = show
         yield

@@ -208,7 +208,7 @@ def _load_pipeline(source: str, dtype: Any) -> Any:
     folder = Path(source)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ConfigError(f"{source!r} holds no pipeline in diffusers' layout: there is no model_index.json in it.")
-    return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+    return DiffusionPipeline.from_pretrained(source, dtype=dtype)
 
 
 def _call_arguments(pipe: Any, options: Namespace) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Pair:
             text, image = getattr(self, side), getattr(self, f"{side}_image")
             if not is_prompt(text):
                 raise ConceptError(
-                    f"Expected the {side} prompt of a pair to be a text that is not empty, but got {show(text)}."
+                    f"Expected the {side} prompt of a pair to be a text with words, but got {show(text)}."
                 )
             if not (image is None or isinstance(image, (str, Path)) or hasattr(image, "convert")):
                 raise ConceptError(f"Expected the {side} image to be a path or a PIL image, but got {show(image)}.")
@@ -226,9 +226,6 @@ def shared_neutral(name: str = "neutral", words: Sequence[str] = ()) -> tuple[st
         name: "neutral" (or "shared") for real-world prompts, "shapeworld-neutral" for the embedded model.
         words: Words and phrases of the concept, matched as whole words in any case.
 
-    Returns:
-        Prompts in file order.
-
     Raises:
         ConceptError: There is no such set, or no prompt is left.
     """
@@ -267,7 +264,7 @@ def overlap(concept: Concept, threshold: float = 0.75) -> list[Overlap]:
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w .+-]{0,99}", name):
         raise ConceptError(
-            f"Expected the name of a concept to be 1 to 100 letters, digits, spaces or any of -_.+, but got {show(name)}."
+            f"Expected the name of a concept to be 1 to 100 letters, digits, spaces or -_.+, but got {show(name)}."
         )
 
 

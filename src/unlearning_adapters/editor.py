@@ -1,7 +1,7 @@
 """Brings the hooks and weights of denoisers in line with the adapters that they carry: all of them, or none.
 
-A change is planned first, for all denoisers of a pipeline, without touching anything, and what can be refused is refused
-there. Then it is carried out, and carried back if it fails midway; weights come back bit for bit.
+A change is planned first, for all denoisers of a pipeline, without touching anything, and what can be refused is
+refused there. Then it is carried out, and carried back if it fails midway; weights come back bit for bit.
 """
 
 import warnings

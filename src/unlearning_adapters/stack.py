@@ -1,8 +1,8 @@
 """What a denoiser carries, as plain data: the adapters that are loaded, active and fused, and their joint edits.
 
 Where some adapters are fused (their joint edit is F) and others attached, the attached part is the rest E - F of the
-joint edit E of all: `(I - F) (I - (E - F)) = I - E + F (E - F)`, and `F (E - F) = 0`, since E scales what F reads just as
-F does. So the joint edit is the same, whatever is fused.
+joint edit E of all: `(I - F) (I - (E - F)) = I - E + F (E - F)`, and `F (E - F) = 0`, since E scales what F reads just
+as F does. So the joint edit is the same, whatever is fused.
 """
 
 from collections.abc import Iterable, Mapping
@@ -173,6 +173,6 @@ def _check_not_outdone(fused: Mapping[str, Loaded], rest: Mapping[str, Loaded], 
     for strong, weak in [*merged, *((name, weak) for weak in absorbed for name in rest)]:
         if strong in rest and weak in fused and rest[strong].strength > fused[weak].strength:
             raise FuseError(
-                f"{strong!r} at strength {rest[strong].strength:g} removes what {weak!r} removes too at {path}, which is "
+                f"{strong!r} at strength {rest[strong].strength:g} removes what {weak!r} removes at {path} too, "
                 f"fused at strength {fused[weak].strength:g}. Call unfuse_unlearning_adapters() first, then fuse both."
             )

@@ -72,8 +72,8 @@ def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
     deviation = base_deviation(adapter, dict(list(weights.items())[::step][:SITES_COMPARED]))
     if deviation > OTHER_BASE:
         warnings.warn(
-            f"The adapter {adapter.info.concept!r} was built on other weights than this pipeline's ({_base(adapter)}), or "
-            f"its file was changed: its LoRA factors deviate by {deviation:.0%}. Check what it removes.",
+            f"The adapter {adapter.info.concept!r} was built on other weights than this pipeline's ({_base(adapter)}), "
+            f"or its file was changed: its LoRA factors deviate by {deviation:.0%}. Check what it removes.",
             stacklevel=3,
         )
 
@@ -94,8 +94,8 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
                 f"The stock LoRA factor of {site} cannot be computed, since its weight is "
                 f"{'fused. Call unfuse_unlearning_adapters() first.' if site in fused else 'quantised or offloaded.'}"
             )
-        write = direction.write.to(weight.device, weight.dtype).float()
-        factors[site] = (-adapter.strength * (weight.detach().float() @ write.T)).cpu()
+        write = direction.write.float().to(weight.device)
+        factors[site] = (-adapter.strength * (weight.float() @ write.T)).cpu()
     return replace(adapter, lora_B={site: factors[site] for site in adapter.directions})
 
 
@@ -107,14 +107,14 @@ def _check_widths(adapter: UnlearningAdapter, site: str, layer: Any) -> None:
     for width, expected, found in zip(("in_features", "out_features"), built, live, strict=True):
         if expected is not None and expected != found:
             raise BaseMismatchError(
-                f"The adapter {adapter.info.concept!r} does not fit: it was built for {width} = {expected} at {site}, and "
-                f"the pipeline has {found}. It was built on {_base(adapter)}; load that base, or build it on this one."
+                f"The adapter {adapter.info.concept!r} does not fit: it was built for {width} = {expected} at {site}, "
+                f"and the pipeline has {found}. Load its base ({_base(adapter)}), or build the adapter on this one."
             )
 
 
 def _plain_weight(pipe: Any, site: str) -> Tensor | None:
     weight = getattr(base_linear(site_module(pipe, site)), "weight", None)
-    return weight if isinstance(weight, Tensor) and is_plain(weight) and not weight.is_meta else None
+    return weight.detach() if isinstance(weight, Tensor) and is_plain(weight) and not weight.is_meta else None
 
 
 def _base(adapter: UnlearningAdapter) -> str:

@@ -7,19 +7,18 @@ anything, so that a call that fails leaves no trace.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from .adapter import UnlearningAdapter
 from .adapter_file import load_adapter, save_adapter
 from .config import check_strength
-from .editor import Editor, Loaded, Stack, change_stacks, editor_of
+from .editor import Editor, change_stacks, editor_of
 from .errors import AdapterNameError, ConfigError, FuseError
+from .names import as_names, check_loaded, check_new_name, default_name
 from .sites import denoisers
-from .suitability import check_sites, stock_factors, warn_of_other_base
-
-MAX_NAME_LENGTH = 100
+from .stack import Loaded, Stack
+from .suitability import check_sites, warn_of_other_base, warn_of_partial_cover, with_stock_factors
 
 
 def load_unlearning_adapter(
@@ -36,8 +35,8 @@ def load_unlearning_adapter(
 ) -> str:
     """Attach an adapter to the pipeline; it acts at once, beside those that act already, and touches no weight.
 
-    The joint edit is `x' = x - V G^-1 L A x` (docs/maths.md 5): each concept's own read-out is scaled by 1 minus its own
-    strength, in whatever order adapters are loaded. If adapters were disabled, they act again.
+    The joint edit is `x' = x - V G^-1 L A x` (docs/maths.md 5): each concept's own read-out is scaled by 1 minus its
+    own strength, in whatever order adapters are loaded. If adapters were disabled, they act again.
 
     Args:
         pipe: A diffusers pipeline.
@@ -68,7 +67,7 @@ def load_unlearning_adapter(
     """
     editors = _editors(pipe)
     if adapter_name is not None:
-        _check_new_name(adapter_name, editors)
+        check_new_name(adapter_name, _loaded(editors))
     if not isinstance(source, UnlearningAdapter):
         source = load_adapter(
             source,
@@ -78,15 +77,14 @@ def load_unlearning_adapter(
             local_files_only=local_files_only,
             subfolder=subfolder,
         )
-    name = _default_name(source.info.concept, editors) if adapter_name is None else adapter_name
+    name = default_name(source.info.concept, _loaded(editors)) if adapter_name is None else adapter_name
     strength = source.strength if strength is None else check_strength(strength)
-    directions = check_sites(pipe, source)
-    changes = []
-    for component, editor in editors.items():
-        if component in directions:
-            item = Loaded(source, directions[component], strength, strength)
-            changes.append((editor, _with(editor.stack, name, item)))
-    warn_of_other_base(pipe, source, skip=[f"{name}.{path}" for name, editor in editors.items() for path in editor.fused])
+    changes = [
+        (editors[component], editors[component].stack.with_adapter(name, Loaded(source, part, strength, strength)))
+        for component, part in check_sites(pipe, source).items()
+    ]
+    warn_of_partial_cover(pipe, source)
+    warn_of_other_base(pipe, source, _fused_sites(editors))
     change_stacks(changes)
     return name
 
@@ -111,16 +109,14 @@ def set_unlearning_adapters(
     Example:
         >>> pipe.set_unlearning_adapters(["no-nudity", "no-violence"], [1.0, 0.5])
     """
-    names = _names(adapter_names)
+    names = as_names(adapter_names)
     editors = _editors(pipe)
-    _check_known(names, editors)
+    check_loaded(names, _loaded(editors))
     values = list(strengths) if isinstance(strengths, Sequence) else [strengths] * len(names)
-    if len(values) != len(names) or len(set(names)) != len(names):
-        raise ConfigError(f"Expected one strength for each of {len(names)} different adapters, but got {len(values)}.")
-    wanted = {
-        name: None if value is None else check_strength(value) for name, value in zip(names, values, strict=True)
-    }
-    change_stacks([(editor, _with_strengths(editor.stack, wanted)) for editor in editors.values()])
+    if len(values) != len(names):
+        raise ConfigError(f"Expected one strength for each of {len(names)} adapters, but got {len(values)} strengths.")
+    wanted = {name: None if value is None else check_strength(value) for name, value in zip(names, values, strict=True)}
+    change_stacks([(editor, editor.stack.with_active(wanted)) for editor in editors.values()])
 
 
 def get_list_unlearning_adapters(pipe: Any) -> dict[str, list[str]]:
@@ -175,10 +171,10 @@ def delete_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str]) ->
         AdapterNameError: If there is no adapter of that name.
         FuseError: If one of them is fused.
     """
-    names, editors = _names(adapter_names), _editors(pipe)
-    _check_known(names, editors)
+    names, editors = as_names(adapter_names), _editors(pipe)
+    check_loaded(names, _loaded(editors))
     _check_not_fused(editors, names, "deleted")
-    change_stacks([(editor, _without(editor.stack, names)) for editor in editors.values()])
+    change_stacks([(editor, editor.stack.without(names)) for editor in editors.values()])
 
 
 def unload_unlearning_adapters(pipe: Any) -> None:
@@ -198,8 +194,8 @@ def unload_unlearning_adapters(pipe: Any) -> None:
 def fuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | None = None) -> None:
     """Write adapters into the weights, `W' = W - (W V G^-1 L) A`, so that they cost nothing per call.
 
-    `pipe.save_pretrained` then writes an ordinary checkpoint without the concepts. Other adapters can be attached beside
-    fused ones, and the joint edit is the same.
+    `pipe.save_pretrained` then writes an ordinary checkpoint without the concepts. Other adapters can be attached
+    beside fused ones; the joint edit is the same.
 
     Args:
         pipe: A diffusers pipeline.
@@ -210,13 +206,13 @@ def fuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | Non
         FuseError: If weights are quantised or offloaded, or adapters are disabled.
     """
     editors = _editors(pipe)
-    names = get_active_unlearning_adapters(pipe) if adapter_names is None else _names(adapter_names)
-    _check_known(names, editors)
+    names = get_active_unlearning_adapters(pipe) if adapter_names is None else as_names(adapter_names)
+    check_loaded(names, _loaded(editors))
     if not all(editor.stack.enabled for editor in editors.values()):
         raise FuseError("The adapters are disabled, and fused ones would act. Call enable_unlearning_adapters() first.")
     if not names:
         raise AdapterNameError("No adapter acts that could be fused. Load one with load_unlearning_adapter().")
-    change_stacks([(editor, _with_fused(editor.stack, names)) for editor in editors.values()])
+    change_stacks([(editor, editor.stack.with_fused(names)) for editor in editors.values()])
 
 
 def unfuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | None = None) -> None:
@@ -232,16 +228,12 @@ def unfuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | N
     """
     editors = _editors(pipe)
     fused = list(dict.fromkeys(name for editor in editors.values() for name in editor.stack.fused))
-    names = fused if adapter_names is None else _names(adapter_names)
-    _check_known(names, editors)
+    names = fused if adapter_names is None else as_names(adapter_names)
+    check_loaded(names, _loaded(editors))
     for name in names:
         if name not in fused:
             raise AdapterNameError(f"The adapter {name!r} is not fused; fused are: {', '.join(fused) or 'none'}.")
-    changes = []
-    for editor in editors.values():
-        left = tuple(name for name in editor.stack.fused if name not in names)
-        changes.append((editor, replace(editor.stack, fused=left)))
-    change_stacks(changes)
+    change_stacks([(editor, editor.stack.without_fused(names)) for editor in editors.values()])
 
 
 def save_unlearning_adapter(pipe: Any, save_directory: str | Path, adapter_name: str | None = None) -> Path:
@@ -262,14 +254,14 @@ def save_unlearning_adapter(pipe: Any, save_directory: str | Path, adapter_name:
     editors = _editors(pipe)
     loaded = _loaded(editors)
     if adapter_name is None and len(loaded) != 1:
-        raise AdapterNameError(f"Expected `adapter_name`, since {len(loaded)} are loaded: {', '.join(loaded) or 'none'}.")
+        raise AdapterNameError(
+            f"Expected `adapter_name`, since {len(loaded)} are loaded: {', '.join(loaded) or 'none'}."
+        )
     name = loaded[0] if adapter_name is None else adapter_name
-    _check_known([name], editors)
-    items = {part: editor.stack.loaded[name] for part, editor in editors.items() if name in editor.stack.loaded}
-    item = next(iter(items.values()))
+    check_loaded([name], loaded)
+    item = next(editor.stack.loaded[name] for editor in editors.values() if name in editor.stack.loaded)
     adapter = item.adapter if item.strength == item.adapter.strength else item.adapter.with_strength(item.strength)
-    fused = [f"{part}.{path}" for part, editor in editors.items() for path in editor.fused]
-    return save_adapter(replace(adapter, lora_B=stock_factors(pipe, adapter, fused)), save_directory)
+    return save_adapter(with_stock_factors(pipe, adapter, _fused_sites(editors)), save_directory)
 
 
 VERBS: tuple[Callable[..., Any], ...] = (
@@ -307,3 +299,16 @@ def _editors(pipe: Any) -> dict[str, Editor]:
 
 def _loaded(editors: Mapping[str, Editor]) -> list[str]:
     return list(dict.fromkeys(name for editor in editors.values() for name in editor.stack.loaded))
+
+
+def _fused_sites(editors: Mapping[str, Editor]) -> set[str]:
+    return {f"{component}.{path}" for component, editor in editors.items() for path in editor.records}
+
+
+def _check_not_fused(editors: Mapping[str, Editor], names: Sequence[str], done: str) -> None:
+    fused = [name for name in names if any(name in editor.stack.fused for editor in editors.values())]
+    if fused:
+        raise FuseError(
+            f"The adapter {fused[0]!r} is fused into the weights and cannot be {done}. "
+            "Call unfuse_unlearning_adapters() first."
+        )

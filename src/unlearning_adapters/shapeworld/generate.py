@@ -16,8 +16,8 @@ GENERATION: dict[str, Any] = {
     "height": 64,
     "width": 64,
     "num_frames": 9,
-    "num_inference_steps": 16,
-    "guidance_scale": 4.0,
+    "num_inference_steps": 12,
+    "guidance_scale": 3.0,
     "max_sequence_length": 32,
 }
 

@@ -120,7 +120,7 @@ def train_vae(run: Run, settings: VaeSettings) -> AutoencoderKLWan:
 class DecoderSettings:
     """Settings of the last stage, which sharpens the decoder and leaves the latents as the denoiser knows them."""
 
-    steps: int = 1500
+    steps: int = 800
     batch: int = 8
     learning_rate: float = 1e-3
     warmup: int = 30

@@ -1,0 +1,59 @@
+"""Sizes of the benchmarks: those of real models, and small ones to see that everything runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is.
+
+    Args:
+        rounds: Number of rounds for steps of seconds.
+        solve_features: Width of the activations in "solve".
+        solve_rows: Numbers of token differences and neutral tokens, by case.
+        layers: Number of layers in "weights", by case, with their in_features and out_features.
+        heads: Number of attention heads, 128 wide each, of the Wan denoiser in "calls" and "load".
+        feed_forward: Width of its feed-forward layers.
+        blocks: Number of its blocks.
+        load_blocks: Number of blocks in "load".
+        text: Number of text tokens and their width.
+        latents: Frames, height and width of its latents.
+        call_rounds: Number of rounds for calls of the Wan denoiser and of ShapeWorld's.
+        large_video: Arguments of the larger video in "build".
+    """
+
+    rounds: int = 7
+    solve_features: int = 5120
+    solve_rows: Mapping[str, tuple[int, int]] = field(
+        default_factory=lambda: {"few-tokens": (160, 512), "shipped-prompts": (100, 2160)}
+    )
+    layers: Mapping[str, tuple[int, int, int]] = field(
+        default_factory=lambda: {"square": (20, 5120, 5120), "feed-forward": (24, 1536, 8960)}
+    )
+    heads: int = 12
+    feed_forward: int = 8960
+    blocks: int = 2
+    load_blocks: int = 30
+    text: tuple[int, int] = (512, 4096)
+    latents: tuple[int, int, int] = (3, 30, 52)
+    call_rounds: tuple[int, int] = (15, 101)
+    large_video: Mapping[str, Any] = field(default_factory=lambda: {"height": 256, "width": 256, "num_frames": 33})
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    rounds=2,
+    solve_features=512,
+    solve_rows={"few-tokens": (16, 48), "shipped-prompts": (10, 200)},
+    layers={"square": (2, 256, 256), "feed-forward": (2, 96, 560)},
+    heads=1,
+    feed_forward=256,
+    blocks=2,
+    load_blocks=2,
+    text=(16, 64),
+    latents=(2, 8, 8),
+    call_rounds=(2, 2),
+    large_video={"height": 96, "width": 96, "num_frames": 9},
+)
