@@ -72,7 +72,7 @@ def _load_case(case: str, where: str, pipe: Any, sizes: Sizes) -> Iterator[Row]:
         times = in_turn(arms, sizes.rounds, f"load/{case}")
     yield compare(
         f"load/{case}/load_lora_weights",
-        f"load_unlearning_adapter(folder), {count} sites on {where}, against load_lora_weights(folder) of the same file",
+        f"load_unlearning_adapter(folder), {count} sites on {where}, against load_lora_weights of the same file",
         times["load"],
         times["stock"],
         at_most=1,

@@ -5,8 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin, WanPipeline
-from diffusers import WanTransformer3DModel
+from diffusers import (
+    ConfigMixin,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ModelMixin,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.loaders.lora_base import LoraBaseMixin

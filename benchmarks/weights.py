@@ -79,7 +79,7 @@ def _rows(case: str, where: str, times: Measured, memory: Measured) -> Iterator[
     for verb in ("fuse", "unfuse"):
         yield compare(
             f"{verb}/{case}/copy",
-            f"{verb}_unlearning_adapters, rank 1, {where}, against one copy of the same weights into memory that is there",
+            f"{verb}_unlearning_adapters, rank 1, {where}, against one copy of the weights into memory that is there",
             times[verb],
             times["copy"],
             at_most=4,
@@ -101,7 +101,7 @@ def _rows(case: str, where: str, times: Measured, memory: Measured) -> Iterator[
                 memory[f"{verb}_lora"],
                 at_most=1,
                 unit="bytes",
-                if_missed="what is kept for the exact way back grows with the number of layers; fuse_lora keeps nothing",
+                if_missed="what is kept for the exact way back grows with the layers; fuse_lora keeps nothing",
             )
 
 

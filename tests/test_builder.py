@@ -108,7 +108,7 @@ def test_written_into_the_weights_the_adapter_turns_red_into_blue_and_keeps_the_
     pipe = planted_pipeline(two_denoisers=True)
     safe_prompt = HELD_OUT.replace("red", "blue")
     red, blue, neutral = generate(pipe, HELD_OUT), generate(pipe, safe_prompt), generate(pipe, NEUTRAL[0])
-    adapter = build(pipe)
+    adapter = build(pipe, epsilon=1e-3)
     write_into_weights(pipe, adapter)
     moved = generate(pipe, HELD_OUT)
     assert (red - blue).norm() > 1e-3 * red.norm()

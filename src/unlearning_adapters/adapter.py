@@ -14,7 +14,7 @@ from .errors import ConfigError
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no truth value, so that == would raise
 class Direction:
     """What a site's edit reads and writes, `x' = x - strength * sum_j write_j (read_j . x)`.
 
@@ -95,7 +95,7 @@ class AdapterInfo:
         return cls(**values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UnlearningAdapter:
     """One concept's directions at many sites.
 

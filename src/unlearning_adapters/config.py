@@ -84,7 +84,10 @@ class BuildConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "BuildConfig":
         """Make settings from plain types; an unknown key is an error that names the nearest known one."""
         check_keys("BuildConfig", values, {field.name for field in fields(cls)})
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**plain)
 
 
 def check_keys(owner: str, values: Mapping[str, Any], known: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose; each is also the builtin that fits, so that old handlers still work."""
+"""Every error that this package raises on purpose; each is also the builtin that fits, for handlers of those."""
 
 
 class UnlearningError(Exception):

@@ -5,6 +5,7 @@ Every factor is known by construction, so that a judge can be exact about what a
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,22 +72,22 @@ class Scene:
         return {"colour": body.colour, "shape": body.shape, "motion": body.motion, "background": self.background}
 
 
-def signed_distance(shape: str, radius: float, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+def signed_distance(shape: str, radius: float, x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
     """Return the distance of each point to the outline of a shape at the origin, negative inside (pixels)."""
     if shape == "circle":
-        return np.hypot(x, y) - radius
+        return np.asarray(np.hypot(x, y) - radius)
     if shape == "square":
         side = 0.88 * radius
-        return np.maximum(np.abs(x), np.abs(y)) - side
+        return np.asarray(np.maximum(np.abs(x), np.abs(y)) - side)
     if shape == "triangle":
         # Upright, with its base at 0.8 of the radius; rows grow downwards.
         slope = np.hypot(1.8, 1.0)
-        return np.maximum((1.8 * np.abs(x) - y - radius) / slope, y - 0.8 * radius)
+        return np.asarray(np.maximum((1.8 * np.abs(x) - y - radius) / slope, y - 0.8 * radius))
     if shape == "cross":
         arm = 0.36 * radius
         upright = np.maximum(np.abs(x) - arm, np.abs(y) - radius)
         level = np.maximum(np.abs(x) - radius, np.abs(y) - arm)
-        return np.minimum(upright, level)
+        return np.asarray(np.minimum(upright, level))
     raise ValueError(f"Expected `shape` to be one of {', '.join(SHAPES)}, but got {shape!r}.")
 
 

@@ -47,8 +47,11 @@ def export(run: Run, folder: Path) -> None:
     """Write the pipeline in half precision, with the training log and settings beside it."""
     pipe = assemble(run).to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
-    stages = {"vae": VaeSettings(), "denoiser": DenoiserSettings(), "decoder": DecoderSettings()}
-    settings = {name: asdict(stage) for name, stage in stages.items()}
+    settings = {
+        "vae": asdict(VaeSettings()),
+        "denoiser": asdict(DenoiserSettings()),
+        "decoder": asdict(DecoderSettings()),
+    }
     (folder / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
     (folder / "training_log.jsonl").write_text((run.folder / "log.jsonl").read_text())
 

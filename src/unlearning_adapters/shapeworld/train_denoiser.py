@@ -106,7 +106,8 @@ class TextConditioned(torch.nn.Module):
         bias = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, -torch.inf)
         count = (padded - mask.sum(1)).clamp(min=1).float().log()
         self.processor.bias = torch.cat([bias, count[:, None]], 1)[:, None, None, :]
-        return self.transformer(latents, timestep, hidden, return_dict=False)[0]
+        velocity: Tensor = self.transformer(latents, timestep, hidden, return_dict=False)[0]
+        return velocity
 
 
 class Captions:

@@ -57,13 +57,15 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
         frame = hidden[:, :, index : index + 1]
         frames.append(vae.decoder(frame, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0))
     vae.clear_cache()
-    return unpatchify(torch.cat(frames, 2), patch_size=vae.config.patch_size)
+    pixels: Tensor = unpatchify(torch.cat(frames, 2), patch_size=vae.config.patch_size)
+    return pixels
 
 
 def foreground_weight(clips: Tensor, extra: float) -> Tensor:
     """Return 1 for background pixels and 1 + extra for the others; a clip's corner is background."""
     corner = clips[:, :, :, :1, :1]
-    return 1.0 + extra * ((clips - corner).abs().amax(1, keepdim=True) > 0.1)
+    differs = (clips - corner).abs().amax(1, keepdim=True) > 0.1
+    return 1.0 + extra * differs.float()
 
 
 def vae_loss(vae: AutoencoderKLWan, clips: Tensor, settings: VaeSettings) -> tuple[Tensor, dict[str, float]]:
