@@ -64,8 +64,8 @@ def planted_layers(count: int, in_features: int, out_features: int) -> LayersPip
     return LayersPipeline(network.requires_grad_(False))
 
 
-def wan_pipeline(sizes: Sizes, blocks: int, feed_forward: int, dtype: torch.dtype = torch.bfloat16) -> WanPipeline:
-    """Return a `WanPipeline` with a denoiser of real widths, but few blocks, and nothing else."""
+def wan_pipeline(sizes: Sizes, blocks: int, feed_forward: int) -> WanPipeline:
+    """Return a `WanPipeline` with a bfloat16 denoiser of real widths, but few blocks, and nothing else."""
     transformer = WanTransformer3DModel(
         num_attention_heads=sizes.heads,
         attention_head_dim=128,
@@ -73,12 +73,16 @@ def wan_pipeline(sizes: Sizes, blocks: int, feed_forward: int, dtype: torch.dtyp
         ffn_dim=feed_forward,
         num_layers=blocks,
     )
+    for name, parameter in transformer.named_parameters():
+        # As `from_pretrained` does it: norms and time stay in float32.
+        if not set(name.split(".")) & set(transformer._keep_in_fp32_modules):
+            parameter.data = parameter.data.bfloat16()
     return WanPipeline(
         tokenizer=None,
         text_encoder=None,
         vae=None,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        transformer=transformer.to(dtype).eval().requires_grad_(False),
+        transformer=transformer.eval().requires_grad_(False),
     )
 
 

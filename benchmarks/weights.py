@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearning_adapters.adapter_file import FILE_NAME
 from unlearning_adapters.fuse import fuse_edit, unfuse_edit
 from unlearning_adapters.stacking import stack_directions
 from unlearning_adapters.verbs import (
@@ -46,7 +47,7 @@ def _arms(pipe: Any, folder: str, weights: list[Tensor], copies: list[Tensor]) -
     """Return the copy, our verbs and the stock verbs; all work on the same weights in turn."""
     stock = with_shared_weights(pipe)
     load_unlearning_adapter(pipe, folder)
-    stock.transformer.load_lora_adapter(folder, prefix="transformer")
+    stock.transformer.load_lora_adapter(folder, prefix="transformer", weight_name=FILE_NAME)
 
     def copy_all() -> None:
         for weight, into in zip(weights, copies, strict=True):

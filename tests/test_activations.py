@@ -44,8 +44,8 @@ class PackedPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(self, prompt, num_inference_steps=5, generator=None):
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        letters = torch.randn(128, 8, generator=torch.Generator().manual_seed(0))
-        words = [letters[[ord(letter) for letter in text]] for text in prompts]
+        table = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
+        words = [table[[sum(map(ord, word)) for word in text.split()]] for text in prompts]
         first = generator[0] if isinstance(generator, list) else generator
         latents = torch.randn(len(prompts), 8, generator=first)
         for _ in range(num_inference_steps):
@@ -149,13 +149,27 @@ def test_hidden_rows_come_from_the_first_steps_and_both_sides_share_the_noise():
     torch.testing.assert_close(same[0], same[1])
 
 
-def test_rows_are_thinned_evenly():
+def test_few_text_rows_are_those_that_differ_most():
     pipe = tiny.tiny_wan_pipeline()
     sites = find_sites(pipe)
     whole = record(pipe, PROMPTS[:2], sites, progress=False).of(KEY)
-    thin = record(pipe, PROMPTS[:2], sites, max_rows=3, progress=False).of(KEY)
+    thin = record(pipe, PROMPTS[:2], sites, max_rows=4, progress=False).of(KEY)
     for rows, few in zip(whole, thin, strict=True):
-        assert torch.equal(few, rows[[0, round((len(rows) - 1) / 2), len(rows) - 1]])
+        kept = [index for index, row in enumerate(rows) if (few == row).all(dim=1).any()]
+        assert len(kept) == len(few) == 4 and kept[0] == 0
+        assert torch.equal(few, rows[kept])  # in order
+        reach = torch.cdist(rows, few).amin(dim=1).max()
+        apart = torch.cdist(few, few).fill_diagonal_(torch.inf).min()
+        assert reach <= apart * 1.001  # what was left out is nearer to a kept row than kept rows are to each other
+
+
+def test_hidden_rows_are_thinned_evenly():
+    pipe = tiny.tiny_wan_pipeline()
+    sites = find_sites(pipe, OUT)
+    call = {**tiny.CALL, "height": 64, "width": 64}
+    (whole,) = record(pipe, PROMPTS[:1], sites, call_kwargs=call, progress=False).of(OUT)
+    (thin,) = record(pipe, PROMPTS[:1], sites, max_rows=3, call_kwargs=call, progress=False).of(OUT)
+    assert torch.equal(thin, whole[[0, round((len(whole) - 1) / 2), len(whole) - 1]])
 
 
 @pytest.mark.parametrize("selection", ["text", "hidden"])
@@ -275,7 +289,7 @@ def test_prompts_that_are_packed_to_one_sequence_are_recorded_one_by_one():
     pipe = packed_pipeline()
     sites = find_sites(pipe, "*.words")
     rows = record(pipe, PROMPTS, sites, progress=False).of("transformer.layers.0.words")
-    assert [len(found) for found in rows] == [len(set(prompt)) for prompt in PROMPTS]
+    assert [len(found) for found in rows] == [len(set(prompt.split())) for prompt in PROMPTS]
 
 
 def test_measurement_finds_the_text_sites_that_structure_finds():

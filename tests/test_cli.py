@@ -81,11 +81,11 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def loaded_by(*arguments: object) -> set[str]:
+def loaded_by(*arguments: object, before: str = "") -> set[str]:
     """Return the heavy modules that a command imports in a process of its own."""
     listed = [str(argument) for argument in arguments]
     done = fresh(
-        "import sys\nfrom unlearning_adapters.cli import main\n"
+        f"{before}\nimport sys\nfrom unlearning_adapters.cli import main\n"
         f"try:\n    code = main({listed!r})\nexcept SystemExit as leave:\n    code = leave.code\n"
         f"print(code, *(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr)"
     )
@@ -172,8 +172,8 @@ def test_help_and_inspect_import_nothing_heavy(adapter_folder: Path) -> None:
     assert loaded_by("concepts") == set()
 
 
-def test_the_check_of_imports_sees_them(tmp_path: Path, tiny_folder: Path, red: Path) -> None:
-    assert {"torch", "diffusers"} <= loaded_by("build", tiny_folder, red, "-o", tmp_path / "x")
+def test_the_check_of_imports_sees_them() -> None:
+    assert loaded_by("--help", before="import numpy") == {"numpy"}
 
 
 # Errors.
@@ -202,7 +202,10 @@ ERRORS: dict[str, tuple[list[str], str]] = {
         ["apply", "{tiny}", "{good}", "--prompt", "a", "-o", "{tmp}/x.mp4", "--strength", "1", "--strength", "2"],
         "Got 2 values of --strength for 1 adapters",
     ),
-    "apply width": (["apply", "{tiny}", "{good}", "--prompt", "a", "-o", "{tmp}/x.mp4"], "'red'.*width|reads|shape"),
+    "apply width": (
+        ["apply", "{tiny}", "{good}", "--prompt", "a", "-o", "{tmp}/x.mp4"],
+        "'red' does not fit: .*in_features = 8.*has 48",
+    ),
     "show": (["concepts", "show", "{tmp}/none.yaml"], "none.yaml: there is no such file"),
     "new taken": (["concepts", "new", "tiny-red", "-o", "{red}"], "exists already and was not changed"),
     "new name": (["concepts", "new", "-o", "{tmp}/y.yaml", "a/b"], "name of a concept"),

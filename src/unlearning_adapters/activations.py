@@ -27,7 +27,7 @@ class Recording:
     read one text stream.
 
     Args:
-        rows: Per group, per prompt: rows of shape (tokens, in_features), float32, on the CPU, no two alike.
+        rows: Per group, per prompt: rows of shape (tokens, in_features), float32, on the CPU, no two the same.
         groups: Group of each site, by the site's name.
     """
 
@@ -70,7 +70,8 @@ def record(
         steps: Number of denoising steps that are recorded at hidden sites.
         batch_size: Number of prompts per call of the pipeline.
         seed: Seed of the noise; one for all prompts, which then get seed, seed + 1, ..., or one per prompt.
-        max_rows: Largest number of rows kept per prompt, evenly spaced; None keeps all (64 per step at hidden sites).
+        max_rows: Largest number of rows kept per prompt and call: at text sites those that differ most, so that words
+            are kept and padding is not; at hidden sites evenly spaced ones. None: all at text sites, 64 at hidden ones.
         call_kwargs: Further arguments of the pipeline's call, such as {"height": 480, "max_sequence_length": 512}.
         progress: Whether to show a progress bar.
         description: Its label.
@@ -83,33 +84,18 @@ def record(
         SiteError: If a site was never called.
     """
     if not prompts or not sites:
-        raise ConfigError(
-            f"Expected prompts and sites to record, but got {len(prompts)} prompts and {len(sites)} sites."
-        )
-    networks = denoisers(pipe)
+        raise ConfigError(f"Expected prompts and sites, but got {len(prompts)} prompts and {len(sites)} sites.")
     needed = {site.name: 1 if site.kind == "text" else steps for site in sites}
-    _check_no_cache(networks, max(needed.values()))
+    _check_no_cache(denoisers(pipe), max(needed.values()))
     run = PartialRun(pipe, call_kwargs, text_only=all(site.kind == "text" for site in sites))
     seeds = [seed + index for index in range(len(prompts))] if isinstance(seed, int) else list(seed)
     pictures = list(images) if images is not None and "image" in run.accepted else [None] * len(prompts)
-    one_by_one = run.takes_image or any(picture is not None for picture in pictures)
 
-    def gather(size: int) -> Recording | None:
-        taps = _Taps(pipe, networks, sites, needed, max_rows)
-        with tqdm(total=len(prompts), desc=description, unit="prompt", disable=not progress) as bar:
-            for start in range(0, len(prompts), size):
-                part = slice(start, start + size)
-                with taps.placed(len(prompts[part])):
-                    run(prompts[part], seeds[part], pictures[start] if one_by_one else None)
-                if taps.packed:
-                    return None
-                taps.check_reached()
-                bar.update(len(prompts[part]))
-        return taps.recording()
-
-    size = 1 if one_by_one else batch_size
-    while (recording := gather(size)) is None:
-        size = 1  # some denoisers join all prompts of a batch to one sequence of tokens
+    size = 1 if run.takes_image or any(picture is not None for picture in pictures) else batch_size
+    inputs = list(zip(prompts, seeds, pictures, strict=True))
+    with tqdm(total=len(inputs), desc=description, unit="prompt", disable=not progress) as bar:
+        while (recording := _gather(run, _Taps(pipe, sites, needed, max_rows), inputs, size, bar)) is None:
+            size = 1  # some denoisers join all prompts of a batch to one sequence of tokens
     return recording
 
 
@@ -145,17 +131,26 @@ def measure_text_only(pipe: Any, *, call_kwargs: Mapping[str, Any] | None = None
     )
 
 
+def _gather(
+    run: PartialRun, taps: "_Taps", inputs: Sequence[tuple[str, int, Any]], size: int, bar: "tqdm[Any]"
+) -> Recording | None:
+    """Run all batches of a size; None if the rows of a batch cannot be told apart by prompt."""
+    for start in range(0, len(inputs), size):
+        prompts, seeds, pictures = zip(*inputs[start : start + size], strict=True)
+        with taps.placed(len(prompts)):
+            run(prompts, seeds, pictures[0])
+        if taps.packed:
+            return None
+        taps.check_reached()
+        bar.update(len(prompts))
+    return taps.recording()
+
+
 class _Taps:
     """Hooks on the sites, and the rows that they gathered so far."""
 
-    def __init__(
-        self,
-        pipe: Any,
-        networks: Mapping[str, nn.Module],
-        sites: Sequence[Site],
-        needed: Mapping[str, int],
-        max_rows: int | None,
-    ) -> None:
+    def __init__(self, pipe: Any, sites: Sequence[Site], needed: Mapping[str, int], max_rows: int | None) -> None:
+        networks = denoisers(pipe)
         self.modules = {site.name: site_module(pipe, site.name) for site in sites}
         self.networks = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
         self.sites, self.needed, self.max_rows = sites, needed, max_rows
@@ -209,7 +204,10 @@ class _Taps:
         kept.extend([] for _ in range(first + self.prompts - len(kept)))
         # Frames or places that were moved into the batch stay with their prompt.
         for index, part in enumerate(tensor.reshape(self.prompts, -1, tensor.shape[-1])):
-            kept[first + index].append(_thin(part, self.max_rows, HIDDEN_ROWS if site.kind == "hidden" else None))
+            if site.kind == "hidden":
+                part = _evenly(part, self.max_rows or HIDDEN_ROWS)
+            rows = _distinct(part.to("cpu", torch.float32))
+            kept[first + index].append(_most_different(rows, self.max_rows) if site.kind == "text" else rows)
 
     def _end_call(self, component: str, calls: int) -> None:
         """Give up on the sites of a component that its call did not reach."""
@@ -235,9 +233,7 @@ class _Taps:
     def recording(self) -> Recording:
         """Return what was gathered."""
         index = {leader: group for group, leader in enumerate(self.rows)}
-        rows = tuple(
-            tuple(_thin(torch.cat(calls), self.max_rows) for calls in per_prompt) for per_prompt in self.rows.values()
-        )
+        rows = tuple(tuple(_distinct(torch.cat(calls)) for calls in per_prompt) for per_prompt in self.rows.values())
         return Recording(rows, {site.name: index[self.leaders[site.name]] for site in self.sites})
 
 
@@ -264,17 +260,28 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _thin(rows: Tensor, limit: int | None, first_limit: int | None = None) -> Tensor:
-    """Return the distinct rows in order, at most `limit` of them; `first_limit` acts before they are compared."""
-    rows = _evenly(rows, first_limit).to("cpu", torch.float32)
+def _distinct(rows: Tensor) -> Tensor:
+    """Return the rows without exact repetitions, in order: padding is one row."""
     first: dict[bytes, int] = {}
     for index, row in enumerate(rows.contiguous().numpy()):
         first.setdefault(row.tobytes(), index)
-    return _evenly(rows[list(first.values())], limit)
+    return rows[list(first.values())]
 
 
-def _evenly(rows: Tensor, limit: int | None) -> Tensor:
+def _most_different(rows: Tensor, limit: int | None) -> Tensor:
+    """Return `limit` rows in order: the first, then again and again the one farthest from all that were taken."""
     if limit is None or len(rows) <= limit:
+        return rows
+    taken = [0]
+    distance = (rows - rows[0]).norm(dim=1)
+    while len(taken) < limit:
+        taken.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (rows - rows[taken[-1]]).norm(dim=1))
+    return rows[sorted(taken)]
+
+
+def _evenly(rows: Tensor, limit: int) -> Tensor:
+    if len(rows) <= limit:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, limit).round().long().to(rows.device)]
 

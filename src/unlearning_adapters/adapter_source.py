@@ -7,7 +7,7 @@ from .errors import AdapterFileError, AdapterNotFoundError, ConfigError
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # the one name that stock loaders guess right
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def find_adapter_file(
@@ -48,7 +48,7 @@ def find_adapter_file(
         return _in_folder(path, subfolder)
     if kind == "file":
         return _single_file(path, subfolder)
-    if isinstance(source, str) and path.suffix != ".safetensors" and _REPOSITORY.fullmatch(source):
+    if isinstance(source, str) and path.suffix != ".safetensors" and REPOSITORY.fullmatch(source):
         return _download(source, revision, token, cache_dir, local_files_only, subfolder)
     raise AdapterNotFoundError(
         f"No unlearning adapter at {str(source)!r}: there is no such file or folder. "

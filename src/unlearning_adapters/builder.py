@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .activations import Recording, measure_text_only, record
@@ -171,9 +171,9 @@ def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: floa
     """Return `-strength * W @ write.T` per site, for stock LoRA loaders; nothing if a weight cannot be read."""
     factors: dict[str, Tensor] = {}
     for name, direction in directions.items():
-        weight = getattr(base_linear(site_module(pipe, name)), "weight", None)
-        if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
-            return {}  # quantised or offloaded: only the adapter's own loader, which needs no B, can use it
+        weight: Any = getattr(base_linear(site_module(pipe, name)), "weight", None)
+        if type(weight) not in (Tensor, nn.Parameter) or weight.is_meta or not weight.is_floating_point():
+            return {}  # quantised or offloaded: only this package's own loader, which needs no B, can use the adapter
         edit = StackedEdit(direction.read, strength * direction.write.T).to(weight.device)
         factors[name] = lora_factors(weight.detach(), edit)[1].cpu()
     return factors

@@ -180,14 +180,14 @@ def templates(size: int) -> Floats:
     reach = round(REACH * scale)
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32)
     offsets = [(x, y) for x in OFFSETS for y in OFFSETS]
-    drawn = []
+    drawn: list[Floats] = []
     for shape in SHAPES:
         for radius in RADII * scale:
             # The centroid of the triangle lies below its centre, a third of its height above its base.
             down = 0.2 * radius if shape == "triangle" else 0.0
             distance = np.stack([signed_distance(shape, radius, columns - x, rows - y + down) for x, y in offsets])
-            sharp = np.clip(0.5 - distance, 0.0, 1.0)
-            drawn += [sharp, np.clip(0.5 - distance / SOFT_EDGE, 0.0, 1.0)]
+            sharp: Floats = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+            drawn += [sharp, np.clip(0.5 - distance / SOFT_EDGE, 0.0, 1.0).astype(np.float32)]
             drawn += [rounded(sharp, share * radius, SOFT_EDGE) for share in ROUNDING[shape]]
     return np.stack(drawn).astype(np.float32).reshape(len(SHAPES), -1, rows.size)
 

@@ -1,0 +1,127 @@
+"""The benchmarks run at small sizes: every row is there, with numbers; no test looks at a time."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = {"name", "what", "unit", "ours", "other", "formula", "ratio", "target", "met", "reason"}
+LIBRARIES = {"torch", "diffusers", "peft"}
+SHAPES = ("square", "feed-forward")
+# Every promise, and the bound that it is held to; None for rows that inform only.
+ROWS = {
+    **{
+        f"solve/{case}/eigh-{dtype}": ">= 50"
+        for case in ("few-tokens", "shipped-prompts")
+        for dtype in ("float64", "float32")
+    },
+    **{f"{verb}/{shape}/copy": "<= 4" for verb in ("fuse", "unfuse") for shape in SHAPES},
+    **{f"{verb}/{shape}/{verb}_lora": ">= 1" for verb in ("fuse", "unfuse") for shape in SHAPES},
+    **{f"{verb}/{shape}/{verb}_lora-memory": "<= 1" for verb in ("fuse", "unfuse") for shape in SHAPES},
+    **{f"kept/{shape}/rank-{rank}": "<= 0.15" if rank == 1 else None for rank in (1, 4, 8) for shape in SHAPES},
+    **{f"call/{model}/lora": "<= 1" for model in ("wan", "shapeworld")},
+    **{f"call/{model}/{side}": None for model in ("wan", "shapeworld") for side in ("base", "lora-base")},
+    **{f"build/{case}/generation": "<= 0.1" for case in ("shapeworld", "larger-video")},
+    **{f"load/{model}/load_lora_weights": "<= 1" for model in ("shapeworld", "wan")},
+}
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)  # where `python -m benchmarks` is run
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> tuple[dict, dict]:
+    """What a quick run prints, and what it writes."""
+    file = tmp_path_factory.mktemp("benchmarks") / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--threads", "1", "--json", "--output", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_every_row_is_there_with_its_target(quick):
+    targets = {row["name"]: row["target"] for row in quick[0]["rows"]}
+    assert len(quick[0]["rows"]) == len(targets), "a name is used twice"
+    assert targets == ROWS
+
+
+def test_rows_hold_finite_positive_numbers(quick):
+    for row in quick[0]["rows"]:
+        assert set(row) == KEYS
+        for key in ("ours", "other", "ratio"):
+            low, middle, high = (row[key][part] for part in ("min", "median", "max"))
+            assert 0 < low <= middle <= high and math.isfinite(high), row["name"]
+        assert row["unit"] in ("s", "bytes") and row["what"], row["name"]
+
+
+def test_a_missed_target_has_a_reason(quick):
+    for row in quick[0]["rows"]:
+        assert (row["met"] is None) == (row["target"] is None)
+        assert bool(row["reason"]) == (row["met"] is False), row["name"]
+
+
+def test_the_output_file_is_what_was_printed(quick):
+    assert quick[0] == quick[1]
+
+
+def test_conditions_are_stated(quick):
+    conditions = quick[0]["environment"]
+    assert conditions["quick"] is True and conditions["threads"] == 1 and conditions["cpu"]
+    assert conditions.keys() >= LIBRARIES
+
+
+@pytest.mark.parametrize(
+    ("bound", "ratio", "met"),
+    [
+        ({"at_most": 2}, 2.0, True),
+        ({"at_most": 2}, 2.006, False),
+        ({"at_least": 2}, 0.5, None),
+        ({}, 2.0, None),
+    ],
+)
+def test_a_target_is_judged_by_the_median(bound, ratio, met):
+    from benchmarks.report import compare
+
+    row = compare("name", "what", [2.0, 2.0 * ratio, 8.0 * ratio], [2.0, 2.0, 2.0], if_missed="slow", **bound)
+    if bound == {"at_least": 2}:
+        assert row.formula == "other / ours" and row.ratio.median == pytest.approx(1 / ratio) and row.met
+    else:
+        assert row.formula == "ours / other" and row.ratio.median == pytest.approx(ratio) and row.met is met
+    assert row.reason == ("slow" if row.met is False else "")
+
+
+def test_every_arm_runs_in_every_round_and_takes_turns():
+    from benchmarks.measure import in_turn
+
+    seen: list[str] = []
+    arms = [[("a", lambda: seen.append("a")), (None, lambda: seen.append("clean"))], [("b", lambda: seen.append("b"))]]
+    found = in_turn(arms, 2, "turns", meter=lambda step: step() or float(len(seen)))
+    assert seen == ["a", "clean", "b", "b", "a", "clean", "a", "clean", "b"]
+    assert found == {"a": [5.0, 7.0], "b": [4.0, 9.0]}
+
+
+def test_extra_memory_is_that_of_the_peak():
+    from benchmarks.measure import can_measure_memory, extra_bytes
+
+    if not can_measure_memory():
+        return
+    size = 64 * 2**20
+    peak = extra_bytes(lambda: torch.ones(size, dtype=torch.uint8).sum())
+    assert size <= peak < 1.5 * size
+    assert extra_bytes(lambda: None) < size / 8
+
+
+def test_the_dense_solve_finds_the_same_direction():
+    from benchmarks.solve import _dense, _rows
+    from unlearning_adapters.directions import cpca_direction
+
+    problem = _rows(12, 96, 0), _rows(30, 96, 1), _rows(1, 96, 2)[0]
+    thin = cpca_direction(*problem, 100, 1.0).read[0]
+    assert torch.allclose(thin, _dense(*problem, torch.float64).float(), atol=1e-5)

@@ -1,0 +1,84 @@
+"""Every example runs as a user would run it, offline, and does what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unlearning_adapters.adapter_file import FILE_NAME, load_adapter
+
+EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+
+
+def run_example(name: str, *arguments: object) -> str:
+    (path,) = (example for example in EXAMPLES if example.stem == name)
+    call = [sys.executable, str(path), *map(str, arguments)]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def written(text: str) -> list[Path]:
+    """Return the files that an example says it wrote."""
+    return [Path(name) for name in re.findall(r"wrote (\S+)", text)]
+
+
+def test_the_examples_are_numbered_short_and_tested() -> None:
+    assert [path.stem for path in EXAMPLES] == ["01_build", "02_load_and_generate", "03_stack", "04_fuse_and_save"]
+    for path in EXAMPLES:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 60
+        assert f"python examples/{path.name} [FOLDER]" in text
+
+
+def test_build(tmp_path: Path) -> None:
+    out = run_example("01_build", tmp_path)
+    adapter = load_adapter(tmp_path / "no-red")
+    assert written(out) == [tmp_path / "no-red" / FILE_NAME]
+    assert repr(adapter) in out and adapter.info.concept == "no-red"
+    assert f"and {len(adapter.sites) - 2} more" in out
+
+
+def test_load_and_generate(tmp_path: Path) -> None:
+    out = run_example("02_load_and_generate", tmp_path)
+    assert "active: ['shapeworld-red']" in out
+    assert "disabled equals the base: True" in out
+    seen = dict(re.findall(r"^([\w-]+): (\w+), wrote", out, flags=re.MULTILINE))
+    assert list(seen) == ["before", "after", "weak", "neighbour-before", "neighbour-after"]
+    assert seen["before"] == "red" and seen["after"] not in ("red", "unknown")
+    assert seen["neighbour-before"] == seen["neighbour-after"] == "blue"
+    assert len(written(out)) == 5 and all(path.stat().st_size > 1000 for path in written(out))
+
+
+def test_stack(tmp_path: Path) -> None:
+    out = run_example("03_stack", tmp_path)
+    seen = dict(re.findall(r"^([\w-]+): (\w+, \w+), wrote", out, flags=re.MULTILINE))
+    assert seen["base"] == "red, left"
+    assert "red" not in seen["no-red"] and "left" in seen["no-red"]
+    assert "red" not in seen["both"] and "left" not in seen["both"]
+    assert seen["other-order"] == seen["both"] and "order does not matter: True" in out
+    assert "active: ['no-left']" in out
+    assert len(written(out)) == 4 and all(path.stat().st_size > 1000 for path in written(out))
+
+
+def test_fuse_and_save(tmp_path: Path) -> None:
+    out = run_example("04_fuse_and_save", tmp_path)
+    assert re.search(r"fused: 12 of \d+ tensors changed", out)
+    (difference,) = re.findall(r"differ by at most (\S+)", out)
+    assert 0 < float(difference) < 1e-3
+    (saved,) = re.findall(r"saved checkpoint has the fused weights: True; its latents differ by (\S+)", out)
+    assert float(saved) < 1e-3
+    assert "unfused, bit for bit the base: True" in out
+    assert (tmp_path / "shapeworld-without-red" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["01_build"])
+def test_without_a_folder_an_example_takes_a_new_one(name: str) -> None:
+    paths = written(run_example(name))
+    assert paths and all(path.is_file() for path in paths)
+    for path in paths:
+        path.unlink()
+        path.parent.rmdir()
+        path.parent.parent.rmdir()
