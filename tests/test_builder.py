@@ -3,8 +3,10 @@
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -224,6 +226,19 @@ def test_pairs_that_read_alike_are_refused_by_the_name_of_the_site():
         with pytest.raises(ConceptError, match=re.escape(f"At the site {KEY!r}: ")):
             build_adapter(pipe, late, BuildConfig(method), progress=False, call_kwargs={"max_sequence_length": 4})
     assert count_hooks(pipe) == 0
+
+
+def test_pairs_of_pictures_are_built_at_hidden_sites_and_refused_at_text_sites():
+    pipe = tiny.tiny_wan_image_pipeline()
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(picture) for picture in pixels]
+    pairs = tuple(Pair("a dog runs", "a dog runs", *pictures[start : start + 2]) for start in (0, 2))
+    concept = Concept("pictures", pairs, neutral=NEUTRAL[:2])
+    for config in (BuildConfig("mean", sites="hidden", steps=1), BuildConfig("cpca", sites="hidden", steps=1)):
+        adapter = build_adapter(pipe, concept, config, progress=False, call_kwargs=tiny.CALL)
+        assert len(adapter.directions) == 6
+    with pytest.raises(ConceptError, match=r"At the site 'transformer\.blocks\.0\.attn2\.to_k': .* the same"):
+        build_adapter(pipe, concept, progress=False, call_kwargs=tiny.CALL)
 
 
 def test_low_precision_and_two_denoisers_build():

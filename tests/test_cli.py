@@ -30,6 +30,8 @@ HELP = [
     ["build"],
     ["inspect"],
     ["apply"],
+    ["push"],
+    ["pull"],
     ["concepts"],
     ["concepts", "list"],
     ["concepts", "show"],

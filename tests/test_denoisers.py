@@ -19,7 +19,7 @@ from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept, Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import SiteError
-from unlearning_adapters.sites import find_sites, linear_layers, site_module
+from unlearning_adapters.sites import NO_TEXT, find_sites, linear_layers, site_module
 from unlearning_adapters.verbs import (
     delete_unlearning_adapters,
     fuse_unlearning_adapters,
@@ -28,7 +28,7 @@ from unlearning_adapters.verbs import (
     unload_unlearning_adapters,
 )
 
-ROUNDING = {"rtol": 1e-4, "atol": 2e-5}  # float32, outputs near 1
+ROUNDING = {"rtol": 1e-3, "atol": 1e-4}  # float32, outputs near 1
 CLASSES = 34
 
 each = pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
@@ -146,7 +146,9 @@ def test_hidden_sites_read_the_video(tiny: Tiny):
     hidden = {site.module for site in find_sites(pipe, "hidden")}
     one, noise = inputs_of(pipe), inputs_of(pipe, noise=1)
     assert hidden <= one.keys()
-    assert [path for path in sorted(hidden) if torch.equal(one[path], noise[path])] == []
+    still = {path for path in hidden if torch.equal(one[path], noise[path])}
+    # Attention to a single token, the image of Stable Video Diffusion, gives this token whatever the video asks.
+    assert still == {path for path in hidden if tiny.model in NO_TEXT and path.endswith("attn2.to_out.0")}
 
 
 def state(pipe: TinyPipeline) -> dict[str, object]:
@@ -244,22 +246,56 @@ def word_pairs() -> Concept:
     return Concept(name="red", pairs=pairs, neutral=("old men read some long books", "green hills lie under open sky"))
 
 
-def largest_difference(one: Tensor, other: Tensor) -> Tensor:
-    rows = (one - other).flatten(0, -2)
-    return rows[rows.norm(dim=1).argmax()]
+def pooled(rows: Tensor) -> Tensor:
+    """Mean of the distinct rows: padding counts once."""
+    return rows.flatten(0, -2).round(decimals=4).unique(dim=0).mean(dim=0)
+
+
+def outputs_of(pipe: TinyPipeline, paths: set[str], prompt: str, noise: int) -> dict[str, Tensor]:
+    """What some layers returned first in a run, with what is attached to them."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+            seen.setdefault(path, output)
+
+        return hook
+
+    handles = [
+        site_module(pipe, f"{pipe.tiny.component}.{path}").register_forward_hook(keep(path)) for path in paths
+    ]
+    pipe.tiny.run(pipe.model, prompt, noise)
+    for handle in handles:
+        handle.remove()
+    return seen
 
 
 @each_that_reads_text
-def test_a_planted_word_is_found(tiny: Tiny):
-    pipe = tiny.pipe()
+def test_a_planted_word_is_found_and_removed(tiny: Tiny):
+    pipe, concept = tiny.pipe(), word_pairs()
     before = state(pipe)
-    concept = word_pairs()
-    adapter = build_adapter(pipe, concept, BuildConfig(method="mean", batch_size=1), progress=False)
+    adapter = build_adapter(pipe, concept, BuildConfig(method="mean", batch_size=1, strength=1.0), progress=False)
     assert state(pipe) == before
-    sides = [(inputs_of(pipe, pair.unsafe, 0), inputs_of(pipe, pair.safe, 0)) for pair in concept.pairs]
-    for site, direction in adapter.directions.items():
-        path = site.partition(".")[2]
-        expected = torch.stack([largest_difference(unsafe[path], safe[path]) for unsafe, safe in sides]).mean(dim=0)
-        cosine = torch.cosine_similarity(direction.read[0], expected, dim=0)
-        print(tiny.name, path, f"{cosine:.3f}")
-        assert cosine > 0.99 , (path, cosine)
+
+    def mean_difference(run: Callable[[str, int], dict[str, Tensor]]) -> dict[str, Tensor]:
+        sides = [(run(pair.unsafe, seed), run(pair.safe, seed)) for seed, pair in enumerate(concept.pairs)]
+        return {
+            path: torch.stack([pooled(unsafe[path]) - pooled(safe[path]) for unsafe, safe in sides]).mean(dim=0)
+            for path in paths
+        }
+
+    paths = {site.partition(".")[2] for site in adapter.sites}
+    expected = mean_difference(lambda prompt, seed: inputs_of(pipe, prompt, seed))
+    written = mean_difference(lambda prompt, seed: outputs_of(pipe, paths, prompt, seed))
+    for path in paths:
+        direction = adapter.directions[f"{tiny.component}.{path}"]
+        assert torch.cosine_similarity(direction.read[0], expected[path], dim=0) > 0.99, path
+
+    load_unlearning_adapter(pipe, adapter)
+    left = mean_difference(lambda prompt, seed: outputs_of(pipe, paths, prompt, seed))
+    moved = mean_difference(lambda prompt, seed: inputs_of(pipe, prompt, seed))
+    # Sites whose own input the edits of earlier sites have changed are left out.
+    first = {path for path in paths if torch.allclose(moved[path], expected[path], atol=1e-6)}
+    assert first
+    for path in first:
+        assert left[path].norm() < 0.02 * written[path].norm(), path

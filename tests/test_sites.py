@@ -90,7 +90,7 @@ TEXT_SITES = [
     ),
     ("SanaVideoTransformer3DModel", {"num_layers": 2}, ATTN2),
     ("SanaWMTransformer3DModel", {"num_layers": 2}, "blocks.N.cross_attn.kv_linear"),
-    (SanaWMLTX2RefinerTransformer3DModel, {"num_layers": 2}, f"{ATTN2} {ATTN2.replace('attn2', 'audio_attn2')}"),
+    (SanaWMLTX2RefinerTransformer3DModel, {"num_layers": 2}, ATTN2),
     ("SkyReelsV2Transformer3DModel", {"num_layers": 2}, "blocks.N.attn2.{to_k,to_v}"),
     ("WanTransformer3DModel", {"num_layers": 2}, "blocks.N.attn2.{to_k,to_v}"),
     ("WanTransformer3DModel", {"num_layers": 2, "added_kv_proj_dim": 5120}, "blocks.N.attn2.{to_k,to_v}"),

@@ -192,6 +192,47 @@ class UnlearningAdapter:
             subfolder=subfolder,
         )
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        result: Mapping[str, Any] | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Push the adapter and its card to the Hub, in one commit; see `push_adapter`.
+
+        Args:
+            repo_id: Repository on the Hub, "org/name"; it is made if it is missing.
+            commit_message: Title of the commit.
+            private: Whether a new repository is private.
+            token: Access token with write permission.
+            create_pr: Whether to open a pull request.
+            revision: Branch to write to; it is made if it is missing.
+            result: What was measured; without it the card says "not measured".
+            license: Licence of the adapter, such as "apache-2.0".
+
+        Returns:
+            URL of the commit, or of the pull request.
+        """
+        from .hub import push_adapter
+
+        return push_adapter(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            create_pr=create_pr,
+            revision=revision,
+            result=result,
+            license=license,
+        )
+
     def __repr__(self) -> str:
         return (
             f"UnlearningAdapter(concept={self.info.concept!r}, method={self.info.method!r}, "

@@ -119,15 +119,22 @@ def _download(
             local_files_only=local_files_only,
         )
     except Exception as error:  # the client raises errors of a dozen kinds, and all of them mean: not found
-        reason = _reason(error, repository, revision, local_files_only)
+        reason = explain_hub_error(error, repository, revision, local_files_only)
         raise AdapterNotFoundError(
             f"No unlearning adapter from the Hub repository {repository!r} (nor is it a local folder): {reason}"
         ) from error
     return Path(path)
 
 
-def _reason(error: Exception, repository: str, revision: str | None, local_files_only: bool) -> str:
-    """Say in one sentence why the Hub gave no file, and in another what to do."""
+def explain_hub_error(error: Exception, repository: str, revision: str | None, local_files_only: bool) -> str:
+    """Say in one sentence why the Hub gave no file, and in another what to do.
+
+    Args:
+        error: What the Hub's client raised.
+        repository: The repository "org/name".
+        revision: The branch, tag or commit that was asked for.
+        local_files_only: Whether the caller forbade requests.
+    """
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repository}"

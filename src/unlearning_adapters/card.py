@@ -32,8 +32,8 @@ RATES = {
 ARMS = ("base", "with this adapter", "control: random direction")
 NOT_MEASURED = """\
 **Not measured.** Nobody has reported how well this adapter removes the concept on this base, nor what else it changes.
-Measure both before you rely on it: the share of clips that show the concept, and the share of neighbours that survive, for
-the base and the edited model on the same prompts and seeds, beside a random direction as the control."""
+Measure both before you rely on it: the share of clips that show the concept, and the share of neighbours that survive,
+for the base and the edited model on the same prompts and seeds, beside a random direction as the control."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Measured:
             return cls(count, table, None if strength is None else float(strength))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
-                f"The measured result cannot go on a card: {type(error).__name__} {error}. Give what run_demo returned, "
-                f"or one concept of benchmarks/erasure.json with the arms base, {method} and random."
+                f"The measured result cannot go on a card: {type(error).__name__} {error}. Give what run_demo "
+                f"returned, or one concept of benchmarks/erasure.json with the arms base, {method} and random."
             ) from error
 
 
@@ -199,8 +199,8 @@ def _model_index(info: AdapterInfo, name: str, measured: Measured) -> list[dict[
 def _summary(info: AdapterInfo, gallery: bool) -> str:
     text = (
         f"Makes {_base(info)} forget one concept, **{escape(info.concept)}**, without training: a few directions are\n"
-        "taken out of what some of its layers read. It is one file, it can be switched off exactly, and stock diffusers\n"
-        "loads it as a LoRA."
+        "taken out of what some of its layers read. It is one file, it can be switched off exactly, and stock\n"
+        "diffusers loads it as a LoRA."
     )
     return f"{text}\n\n<Gallery />" if gallery else text
 
@@ -230,8 +230,8 @@ def _measured(info: AdapterInfo, measured: Measured) -> str:
     if info.base_model != SHAPEWORLD:
         return text
     return (
-        f"{text}\n\nThe base is ShapeWorld, a tiny model of moving shapes. These numbers say that the method works there; "
-        "they say\nnothing of a large model."
+        f"{text}\n\nThe base is ShapeWorld, a tiny model of moving shapes. These numbers say that the method works "
+        "there;\nthey say nothing of a large model."
     )
 
 
@@ -258,17 +258,19 @@ def _load(info: AdapterInfo, repository: str) -> str:
     if info.base_model == SHAPEWORLD:
         first = "from unlearning_adapters import load_shapeworld\n\npipe = load_shapeworld()"
     else:
+        source = _base_source(info, "path/to/the/base")
         first = (
-            "import unlearning_adapters  # adds the verbs to diffusers' pipelines\nfrom diffusers import DiffusionPipeline"
-            f'\n\npipe = DiffusionPipeline.from_pretrained("{_base_source(info, "path/to/the/base")}")'
+            "import unlearning_adapters  # adds the verbs to diffusers' pipelines\n"
+            "from diffusers import DiffusionPipeline\n\n"
+            f'pipe = DiffusionPipeline.from_pretrained("{source}")'
         )
     return f'{first}\npipe.load_unlearning_adapter("{repository}")'
 
 
 def _stock(info: AdapterInfo) -> str:
     text = (
-        "The result is the same up to rounding. As an ordinary LoRA it can be switched off by accident: loading another\n"
-        "LoRA, `set_adapters`, `disable_lora` and a LoRA scale of 0 all silence it."
+        "The result is the same up to rounding. As an ordinary LoRA it can be switched off by accident: loading\n"
+        "another LoRA, `set_adapters`, `disable_lora` and a LoRA scale of 0 all silence it."
     )
     if len(info.denoisers) > 1:
         first, *others = map(escape, info.denoisers)

@@ -112,6 +112,29 @@ def _apply_options(command: Options) -> None:
     _pipeline_options(command)
 
 
+def _push_options(command: Options) -> None:
+    command.add_argument("adapter", metavar="ADAPTER", help="an adapter file, or its folder")
+    command.add_argument("repository", metavar="REPOSITORY", help="where to push it, org/name; made if it is missing")
+    command.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    command.add_argument(
+        "--create-pr", action="store_true", help="open a pull request instead of writing to the branch"
+    )
+    add = _optional(command)
+    add("--revision", metavar="BRANCH", help="branch to write to (default: main)")
+    add("--commit-message", metavar="TEXT", help="title of the commit (default: names the concept)")
+    add("--license", metavar="NAME", help="licence of the adapter, such as apache-2.0 (default: none is named)")
+    add("--token", help="access token (default: the one of `hf auth login`)")
+    command.add_argument("--result", metavar="FILE", help="result.json of `unlearn demo`, for the numbers of the card")
+
+
+def _pull_options(command: Options) -> None:
+    command.add_argument("repository", metavar="REPOSITORY", help="a Hub repository, org/name")
+    command.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write to")
+    add = _optional(command)
+    add("--revision", metavar="NAME", help="branch, tag or commit (default: main)")
+    add("--token", help="access token (default: the one of `hf auth login`)")
+
+
 def _concepts_options(command: Options) -> None:
     group = command.add_subparsers(title="actions", metavar="[list | show | new]")
     _add_command(group, "list", "list the shipped concepts (the default)", lambda _: None, commands.concepts)
@@ -138,6 +161,8 @@ COMMANDS: tuple[tuple[str, str, Callable[[Options], None], Callable[..., command
     ("build", "build an adapter from a concept's pairs", _build_options, commands.build),
     ("inspect", "show what an adapter file says about itself", _inspect_options, commands.inspect),
     ("apply", "generate clips with adapters on a pipeline", _apply_options, commands.apply),
+    ("push", "push an adapter and its card to the Hub", _push_options, commands.push),
+    ("pull", "download an adapter, its card and its clips from the Hub", _pull_options, commands.pull),
     ("concepts", "list the shipped concepts, show one, or start a new one", _concepts_options, commands.concepts),
 )
 

@@ -21,6 +21,8 @@ CALL_OPTIONS = {
     "frames": "num_frames",
 }
 DEMO_OPTIONS = ("concept", "clips", "output")
+PUSH_OPTIONS = ("private", "create_pr", "revision", "commit_message", "license", "token")
+PULL_OPTIONS = ("revision", "token")
 BUILD_OPTIONS = ("method", "strength", "rank", "epsilon", "components", "contrast", "sites", "blocks", "pairs", "seed")
 
 
@@ -131,6 +133,24 @@ def apply(options: Namespace) -> Report:
     return Report(data, "\n".join(data["files"]))
 
 
+def push(options: Namespace) -> Report:
+    """Push an adapter and its card to the Hub."""
+    from .hub import push_adapter
+
+    result = None if options.result is None else _read_result(Path(options.result))
+    url = push_adapter(options.adapter, options.repository, result=result, **_given(options, PUSH_OPTIONS))
+    return Report({"repository": options.repository, "url": url}, url)
+
+
+def pull(options: Namespace) -> Report:
+    """Download an adapter from the Hub."""
+    from .hub import pull_adapter
+
+    pulled = pull_adapter(options.repository, options.output, **_given(options, PULL_OPTIONS))
+    data = {"repository": options.repository, "file": str(pulled.file), "commit": pulled.commit}
+    return Report(data, f"{pulled.file}: {options.repository} at {pulled.commit}")
+
+
 def concepts(_options: Namespace) -> Report:
     """List the shipped concepts."""
     from .concepts import list_concepts, load_concept
@@ -235,6 +255,15 @@ def _write_clip(pipe: Any, prompt: str, file: Path, options: Namespace, argument
     if not hasattr(output, "frames"):
         raise ConfigError(f"{type(pipe).__name__} makes no clips, and `unlearn apply` writes nothing else.")
     save_clip(to_clip(output.frames[0]), file, options.fps)
+
+
+def _read_result(path: Path) -> Any:
+    import json
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Cannot read the measured result {str(path)!r}: {error}. Give a result.json.") from error
 
 
 def _numbered(output: str, count: int) -> list[Path]:

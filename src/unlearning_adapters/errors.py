@@ -29,6 +29,10 @@ class AdapterNotFoundError(UnlearningError, FileNotFoundError):
     """A folder, file or Hub repository does not hold an unlearning adapter, or cannot be reached."""
 
 
+class HubError(UnlearningError, OSError):
+    """The Hub cannot be reached, or refuses what was pushed; nothing was changed there."""
+
+
 class AdapterNameError(UnlearningError, LookupError):
     """An adapter name is unknown, taken, or not a valid name."""
 

@@ -34,6 +34,11 @@ SINGLE_STREAM = {  # blocks whose Linears read text and video at once: edit the 
     "MiniMaxH3TransformerBlock": ("context_embedder",),
     "MotifVideoSingleTransformerBlock": ("context_embedder.linear_1",),
 }
+NOT_CALLED = {  # built so that LTX-2's weights load, but this network refines video alone
+    "SanaWMLTX2RefinerTransformer3DModel": {
+        "audio_attn1", "audio_attn2", "audio_ff", "audio_to_video_attn", "video_to_audio_attn",
+    },
+}  # fmt: skip
 
 # Parts of a path: `attn2` inside of the first is a second self-attention over time, inside of the second not the video.
 TEMPORAL = {
@@ -211,9 +216,10 @@ def _text_layers(denoiser: nn.Module) -> Iterator[str]:
     """Yield the paths of the layers whose input is the prompt, found by structure."""
     if type(denoiser).__name__ in NO_TEXT:
         return
+    excluded = TEMPORAL | NOT_CALLED.get(type(denoiser).__name__, set())
     for name, module in _modules(denoiser):
         parts = name.split(".")
-        if not TEMPORAL.isdisjoint(parts):
+        if not excluded.isdisjoint(parts):
             continue
         for leaf in _text_projections(module, parts[-1]):
             yield f"{name}.{leaf}"
@@ -242,9 +248,10 @@ def _has_text_stream(block: nn.Module) -> bool:
 def _hidden_layers(denoiser: nn.Module) -> Iterator[str]:
     """Yield the layers that read an attention's output or start a feed-forward, in the blocks of the video."""
     swapped = any(type(module).__name__ in SWAPPED_STREAMS for module in denoiser.modules())
+    excluded = NOT_VIDEO | NOT_CALLED.get(type(denoiser).__name__, set())
     for path, _ in linear_layers(denoiser):
         parts = path.split(".")
-        if not BLOCK.search(path) or not NOT_VIDEO.isdisjoint(parts):
+        if not BLOCK.search(path) or not excluded.isdisjoint(parts):
             continue
         joint_out = parts[0] == "single_transformer_blocks" and parts[-1] == "proj_out"
         usual = joint_out or ATTENTION_OUT.search(path) or FEED_FORWARD_IN.search(path)

@@ -15,6 +15,7 @@ from .adapter_file import load_adapter, save_adapter
 from .config import check_strength
 from .editor import Editor, change_stacks, editor_of
 from .errors import AdapterNameError, ConfigError, FuseError
+from .hub import push_adapter
 from .names import as_names, check_loaded, check_new_name, default_name
 from .sites import denoisers
 from .stack import Loaded, Stack
@@ -251,6 +252,31 @@ def save_unlearning_adapter(pipe: Any, save_directory: str | Path, adapter_name:
         AdapterNameError: If there is no adapter of that name, or no name is given and not exactly one is loaded.
         FuseError: If the stock LoRA factor has to be computed from weights that are fused or quantised.
     """
+    return save_adapter(_as_it_acts(pipe, adapter_name), save_directory)
+
+
+def push_unlearning_adapter(pipe: Any, repo_id: str, adapter_name: str | None = None, **options: Any) -> str:
+    """Push a loaded adapter and its card to the Hub, with the strength that it has now as its default.
+
+    Args:
+        pipe: A diffusers pipeline.
+        repo_id: Repository on the Hub, "org/name"; it is made if it is missing.
+        adapter_name: Which one; None if only one is loaded.
+        options: As for `push_adapter`: `private`, `token`, `create_pr`, `revision`, `commit_message`, `result`, ...
+
+    Returns:
+        URL of the commit, or of the pull request.
+
+    Raises:
+        AdapterNameError: If there is no adapter of that name, or no name is given and not exactly one is loaded.
+        FuseError: If the stock LoRA factor has to be computed from weights that are fused or quantised.
+        HubError: If the Hub cannot be reached, or refuses.
+    """
+    return push_adapter(_as_it_acts(pipe, adapter_name), repo_id, **options)
+
+
+def _as_it_acts(pipe: Any, adapter_name: str | None) -> UnlearningAdapter:
+    """Return a loaded adapter with its present strength, and with the stock factors that a file needs."""
     editors = _editors(pipe)
     loaded = _loaded(editors)
     if adapter_name is None and len(loaded) != 1:
@@ -261,7 +287,7 @@ def save_unlearning_adapter(pipe: Any, save_directory: str | Path, adapter_name:
     check_loaded([name], loaded)
     item = next(editor.stack.loaded[name] for editor in editors.values() if name in editor.stack.loaded)
     adapter = item.adapter if item.strength == item.adapter.strength else item.adapter.with_strength(item.strength)
-    return save_adapter(with_stock_factors(pipe, adapter, _fused_sites(editors)), save_directory)
+    return with_stock_factors(pipe, adapter, _fused_sites(editors))
 
 
 VERBS: tuple[Callable[..., Any], ...] = (
@@ -276,6 +302,7 @@ VERBS: tuple[Callable[..., Any], ...] = (
     fuse_unlearning_adapters,
     unfuse_unlearning_adapters,
     save_unlearning_adapter,
+    push_unlearning_adapter,
 )
 
 
