@@ -37,7 +37,8 @@ pipe.save_pretrained(folder / "shapeworld-without-red")  # any diffusers script 
 saved = DiffusionPipeline.from_pretrained(folder / "shapeworld-without-red")
 kept = pipe.transformer.state_dict()
 same = all(torch.equal(weight, kept[name]) for name, weight in saved.transformer.state_dict().items())
-print(f"saved checkpoint has the fused weights: {same}; its latents differ by {(latents(saved) - fused).abs().max():.1e}")
+difference = (latents(saved) - fused).abs().max()
+print(f"saved checkpoint has the fused weights: {same}; its latents differ by {difference:.1e}")
 
 pipe.unfuse_unlearning_adapters()
 pipe.unload_unlearning_adapters()

@@ -14,7 +14,7 @@ from tiny import TEXT_DIM, tiny_wan_pipeline
 from unlearning_adapters.adapter import AdapterInfo, Direction, UnlearningAdapter
 from unlearning_adapters.sites import base_linear, find_sites, site_module
 
-INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+INT = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def output(pipe: WanPipeline, component: str = "transformer") -> Tensor:
     denoiser = getattr(pipe, component)
     maker = torch.Generator().manual_seed(0)
     latents, prompt = (torch.randn(shape, generator=maker) for shape in ((1, 16, 2, 4, 4), (1, 12, TEXT_DIM)))
-    dtype = next(p.dtype for p in denoiser.parameters() if p.ndim == 2)
+    dtype = denoiser.patch_embedding.weight.dtype
     return denoiser(latents.to(dtype), torch.tensor([500]), prompt.to(dtype), return_dict=False)[0]
 
 
@@ -107,5 +107,7 @@ def snapshot(pipe: WanPipeline) -> dict[str, Any]:
                     path: (live.on, live.edit.read.tolist(), live.edit.mix.tolist())
                     for path, live in editor.seats.sites.items()
                 }
-                taken[f"{component}:fused"] = {path: bits(record.after).tolist() for path, (_, record) in editor.records.items()}
+                taken[f"{component}:fused"] = {
+                    path: bits(record.after).tolist() for path, (_, record) in editor.records.items()
+                }
     return taken

@@ -61,7 +61,9 @@ def test_the_input_may_come_by_keyword(keyword):
 def test_an_input_that_is_not_found_is_an_error_and_not_an_unedited_result():
     module = Keywords()
     attach_edit(module, edit())
-    with pytest.raises(DenoiserError, match="Keywords was called with the arguments other, .* one of input, hidden_states"):
+    with pytest.raises(
+        DenoiserError, match="Keywords was called with the arguments other, .* one of input, hidden_states"
+    ):
         module(other=tokens())
 
 

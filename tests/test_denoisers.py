@@ -32,7 +32,9 @@ ROUNDING = {"rtol": 1e-3, "atol": 1e-4}  # float32, outputs near 1
 CLASSES = 34
 
 each = pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
-each_that_reads_text = pytest.mark.parametrize("tiny", [tiny for tiny in TINY if tiny.sites], ids=lambda tiny: tiny.name)
+each_that_reads_text = pytest.mark.parametrize(
+    "tiny", [tiny for tiny in TINY if tiny.sites], ids=lambda tiny: tiny.name
+)
 
 
 def shape(path: str) -> str:
@@ -52,9 +54,9 @@ def text_paths(pipe: TinyPipeline) -> set[str]:
     return {site.module for site in find_sites(pipe)} if pipe.tiny.sites else set()
 
 
-def some_adapter(pipe: TinyPipeline, seed: int = 0) -> UnlearningAdapter:
-    """An oblique random direction at each text site; at the hidden sites of a model that reads no text."""
-    return planted(pipe, f"concept-{seed}", seed=seed, strength=1.0, sites="text" if pipe.tiny.sites else "hidden")
+def some_adapter(pipe: TinyPipeline, seed: int = 0, sites: str = "text") -> UnlearningAdapter:
+    """An oblique random direction at each site; of a model that reads no text, at the hidden ones."""
+    return planted(pipe, f"concept-{seed}", seed=seed, sites=sites if pipe.tiny.sites else "hidden")
 
 
 @contextmanager
@@ -181,11 +183,12 @@ def densely_edited(tiny: Tiny, adapter: UnlearningAdapter) -> Tensor:
     return tiny.run(pipe.model)
 
 
+@pytest.mark.parametrize("sites", ["text", "hidden"])
 @each
-def test_attach_fuse_unfuse_unload(tiny: Tiny):
+def test_attach_fuse_unfuse_unload(tiny: Tiny, sites: str):
     pipe = tiny.pipe()
     base, clean, original = pipe(), state(pipe), weights(pipe)
-    adapter = some_adapter(pipe)
+    adapter = some_adapter(pipe, sites=sites)
     expected = densely_edited(tiny, adapter)
     assert not torch.allclose(expected, base, **ROUNDING)
 
@@ -196,8 +199,8 @@ def test_attach_fuse_unfuse_unload(tiny: Tiny):
 
     fuse_unlearning_adapters(pipe)
     torch.testing.assert_close(pipe(), attached, **ROUNDING)
-    sites = {site.partition(".")[2] for site in adapter.sites}
-    assert changed(original, weights(pipe)) == {f"{path}.weight" for path in sites}
+    edited = {f"{site.partition('.')[2]}.weight" for site in adapter.sites}
+    assert changed(original, weights(pipe)) == edited
 
     unfuse_unlearning_adapters(pipe)
     assert changed(original, weights(pipe)) == set()
@@ -237,7 +240,12 @@ def test_file_round_trip(tiny: Tiny, tmp_path):
     assert torch.equal(pipe(), expected)
 
 
-CONTEXTS = ("a {} cat walks on grass", "one {} car moves in rain", "the {} bird sits by water", "two {} dogs run at dusk")
+CONTEXTS = (
+    "a {} cat walks on grass",
+    "one {} car moves in rain",
+    "the {} bird sits by water",
+    "two {} dogs run at dusk",
+)
 
 
 def word_pairs() -> Concept:
@@ -261,9 +269,7 @@ def outputs_of(pipe: TinyPipeline, paths: set[str], prompt: str, noise: int) -> 
 
         return hook
 
-    handles = [
-        site_module(pipe, f"{pipe.tiny.component}.{path}").register_forward_hook(keep(path)) for path in paths
-    ]
+    handles = [site_module(pipe, f"{pipe.tiny.component}.{path}").register_forward_hook(keep(path)) for path in paths]
     pipe.tiny.run(pipe.model, prompt, noise)
     for handle in handles:
         handle.remove()

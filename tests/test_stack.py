@@ -89,7 +89,9 @@ def test_what_is_fused_loaded_again_adds_nothing(strength):
 def test_what_is_fused_cannot_be_outdone_by_an_input():
     one, near = mixed(1, 0.4), mixed(1, 0.42)
     for stronger in (one, near):
-        with pytest.raises(FuseError, match=r"'n1' at strength 1.5 removes what 'n0' .* fused at strength 1. Call unfuse"):
+        with pytest.raises(
+            FuseError, match=r"'n1' at strength 1.5 removes what 'n0' .* fused at strength 1. Call unfuse"
+        ):
             edit_on_input(stack_of([one, stronger], [1.0, 1.5], fused=[0]), PATH)
     assert edit_on_input(stack_of([one, near], [1.0, 1.5]), PATH)[1]
 

@@ -30,8 +30,14 @@ def test_directions_come_by_component_and_path(pipe):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda site: site.replace("blocks.1", "blocks.9"), r"'red' does not fit: 2 of the 4 sites are missing\. .*blocks\.9"),
-        (lambda site: site.replace("attn2", "attn7"), r"all 4 sites are missing.*'transformer\.blocks\.0\.attn7\.to_k'"),
+        (
+            lambda site: site.replace("blocks.1", "blocks.9"),
+            r"'red' does not fit: 2 of the 4 sites are missing\. .*blocks\.9",
+        ),
+        (
+            lambda site: site.replace("attn2", "attn7"),
+            r"all 4 sites are missing.*'transformer\.blocks\.0\.attn7\.to_k'",
+        ),
         (lambda site: site.replace("transformer", "unet"), r"all 4 sites are missing.*WanPipeline has the denoisers"),
         (lambda site: site.replace("to_k", "norm_k"), r"2 of the 4 sites are missing.*'tiny/wan'; load that base"),
     ],
@@ -45,7 +51,9 @@ def test_missing_sites_are_counted_and_nothing_is_changed(pipe, change, text):
 
 def test_other_widths_are_named(pipe):
     wide, narrow = planted(tiny_wan_pipeline(heads=6)), planted(pipe)
-    with pytest.raises(BaseMismatchError, match=r"in_features = 72 at transformer\.blocks\.0\.attn2\.to_k, and .* 48\."):
+    with pytest.raises(
+        BaseMismatchError, match=r"in_features = 72 at transformer\.blocks\.0\.attn2\.to_k, and .* 48\."
+    ):
         load_unlearning_adapter(pipe, wide)
     taller = replace(narrow, lora_B={site: torch.zeros(60, 1) for site in narrow.sites})
     with pytest.raises(BaseMismatchError, match=r"out_features = 60 .* and the pipeline has 48"):
@@ -82,7 +90,9 @@ def test_weights_that_say_nothing_are_not_compared(pipe):
 
 def test_a_denoiser_that_still_knows_the_concept_is_named():
     adapter = planted(tiny_wan_pipeline())
-    with pytest.warns(UserWarning, match="edits transformer only; transformer_2 of WanPipeline still knows the concept"):
+    with pytest.warns(
+        UserWarning, match="edits transformer only; transformer_2 of WanPipeline still knows the concept"
+    ):
         load_unlearning_adapter(tiny_wan_pipeline(two_denoisers=True), adapter)
 
 

@@ -168,7 +168,9 @@ def test_loading_never_switches_another_off(pipe):
 
 
 def test_fused_and_attached_adapters_act_jointly(pipe):
-    red, blue, green = (planted(pipe, name, seed=number, rank=2) for number, name in enumerate(("red", "blue", "green")))
+    red, blue, green = (
+        planted(pipe, name, seed=number, rank=2) for number, name in enumerate(("red", "blue", "green"))
+    )
     everything = reference_output((red, 1.0), (blue, 0.6), (green, 1.4))
     before = weights(pipe)
     pipe.load_unlearning_adapter(red)
@@ -213,7 +215,9 @@ def test_a_saved_fused_pipeline_is_an_ordinary_edited_checkpoint(pipe, tmp_path)
     pipe.transformer.save_pretrained(tmp_path)
     fresh = tiny_wan_pipeline()
     fresh.transformer = type(pipe.transformer).from_pretrained(tmp_path)
-    assert torch.equal(output(fresh), output(pipe))
+    fused = weights(pipe)
+    assert all(torch.equal(value, fused[name]) for name, value in weights(fresh).items())
+    assert close(output(fresh), output(pipe))
     assert fresh.get_list_unlearning_adapters() == {}
 
 
@@ -253,7 +257,7 @@ def test_a_failed_call_names_the_cure_and_leaves_no_trace(call, pipe):
 
 
 def test_a_failed_first_call_leaves_no_trace(pipe):
-    adapter, before = planted(pipe), snapshot(pipe)
+    adapter = planted(pipe)
     pipe.transformer.blocks[1].attn2.to_v.weight.data = torch.zeros(48, 48, dtype=torch.float8_e4m3fn)
     before = snapshot(pipe)
     pipe.load_unlearning_adapter(adapter)
@@ -398,7 +402,8 @@ class TestLora:
     def test_a_lora_that_is_fused_first_is_edited_with_the_weight(self):
         self.load_style()
         self.pipe.fuse_lora()
-        self.pipe.load_unlearning_adapter(self.red)
+        with pytest.warns(UserWarning, match="built on other weights"):
+            self.pipe.load_unlearning_adapter(self.red)
         assert close(output(self.pipe), self.edited)
         self.pipe.fuse_unlearning_adapters()
         assert close(output(self.pipe), self.edited)
@@ -516,9 +521,10 @@ def test_the_verbs_are_methods_with_their_documentation():
     for verb in verbs.VERBS:
         method = getattr(DiffusionPipeline, verb.__name__)
         assert method is verb and verb.__doc__
-        assert list(inspect.signature(getattr(tiny(), verb.__name__)).parameters) == list(
-            inspect.signature(verb).parameters
-        )[1:]
+        assert (
+            list(inspect.signature(getattr(tiny(), verb.__name__)).parameters)
+            == list(inspect.signature(verb).parameters)[1:]
+        )
 
 
 def tiny():

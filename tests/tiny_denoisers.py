@@ -201,6 +201,7 @@ MINIMAX = {
     "ffn_dim": 32, "in_channels": 4, "audio_in_channels": 6, "text_dim": TEXT, "freq_dim": 8,
     "time_embed_hidden_dim": 24, "time_embed_dim": 16, "rope_freq_dim": 2,
 }  # fmt: skip
+HEADS = {"num_attention_heads": 2, "motion_num_attention_heads": 2}
 SDXL = {
     "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 56,
 }  # fmt: skip
@@ -288,7 +289,7 @@ TINY = (
     Tiny("EasyAnimateTransformer3DModel", TWO_STREAMS_1, EASY_ANIMATE, given.wan_like, attention=TWO, mixed=LATER),
     Tiny("EasyAnimateTransformer3DModel", "text_proj.N text_proj_t5.N " + TWO_STREAMS_1,
          {**EASY_ANIMATE, "mmdit_layers": 1, "text_embed_dim_t5": TEXT, "add_norm_text_encoder": True},
-         given.easy_animate, "two encoders, shared blocks", attention=BOTH),
+         given.easy_animate, "two encoders, shared blocks", attention=BOTH, mixed=LATER),
     Tiny("MotifVideoTransformer3DModel", f"context_embedder.linear_1 {TWO_STREAMS}", MOTIF, given.wan_like,
          attention=BOTH, mixed=LATER),
     Tiny("MotifVideoTransformer3DModel", f"context_embedder.linear_1 {TWO_STREAMS} {MOTIF_CROSS}",
@@ -299,12 +300,13 @@ TINY = (
     Tiny("AnyFlowFARTransformer3DModel", BLOCKS, {**ANY_FLOW, "chunk_partition": (1, 1)}, given.any_flow_far),
     Tiny("HeliosTransformer3DModel", BLOCKS, HELIOS, given.helios),
     Tiny("UNet3DConditionModel", IN_UNET, two_levels("3D", attention_head_dim=4), given.unet, component="unet"),
-    Tiny("UNetMotionModel", IN_UNET, two_levels("Motion", num_attention_heads=2, motion_num_attention_heads=2), given.motion,
+    Tiny("UNetMotionModel", IN_UNET, two_levels("Motion", **HEADS), given.motion,
          component="unet"),
-    Tiny("UNetMotionModel", IN_UNET, two_levels("Motion", num_attention_heads=2, motion_num_attention_heads=2, **SDXL),
+    Tiny("UNetMotionModel", IN_UNET, two_levels("Motion", **HEADS, **SDXL),
          given.pooled(given.motion), "SDXL", doors="pooled text, in the time embedding", component="unet"),
     Tiny("UNet2DConditionModel", IN_UNET, two_levels("2D", attention_head_dim=4), given.unet_2d, component="unet"),
-    Tiny("UNet2DConditionModel", IN_UNET, two_levels("2D", attention_head_dim=4, **SDXL), given.pooled(given.unet_2d), "SDXL",
+    Tiny("UNet2DConditionModel", IN_UNET, two_levels("2D", attention_head_dim=4, **SDXL),
+         given.pooled(given.unet_2d), "SDXL",
          doors="pooled text, in the time embedding", component="unet"),
     Tiny("I2VGenXLUNet", IN_UNET, two_levels("3D", attention_head_dim=2), given.i2vgen, component="unet"),
     Tiny("UNetSpatioTemporalConditionModel", "", SVD, given.svd, attention="cross-attention to an image",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from .builder import build_adapter
 from .concepts import Concept, load_concept
@@ -167,7 +168,7 @@ def run_arm(pipe: Any, suite: Suite, label: str | None, settings: Mapping[str, A
     latents = generate_latents(pipe, [*suite.concept, *suite.neighbours], progress=label, **settings)
     clips = decode_latents(pipe, latents)
     seconds = time.perf_counter() - start
-    verdicts = judge_clips(clips)
+    verdicts = judge_clips(tqdm(clips, desc=f"{label}, judged", unit="clip", disable=label is None))
     named = len(suite.concept)
     return Run(latents, clips, verdicts, score(suite, verdicts[:named], verdicts[named:]), seconds)
 
@@ -189,7 +190,8 @@ def format_demo(result: Mapping[str, Any], output: str | Path) -> str:
         Text of several lines.
     """
     folder, seconds, difference = Path(output), result["seconds"], result["attached_equals_fused"]
-    landing = ", ".join(f"{value} {count}" for value, count in result["attached"]["landing"].items())
+    landed = sorted(result["attached"]["landing"].items(), key=lambda item: -item[1])
+    landing = ", ".join(f"{value} {count}" for value, count in landed)
     times = [f"{name} {seconds[name]:.2f} s" for name in ("build", "attach", "fuse", "unfuse")]
     return "\n".join(
         (

@@ -14,6 +14,8 @@ from .adapter import Direction, UnlearningAdapter
 from .errors import FuseError
 from .stacking import StackedEdit, stack_directions, stack_report
 
+SLIGHT = 1e-3  # a strength that is not 0, to see which rows an adapter has
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -121,17 +123,17 @@ def edit_in_weight(stack: Stack, path: str) -> StackedEdit | None:
 def edit_on_input(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
     """Return what the input of a layer needs beside its weight, and whether that does anything; None if nothing.
 
-    The edit has a row for every row of every active adapter, zero where it is not needed, so that its shape does not
-    depend on the strengths.
+    An adapter at strength 0 has its rows in the edit too, as zeros, so that the shape does not depend on the strengths.
 
     Raises:
         FuseError: If an attached adapter would over-correct what a fused one has removed.
     """
     rest, fused = stack.at(path, stack.attached), stack.at(path, stack.fused)
-    joint = _joint({**fused, **rest}, path)
+    everything = {**fused, **rest}
+    joint = _joint(everything, path)
     if not rest or joint is None:
         return None
-    rows = [item.directions[path].rank for item in (*fused.values(), *rest.values(), *fused.values())]
+    missing = _rank_at_any_strength(everything, path) - joint.rank
     read, mix, on = [joint.read], [joint.mix], stack.enabled and any(item.strength for item in rest.values())
     in_weight = edit_in_weight(stack, path)
     if in_weight is not None:
@@ -139,7 +141,7 @@ def edit_on_input(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
         read.append(in_weight.read)
         mix.append(-in_weight.mix)
         on = on and not same_edit(joint, in_weight)
-    empty = joint.read.new_zeros(sum(rows) - sum(map(len, read)), joint.in_features)
+    empty = joint.read.new_zeros(max(0, missing), joint.in_features)
     return StackedEdit(torch.cat([*read, empty]), torch.cat([*mix, empty.T], dim=1)), on
 
 
@@ -159,6 +161,11 @@ def same_edit(one: StackedEdit | None, other: StackedEdit | None) -> bool:
 def _joint(adapters: Mapping[str, Loaded], path: str) -> StackedEdit | None:
     items = adapters.values()
     return stack_directions([i.directions[path] for i in items], [i.strength for i in items]) if items else None
+
+
+def _rank_at_any_strength(adapters: Mapping[str, Loaded], path: str) -> int:
+    joint = _joint({name: replace(item, strength=item.strength or SLIGHT) for name, item in adapters.items()}, path)
+    return 0 if joint is None else joint.rank
 
 
 def _merged_and_absorbed(adapters: Mapping[str, Loaded], path: str) -> tuple[list[tuple[str, str]], list[str]]:
