@@ -28,7 +28,7 @@ class Repository:
     def commit(self, files: dict[str, bytes], message: str, ref: str = "main") -> str:
         """Add a commit that replaces or adds files on top of a branch."""
         tree = {**self.commits.get(self.refs.get(ref, ""), {}), **files}
-        oid = hashlib.sha1(f"{len(self.commits)} {ref} {sorted(tree)}".encode()).hexdigest()
+        oid = hashlib.sha1(f"{len(self.commits)} {ref} {sorted(tree.items())}".encode()).hexdigest()
         self.commits[oid], self.refs[ref] = tree, oid
         self.messages.append(message)
         return oid
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self.body)
         name = "/".join(part for part in (wanted.get("organization"), wanted["name"]) if part)
         if self.token != WRITE:
-            raise _Refusal(403 if self.token else 401, "", "no permission to create")
+            raise _Refusal(403 if self.token == READ else 401, "", "no permission to create")
         url = {"url": f"{self.hub.endpoint}/{name}", "name": name}
         if name in self.hub.repositories:
             return self._answer(409, {"error": "You already created this model repo", **url})
@@ -279,7 +279,7 @@ _ROUTES = (
     ("POST", "/api/validate-yaml", _Handler.validate),
     ("GET", f"/api/models/{_NAME}", _Handler.info),
     ("GET", f"/api/models/{_NAME}/revision/(.+)", _Handler.info),
-    ("GET", f"/api/models/{_NAME}/tree/([^/]+|refs/pr/[0-9]+)", _Handler.tree),
+    ("GET", f"/api/models/{_NAME}/tree/(refs/pr/[0-9]+|[^/]+)", _Handler.tree),
     ("POST", f"/api/models/{_NAME}/branch/(.+)", _Handler.branch),
     ("POST", f"/api/models/{_NAME}/preupload/(.+)", _Handler.preupload),
     ("POST", f"/api/models/{_NAME}/commit/(.+)", _Handler.commit),
@@ -287,5 +287,5 @@ _ROUTES = (
     ("POST", rf"/{_NAME}\.git/info/lfs/verify", _Handler.verify),
     ("PUT", "/cdn/([0-9a-f]+)", _Handler.store),
     ("GET HEAD", "/cdn/([0-9a-f]+)", _Handler.fetch),
-    ("GET HEAD", rf"/{_NAME}/resolve/([^/]+|refs/pr/[0-9]+)/(.+)", _Handler.resolve),
+    ("GET HEAD", rf"/{_NAME}/resolve/(refs/pr/[0-9]+|[^/]+)/(.+)", _Handler.resolve),
 )

@@ -274,3 +274,10 @@ def test_bad_input_is_refused_before_anything_runs():
         build(object())
     with pytest.raises(ConfigError, match="Unknown key 'hieght'"):
         build_adapter(pipe, CONCEPT, call_kwargs={"hieght": 1})
+
+
+def test_base_is_named_without_the_path_of_a_local_folder(tmp_path):
+    pipe = tiny.tiny_wan_pipeline()
+    (tmp_path / "my-model").mkdir()
+    pipe.register_to_config(_name_or_path=str(tmp_path / "my-model"))
+    assert build(pipe).info.base_model == "my-model"

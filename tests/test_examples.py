@@ -26,11 +26,13 @@ def written(text: str) -> list[Path]:
 
 
 def test_the_examples_are_numbered_short_and_tested() -> None:
-    assert [path.stem for path in EXAMPLES] == ["01_build", "02_load_and_generate", "03_stack", "04_fuse_and_save"]
+    assert [path.stem[:3] for path in EXAMPLES] == [f"{number:02}_" for number in range(1, len(EXAMPLES) + 1)]
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert [path.stem for path in EXAMPLES if path.stem not in tests] == []
     for path in EXAMPLES:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 60
-        assert f"python examples/{path.name} [FOLDER]" in text
+        assert re.search(rf"^python examples/{path.name} .*\[FOLDER\]$", text, flags=re.MULTILINE)
 
 
 def test_build(tmp_path: Path) -> None:

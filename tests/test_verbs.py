@@ -221,37 +221,47 @@ def test_a_saved_fused_pipeline_is_an_ordinary_edited_checkpoint(pipe, tmp_path)
     assert fresh.get_list_unlearning_adapters() == {}
 
 
-CALLS = {
-    "duplicate name": (lambda p: p.load_unlearning_adapter(planted(p), "red"), AdapterNameError, "'red' is loaded already"),
-    "bad name": (lambda p: p.load_unlearning_adapter(planted(p), "a.b"), AdapterNameError, "without '.', but got 'a.b'"),
-    "bad strength": (lambda p: p.load_unlearning_adapter(planted(p), "x", 5.0), ConfigError, "0 .off. to 4, but got 5.0"),
-    "missing file": (lambda p: p.load_unlearning_adapter("no/such/folder"), AdapterNotFoundError, "no/such/folder"),
-    "set unknown": (lambda p: p.set_unlearning_adapters("rad"), AdapterNameError, "no unlearning adapter 'rad'.* 'red'"),
-    "set too few": (lambda p: p.set_unlearning_adapters(["red"], [1, 2]), ConfigError, "each of 1 adapters, but got 2"),
-    "set twice": (lambda p: p.set_unlearning_adapters(["red", "red"]), AdapterNameError, "each adapter once"),
-    "set bad": (lambda p: p.set_unlearning_adapters("red", float("nan")), ConfigError, "but got nan"),
-    "delete unknown": (lambda p: p.delete_unlearning_adapters(["red", "x"]), AdapterNameError, "no unlearning adapter 'x'"),
-    "fuse unknown": (lambda p: p.fuse_unlearning_adapters("x"), AdapterNameError, "no unlearning adapter 'x'"),
-    "unfuse unfused": (lambda p: p.unfuse_unlearning_adapters("blue"), AdapterNameError, "'blue' is not fused; fused are: red"),
-    "save unnamed": (lambda p: p.save_unlearning_adapter("never"), AdapterNameError, "since 2 are loaded: red, blue"),
-    "disable fused": (lambda p: p.disable_unlearning_adapters(), FuseError, "'red' is fused .* cannot be disabled. Call unfuse"),
-    "delete fused": (lambda p: p.delete_unlearning_adapters("red"), FuseError, "'red' is fused .* cannot be deleted. Call unfuse"),
-    "unload fused": (lambda p: p.unload_unlearning_adapters(), FuseError, "'red' is fused .* cannot be unloaded. Call unfuse"),
-    "set fused": (lambda p: p.set_unlearning_adapters("red", 0.5), FuseError, "fused at strength 1 and cannot be set to 0.5"),
-    "set without fused": (lambda p: p.set_unlearning_adapters("blue"), FuseError, "cannot be set to 0. Call unfuse"),
-    "outdo fused": (lambda p: p.load_unlearning_adapter(planted(p), "x", 2.0), FuseError, "'x' at strength 2 removes what 'red'"),
-}  # fmt: skip
+SAME = object()  # stands for the adapter that is loaded as "red"
+NO_SUCH = "There is no unlearning adapter 'rad' on this pipeline. Did you mean 'red'"
+FUSED = r"The adapter 'red' is fused .* cannot be {}\. Call unfuse_unlearning_adapters\(\) first"
+CALLS = [
+    ("load_unlearning_adapter", (SAME, "red"), AdapterNameError, "'red' is loaded already.* Pass another"),
+    ("load_unlearning_adapter", (SAME, "a.b"), AdapterNameError, "without '.', but got 'a.b'"),
+    ("load_unlearning_adapter", (SAME, "x", 5.0), ConfigError, "from 0 .off. to 4, but got 5.0"),
+    ("load_unlearning_adapter", (SAME, "x", 2.0), FuseError, "'x' at strength 2 removes what 'red' .* Call unfuse"),
+    ("load_unlearning_adapter", ("no/such/folder",), AdapterNotFoundError, "no/such/folder"),
+    ("set_unlearning_adapters", ("rad",), AdapterNameError, NO_SUCH),
+    ("set_unlearning_adapters", (["red"], [1.0, 2.0]), ConfigError, "each of 1 adapters, but got 2"),
+    ("set_unlearning_adapters", (["red", "red"],), AdapterNameError, "each adapter once, but got 'red', 'red'"),
+    ("set_unlearning_adapters", ("blue", float("nan")), ConfigError, "but got nan"),
+    ("set_unlearning_adapters", ("red", 0.5), FuseError, "fused at strength 1 and cannot be set to 0.5. Call unfuse"),
+    (
+        "set_unlearning_adapters",
+        ("blue",),
+        FuseError,
+        "'red' is fused at strength 1 and cannot be set to 0. Call unfuse",
+    ),
+    ("disable_unlearning_adapters", (), FuseError, FUSED.format("disabled")),
+    ("delete_unlearning_adapters", (["blue", "rad"],), AdapterNameError, NO_SUCH),
+    ("delete_unlearning_adapters", ("red",), FuseError, FUSED.format("deleted")),
+    ("unload_unlearning_adapters", (), FuseError, FUSED.format("unloaded")),
+    ("fuse_unlearning_adapters", ("rad",), AdapterNameError, NO_SUCH),
+    ("unfuse_unlearning_adapters", ("blue",), AdapterNameError, "'blue' is not fused; fused are: red"),
+    ("unfuse_unlearning_adapters", ("rad",), AdapterNameError, NO_SUCH),
+    ("save_unlearning_adapter", ("never",), AdapterNameError, "since 2 are loaded: red, blue"),
+    ("save_unlearning_adapter", ("never", "rad"), AdapterNameError, NO_SUCH),
+]
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_a_failed_call_names_the_cure_and_leaves_no_trace(call, pipe):
-    act, error, text = CALLS[call]
-    pipe.load_unlearning_adapter(planted(pipe, "red"))
+@pytest.mark.parametrize(("verb", "arguments", "error", "text"), CALLS)
+def test_a_failed_call_names_the_cure_and_leaves_no_trace(verb, arguments, error, text, pipe):
+    red = planted(pipe, "red")
+    pipe.load_unlearning_adapter(red)
     pipe.load_unlearning_adapter(planted(pipe, "blue", seed=1))
     pipe.fuse_unlearning_adapters("red")
     before, expected = snapshot(pipe), output(pipe)
     with pytest.raises(error, match=text) as caught:
-        act(pipe)
+        getattr(pipe, verb)(*(red if argument is SAME else argument for argument in arguments))
     assert isinstance(caught.value, UnlearningError) and "\n" not in str(caught.value)
     assert snapshot(pipe) == before and torch.equal(output(pipe), expected)
 

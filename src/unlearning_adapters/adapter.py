@@ -1,6 +1,6 @@
 """The adapter itself: named directions for many sites and a record of how they were made; no pipeline, no file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,7 @@ class UnlearningAdapter:
         revision: str | None = None,
         result: Mapping[str, Any] | None = None,
         license: str | None = None,
+        clips: Sequence[tuple[str, str | Path]] = (),
     ) -> str:
         """Push the adapter and its card to the Hub, in one commit; see `push_adapter`.
 
@@ -215,6 +216,7 @@ class UnlearningAdapter:
             revision: Branch to write to; it is made if it is missing.
             result: What was measured; without it the card says "not measured".
             license: Licence of the adapter, such as "apache-2.0".
+            clips: Prompts with .mp4 files that the card shows, before and after.
 
         Returns:
             URL of the commit, or of the pull request.
@@ -231,6 +233,7 @@ class UnlearningAdapter:
             revision=revision,
             result=result,
             license=license,
+            clips=clips,
         )
 
     def __repr__(self) -> str:

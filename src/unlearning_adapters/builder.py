@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, islice
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -187,7 +188,7 @@ def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sit
         method=config.method,
         strength=strength,
         settings=config.to_dict(),
-        base_model=_name_or_path(pipe),
+        base_model=_base_model(pipe),
         base_revision=_revision(next(iter(networks.values()))),
         pipeline=type(pipe).__name__,
         denoisers={name: type(networks[name]).__name__ for name in used},
@@ -195,6 +196,12 @@ def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sit
         versions={name: _version(name) for name in ("unlearning-adapters", "torch", "diffusers")},
         description=concept.description or f"Makes the model forget {concept.name}.",
     )
+
+
+def _base_model(pipe: Any) -> str:
+    """Return the Hub id of the base; of a local folder only its name, since files are shared and paths are private."""
+    name = _name_or_path(pipe)
+    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 
 def _name_or_path(component: Any) -> str:

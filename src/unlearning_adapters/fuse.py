@@ -12,6 +12,7 @@ that are kept. The one matrix product, `W mix`, is computed once and kept.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 import numpy as np
@@ -196,11 +197,16 @@ class _Block:
             yield slice(start, min(start + self.height, weight.shape[0]))
 
     def load(self, weight: Tensor, rows: slice, work: bool = True) -> None:
-        """Read a block from the weight; a copy, so that any strides and alignment of the weight will do."""
-        self.source, self.result, self.trial, self.work, self.term = (
-            buffer[: rows.stop - rows.start] for buffer in self._buffers
-        )
-        self.source.copy_(weight[rows])
+        """Read a block of the weight; from a copy if its strides or alignment forbid to read it as integers."""
+        if rows.stop - rows.start != len(self.source):
+            self.source, self.result, self.trial, self.work, self.term = (
+                buffer[: rows.stop - rows.start] for buffer in self._buffers
+            )
+        block = weight[rows]
+        if block.is_contiguous() and block.data_ptr() % 8 == 0:
+            self.source = block
+        else:
+            self.source = self._buffers[0][: len(block)].copy_(block)
         if work:
             self.work.copy_(self.source)
 
@@ -213,8 +219,8 @@ class _Block:
 
     def try_back(self, left: Tensor, right: Tensor) -> None:
         """Form `trial = round(result + left @ right)` with the same roundings as restoring will."""
-        for place, (column, row) in enumerate(zip(left.T, right, strict=True)):
-            if place or len(right) > 1:  # the only term is still there
+        for column, row in zip(left.T, right, strict=True):
+            if len(right) > 1:  # the only term is still there
                 torch.mul(column[:, None], row, out=self.term)
             self.work.add_(self.term)
         self.trial.copy_(self.work)
@@ -223,7 +229,7 @@ class _Block:
         """Whether all of the result is finite; leaves it in `work`."""
         self.work.copy_(self.result)
         # A sum is ten times as fast, and finite only if all of its terms are.
-        return bool(torch.isfinite(self.work.sum())) or bool(torch.isfinite(self.work).all())
+        return isfinite(self.work.sum()) or bool(torch.isfinite(self.work).all())
 
 
 class _Trace:
@@ -274,15 +280,17 @@ def _turn(weight: Tensor, record: FusedWeight, back: bool) -> bool:
         part.to(weight.device) for part in (record.left, record.right, record.before if back else record.after)
     )
     block = _Block(weight)
-    for rows in block.rows_of(left):
+    starts = torch.arange(0, left.shape[0] + block.height, block.height) * weight.shape[1]
+    edges = torch.searchsorted(record.index, starts.to(record.index.dtype)).tolist()
+    for number, rows in enumerate(block.rows_of(left)):
         block.load(weight, rows)
         if torch.equal(_bits(block.source).sum(1), target[rows]):
             continue
         block.add(left[rows], right, 1 if back else -1)
         if back:
-            first, last = torch.searchsorted(record.index, torch.tensor([rows.start, rows.stop]) * weight.shape[1])
-            index = record.index[first:last].long() - rows.start * weight.shape[1]
-            block.result.view(-1)[index.to(weight.device)] = record.value[first:last].to(weight.device)
+            here = slice(edges[number], edges[number + 1])
+            index = record.index[here].to(weight.device, torch.int64) - rows.start * weight.shape[1]
+            block.result.view(-1)[index] = record.value[here].to(weight.device)
         if not torch.equal(_bits(block.result).sum(1), target[rows]):
             return False
         weight[rows].copy_(block.result)

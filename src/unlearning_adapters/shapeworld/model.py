@@ -8,16 +8,17 @@ from diffusers import DiffusionPipeline
 
 from unlearning_adapters.errors import DenoiserError
 
+NAME = "shapeworld"
 WEIGHTS = files(__package__) / "weights"
 
 
-def load_shapeworld(torch_dtype: torch.dtype = torch.float32) -> Any:
+def load_shapeworld(dtype: torch.dtype = torch.float32) -> Any:
     """Return the embedded text-to-video pipeline, a `WanPipeline` in diffusers' own folder layout.
 
     Call it as `pipe(prompt, **GENERATION)`; a clip has 9 frames of 64 x 64 pixels and takes about a second on a CPU.
 
     Args:
-        torch_dtype: Number type of the weights; the file holds float16.
+        dtype: Number type of the weights; the file holds float16.
 
     Returns:
         A `WanPipeline` on the CPU.
@@ -35,4 +36,6 @@ def load_shapeworld(torch_dtype: torch.dtype = torch.float32) -> Any:
                 f"The ShapeWorld weights are missing from {folder.name!r} in the installed package. "
                 "Reinstall it, or train them with `python -m unlearning_adapters.shapeworld.train`."
             )
-        return DiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype, local_files_only=True)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    pipe.register_to_config(_name_or_path=NAME)  # what adapters call their base, in place of a folder of this machine
+    return pipe
