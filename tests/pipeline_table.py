@@ -130,6 +130,7 @@ class Wrapped:
     def __call__(self, prompt, generator):
         return self.run(self.components["transformer"], prompt, generator)
 
+
 pipe = Wrapped(model, run)
 adapter = build_adapter(pipe, concept, BuildConfig(batch_size=1))
 load_unlearning_adapter(pipe, adapter)

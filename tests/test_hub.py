@@ -188,6 +188,14 @@ def test_a_folder_of_this_machine_is_not_published(hub, options, tmp_path):
     assert load_adapter(REPOSITORY, **options).info.base_model == ""
 
 
+@pytest.mark.parametrize("base", ["shapeworld", "org/base", "my-wan", ""])
+def test_other_names_of_a_base_are_published(hub, options, base):
+    push_adapter(planted_adapter(small_weights(), base_model=base), REPOSITORY, token=WRITE)
+    assert load_adapter(REPOSITORY, **options).info.base_model == base
+    card = hub.repositories[REPOSITORY].files()["README.md"].decode()
+    assert ("pipe = load_shapeworld()" in card) == (base == "shapeworld")
+
+
 def test_clips_are_shown_and_pulled(hub, adapter, options, tmp_path):
     clip = tmp_path / "after.mp4"
     clip.write_bytes(b"\0\0\0\x18ftypmp42")

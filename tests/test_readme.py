@@ -60,9 +60,7 @@ def test_commands_run(line: str, folder: Path) -> None:
 def test_set_up_commands_are_those_that_are_promised() -> None:
     lines = [line for body in fences("bash") for line in body.splitlines()]
     assert "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt . && .venv/bin/unlearn demo" in lines
-    assert (
-        "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt '.[test]' && .venv/bin/pytest" in lines
-    )
+    assert "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt '.[test]' && .venv/bin/pytest" in lines
 
 
 def test_links_and_pictures_exist() -> None:

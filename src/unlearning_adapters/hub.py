@@ -11,7 +11,7 @@ from typing import Any
 from .adapter import UnlearningAdapter
 from .adapter_file import FILE_NAME, inspect_adapter, load_adapter, save_adapter
 from .adapter_source import REPOSITORY, explain_hub_error
-from .card import SHAPEWORLD, render_card
+from .card import render_card
 from .card_merge import merge_card
 from .concepts import Concept, list_concepts, load_concept
 from .errors import AdapterNotFoundError, ConfigError, HubError, UnlearningError
@@ -166,11 +166,8 @@ def pull_adapter(
 def _published(adapter: UnlearningAdapter) -> UnlearningAdapter:
     """Return the adapter without the path of a folder of this machine as the name of its base."""
     base = adapter.info.base_model
-    if Path(base).parts[-2:] == (SHAPEWORLD, "weights"):
-        name = SHAPEWORLD
-    else:
-        name = base if REPOSITORY.fullmatch(base) and not Path(base).exists() else ""
-    return replace(adapter, info=replace(adapter.info, base_model=name))
+    is_path = Path(base).name != base and (Path(base).exists() or not REPOSITORY.fullmatch(base))
+    return replace(adapter, info=replace(adapter.info, base_model="")) if is_path else adapter
 
 
 def _shipped_concept(adapter: UnlearningAdapter) -> Concept | None:

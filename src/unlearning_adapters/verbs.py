@@ -37,7 +37,8 @@ def load_unlearning_adapter(
     """Attach an adapter to the pipeline; it acts at once, beside those that act already, and touches no weight.
 
     The joint edit is `x' = x - V G^-1 L A x` (docs/maths.md 5): each concept's own read-out is scaled by 1 minus its
-    own strength, in whatever order adapters are loaded. If adapters were disabled, they act again.
+    own strength, in whatever order adapters are loaded. If adapters were disabled, they act again. An attached edit is
+    no part of what `pipe.save_pretrained` writes: fuse it first.
 
     Args:
         pipe: A diffusers pipeline.
