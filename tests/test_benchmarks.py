@@ -113,7 +113,7 @@ def test_extra_memory_is_that_of_the_peak():
         return
     size = 64 * 2**20
     peak = extra_bytes(lambda: torch.ones(size, dtype=torch.uint8))
-    assert size <= peak < 1.5 * size
+    assert 0.95 * size <= peak < 1.5 * size  # the kernel counts pages in batches, and may lag by some
     assert extra_bytes(lambda: None) < size / 8
 
 
