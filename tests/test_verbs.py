@@ -1,9 +1,11 @@
 import inspect
 import warnings
 
+import accelerate.hooks
 import pytest
 import torch
 from diffusers import DiffusionPipeline, WanPipeline
+from diffusers.modular_pipelines.wan import WanBlocks
 from torch import nn
 
 from planted import bits, lora_that_reads, output, planted, reference_output, snapshot
@@ -525,6 +527,52 @@ def test_group_offloading_before_or_after_leaves_the_edit(pipe):
         assert close(output(pipe), reference_output((red, 1.0)))
         pipe.unload_unlearning_adapters()
         assert close(output(pipe), reference_output())
+
+
+def test_offloading_that_loading_a_lora_takes_off_and_on_leaves_the_edit(pipe):
+    """As with sequential offloading: the wrapper of every layer goes, the LoRA comes, the wrappers come back."""
+    red, before = planted(pipe, strength=1.2), snapshot(pipe)
+    style = lora_that_reads(red, pipe)
+    edited = reference_output((red, 1.2), lora=style)
+
+    def offload():
+        for module in pipe.transformer.modules():
+            if module is pipe.transformer or not list(module.children()):
+                accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook())
+
+    def onload():
+        accelerate.hooks.remove_hook_from_module(pipe.transformer, recurse=True)
+
+    offload()
+    pipe.load_unlearning_adapter(red)
+    assert close(output(pipe), reference_output((red, 1.2)))
+    onload()
+    pipe.load_lora_weights(style, adapter_name="style")
+    offload()
+    assert close(output(pipe), edited)
+    onload()
+    offload()
+    assert close(output(pipe), edited)
+    onload()
+    pipe.unload_lora_weights()
+    offload()
+    assert close(output(pipe), reference_output((red, 1.2)))
+    pipe.unload_unlearning_adapters()
+    onload()
+    assert close(output(pipe), reference_output())
+    assert not any("_diffusers_hook" in module.__dict__ for module in pipe.transformer.modules())
+    assert snapshot(pipe).keys() == before.keys()
+
+
+def test_modular_pipelines_have_the_verbs_too(pipe):
+    modular = WanBlocks().init_pipeline()
+    modular.update_components(transformer=pipe.transformer)
+    red = planted(pipe)
+    modular.load_unlearning_adapter(red)
+    assert close(output(pipe), reference_output((red, 1.0)))
+    assert modular.get_active_unlearning_adapters() == pipe.get_active_unlearning_adapters() == ["red"]
+    modular.unload_unlearning_adapters()
+    assert pipe.get_list_unlearning_adapters() == {}
 
 
 def test_the_verbs_are_methods_with_their_documentation():

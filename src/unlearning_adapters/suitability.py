@@ -16,6 +16,7 @@ from .sites import base_linear, denoisers, site_module
 # `base_deviation` is 1e-6 to 0.12 on the base that an adapter was built on, also quantised, and about 1 on another.
 OTHER_BASE = 0.3
 SITES_COMPARED = 3
+ROWS_COMPARED = 256  # of each weight, so that none is widened as a whole
 
 
 def check_sites(pipe: Any, adapter: UnlearningAdapter) -> dict[str, dict[str, Direction]]:
@@ -68,8 +69,9 @@ def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
     """
     known = [site for site in adapter.lora_B if site not in fused and adapter.strength]
     weights = {site: weight for site in known if (weight := _plain_weight(pipe, site)) is not None}
-    step = max(1, len(weights) // SITES_COMPARED)
-    deviation = base_deviation(adapter, dict(list(weights.items())[::step][:SITES_COMPARED]))
+    chosen = list(weights)[:: max(1, len(weights) // SITES_COMPARED)][:SITES_COMPARED]
+    part = replace(adapter, lora_B={site: adapter.lora_B[site][:ROWS_COMPARED] for site in chosen})
+    deviation = base_deviation(part, {site: weights[site][:ROWS_COMPARED] for site in chosen})
     if deviation > OTHER_BASE:
         warnings.warn(
             f"The adapter {adapter.info.concept!r} was built on other weights than this pipeline's ({_base(adapter)}), "
