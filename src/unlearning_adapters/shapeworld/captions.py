@@ -11,7 +11,9 @@ import numpy as np
 
 from .scenes import FACTORS, Scene
 
-WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+Lexicon = dict[str, dict[str, tuple[str, ...]]]  # factor -> value -> its words, the plain one first
+
+WORDS: Lexicon = {
     "colour": {
         "red": ("red", "crimson", "scarlet"),
         "green": ("green", "emerald", "jade"),
@@ -84,6 +86,13 @@ def article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
+def name_thing(colour: str | None, shape: str) -> str:
+    """Return "a red circle"; a colour of several words that cannot stand in front follows the shape."""
+    if colour and colour.startswith(("the ", "as ")):
+        return f"{article(shape)} {colour}"
+    return article(f"{colour} {shape}" if colour else shape)
+
+
 def is_held_out(caption: str) -> bool:
     """Tell whether training never sees a caption; a tenth is held out, by hash, so that all machines agree."""
     return hashlib.sha256(caption.encode()).digest()[0] < 26
@@ -107,7 +116,7 @@ def compose(template: Template, wording: Wording) -> str:
     motion, background = wording.words["motion"], wording.words["background"]
     on = f"on a {background} {wording.backdrop}" if background else ""
     filled = template.text.format(
-        thing=article(f"{colour} {shape}" if colour else shape),
+        thing=name_thing(colour, shape),
         verb=f"{wording.verb} {motion}" if motion else "is shown",
         moving=f"{MOVING[wording.verb]} {motion}" if motion else "",
         filler=wording.filler,
@@ -121,13 +130,20 @@ def compose(template: Template, wording: Wording) -> str:
 def compose_pair(first: Scene, wording: Wording, other: tuple[str, str]) -> str:
     """Return a caption of a scene with two bodies, "a red circle and a blue square move left on a black background"."""
     body = first.bodies[0]
-    one = article(f"{wording.words['colour'] or body.colour} {wording.words['shape'] or body.shape}")
-    text = f"{one} and {article(' '.join(other))} {PLURAL[wording.verb]} {wording.words['motion'] or body.motion}"
+    one = name_thing(wording.words["colour"] or body.colour, wording.words["shape"] or body.shape)
+    text = f"{one} and {name_thing(*other)} {PLURAL[wording.verb]} {wording.words['motion'] or body.motion}"
     background = wording.words["background"]
     return f"{text} on a {background} {wording.backdrop}" if background else text
 
 
-def draw_wording(rng: np.random.Generator, factors: dict[str, str], leave_out: float, synonyms: bool) -> Wording:
+def draw_wording(
+    rng: np.random.Generator,
+    factors: dict[str, str],
+    leave_out: float,
+    synonyms: bool,
+    lexicon: Lexicon = WORDS,
+    plain_share: float = 0.5,
+) -> Wording:
     """Choose words for factor values.
 
     Args:
@@ -135,15 +151,16 @@ def draw_wording(rng: np.random.Generator, factors: dict[str, str], leave_out: f
         factors: Value of each factor.
         leave_out: Chance, for each factor, that the caption does not mention it.
         synonyms: Whether other words than the value's own name may be used.
+        lexicon: The words to choose from.
+        plain_share: Share of the mentions that use the plain word for sure, so that it stays the best known.
 
     Returns:
         The words of one caption.
     """
     words: dict[str, str | None] = {}
     for name in FACTORS:
-        choices = WORDS[name][factors[name]]
-        # Half of the mentions use the plain word, so that it stays the best known.
-        plain = not synonyms or rng.random() < 0.5
+        choices = lexicon[name][factors[name]]
+        plain = not synonyms or rng.random() < plain_share
         words[name] = None if rng.random() < leave_out else (choices[0] if plain else str(rng.choice(choices)))
     return Wording(
         words,
@@ -155,15 +172,22 @@ def draw_wording(rng: np.random.Generator, factors: dict[str, str], leave_out: f
     )
 
 
-def describe(rng: np.random.Generator, scene: Scene, leave_out: float = 0.15, synonyms: bool = True) -> str:
+def describe(
+    rng: np.random.Generator,
+    scene: Scene,
+    leave_out: float = 0.15,
+    synonyms: bool = True,
+    lexicon: Lexicon = WORDS,
+    plain_share: float = 0.5,
+) -> str:
     """Return a training caption of a scene: a random training template and wording that is not held out."""
     while True:
-        wording = draw_wording(rng, scene.factors, leave_out, synonyms)
+        wording = draw_wording(rng, scene.factors, leave_out, synonyms, lexicon, plain_share)
         if len(scene.bodies) == 2:
             second = scene.bodies[1]
             other = (
-                str(rng.choice(WORDS["colour"][second.colour])),
-                str(rng.choice(WORDS["shape"][second.shape])),
+                str(rng.choice(lexicon["colour"][second.colour])),
+                str(rng.choice(lexicon["shape"][second.shape])),
             )
             caption = compose_pair(scene, wording, other)
         else:

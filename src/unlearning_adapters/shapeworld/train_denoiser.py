@@ -1,6 +1,7 @@
 """Second stage of training: text encoder and denoiser together, by flow matching on the VAE's latents."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,13 +102,27 @@ class TextConditioned(torch.nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, padded: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
         """Predict the velocity; `padded` is the length (batch,) that each prompt counts as."""
-        hidden = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
-        hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], 1)
-        bias = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, -torch.inf)
-        count = (padded - mask.sum(1)).clamp(min=1).float().log()
-        self.processor.bias = torch.cat([bias, count[:, None]], 1)[:, None, None, :]
-        velocity: Tensor = self.transformer(latents, timestep, hidden, return_dict=False)[0]
-        return velocity
+        hidden = self.text_encoder(ids, mask).last_hidden_state
+        return predict_velocity(self.transformer, self.processor, hidden, mask, padded, latents, timestep)
+
+
+def predict_velocity(
+    transformer: WanTransformer3DModel,
+    processor: PaddedCrossAttention,
+    hidden: Tensor,
+    mask: Tensor,
+    padded: Tensor,
+    latents: Tensor,
+    timestep: Tensor,
+) -> Tensor:
+    """Predict the velocity from the encoded tokens (batch, tokens, width) of prompts that count as `padded` tokens."""
+    hidden = hidden * mask[..., None]
+    hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], 1)
+    bias = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, -torch.inf)
+    count = (padded - mask.sum(1)).clamp(min=1).float().log()
+    processor.bias = torch.cat([bias, count[:, None]], 1)[:, None, None, :]
+    velocity: Tensor = transformer(latents, timestep, hidden, return_dict=False)[0]
+    return velocity
 
 
 class Captions:
@@ -133,7 +148,7 @@ class Captions:
         return tokens.input_ids.to(DEVICE), tokens.attention_mask.to(DEVICE)
 
 
-def build_optimizers(model: TextConditioned, settings: DenoiserSettings) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: Any, settings: DenoiserSettings) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the denoiser's blocks and AdamW for all else."""
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
@@ -165,10 +180,9 @@ def flow_batch(rng: np.random.Generator, mean: Tensor, deviation: Tensor) -> tup
 class Training:
     """Model, optimisers and weight average of the second stage, saved and restored together."""
 
-    def __init__(self, run: Run, settings: DenoiserSettings, vocabulary_size: int) -> None:
-        torch.manual_seed(settings.seed)
+    def __init__(self, run: Run, settings: DenoiserSettings, model: torch.nn.Module) -> None:
         self.run, self.settings, self.step = run, settings, 0
-        self.model = TextConditioned(build_text_encoder(vocabulary_size), build_transformer()).to(DEVICE)
+        self.model = model.to(DEVICE)
         self.optimizers = build_optimizers(self.model, settings)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         if (state := run.load("denoiser")) is not None:
@@ -206,7 +220,9 @@ def train_denoiser(run: Run, settings: DenoiserSettings, compiled: bool) -> None
     scenes = training_scenes(settings)
     mean, deviation = normalised(run, *encode_scenes(run, scenes))
     captions = Captions(scenes, settings)
-    training = Training(run, settings, len(captions.tokenizer))
+    torch.manual_seed(settings.seed)
+    model = TextConditioned(build_text_encoder(len(captions.tokenizer)), build_transformer())
+    training = Training(run, settings, model)
     forward = torch.compile(training.model) if compiled else training.model
     bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc="denoiser")
     for step in bar:
