@@ -40,7 +40,7 @@ from .training_run import DEVICE, Run, to_tensor
 class LanguageSettings(DenoiserSettings):
     """Settings of the training with a frozen text encoder."""
 
-    steps: int = 900
+    steps: int = 700
     batch: int = 64
     matrix_rate: float = 1.5e-3
     warmup: int = 40
@@ -162,7 +162,7 @@ def train_language(run: Run, settings: LanguageSettings) -> None:
         bar.set_postfix(loss=f"{loss.item():.4f}")
         if training.step % 25 == 0:
             run.log("language", step=training.step, loss=round(loss.item(), 5))
-        if training.step % 100 == 0 or training.step == settings.steps:
+        if training.step % 50 == 0 or training.step == settings.steps:
             training.save()
 
 
