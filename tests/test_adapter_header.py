@@ -17,8 +17,15 @@ from forge import INFO, OTHER, SITE, file_bytes, join, planted_adapter, small_we
 from unlearning_adapters import adapter_header, sites
 from unlearning_adapters.adapter import AdapterInfo, Direction, UnlearningAdapter
 from unlearning_adapters.adapter_file import inspect_adapter, load_adapter, save_adapter
-from unlearning_adapters.adapter_header import MAX_FILE_BYTES, read_header
-from unlearning_adapters.adapter_record import COMPONENTS
+from unlearning_adapters.adapter_header import (
+    MAX_FILE_BYTES,
+    MAX_HEADER_BYTES,
+    factor_key,
+    read_header,
+    read_key,
+    write_key,
+)
+from unlearning_adapters.adapter_record import COMPONENTS, MAX_SITES
 from unlearning_adapters.errors import AdapterFileError
 
 READ, FACTOR, WRITE = f"{SITE}.lora_A.weight", f"{SITE}.lora_B.weight", f"unlearning.lora_V.{SITE}"
@@ -114,6 +121,8 @@ def deep(levels: int) -> str:
         ('{"a": ' + "9" * 5000 + "}", "an integer has 5000 digits, and the limit is 19"),
         (deep(6), "nested 7 levels deep, and the limit is 6"),
         (deep(100_000), "nested 100,001 levels deep, and the limit is 6"),
+        ("[" * 2**20, "not with '{'"),
+        ("{" * 2**20, "its header has 1,048,576 brackets, quotes, commas and colons, and the limit is 524,288"),
         ('{"a": "' + "[" * 50, "not strict JSON: Unterminated string"),
         ('{"__metadata__": []}', "`__metadata__` of its header is not an object of texts"),
         ('{"__metadata__": {"unlearning_adapter": {}}}', "`__metadata__` of its header is not an object of texts"),
@@ -230,6 +239,14 @@ def test_a_flood_of_tensors_is_refused(tmp_path, blob):
         )
 
     refuse(tmp_path, with_header(blob, flood), "it has 12,289 tensors, and the limit is 12,288")
+
+
+def test_the_largest_layout_that_is_allowed_fits_the_limits_of_json():
+    names = [f"transformer.blocks.{number}.layer" for number in range(MAX_SITES)]
+    shapes = {key(name): (1, 1) for name in names for key in (read_key, factor_key, write_key)}
+    raw = adapter_header.encode_header(AdapterInfo(**INFO).to_dict(), names, shapes)
+    header = read_header(io.BytesIO(raw), len(raw) + 4 * len(shapes), "file")
+    assert len(header.shapes) == 3 * MAX_SITES and len(raw) < MAX_HEADER_BYTES
 
 
 def test_the_largest_layout_that_is_meant_fits():

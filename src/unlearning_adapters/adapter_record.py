@@ -16,6 +16,9 @@ MAX_SITES = 4096  # two denoisers of 60 blocks with twelve sites each have 1,440
 MAX_NAME = 200
 MAX_TEXT = 4096
 MAX_DEPTH = 6
+MAX_MARKS = (
+    2**19
+)  # of the signs that structure JSON; the largest layout has 320,000, and 8 MiB of brackets take 230 MiB
 
 _SITE = re.compile(rf"(?:{'|'.join(COMPONENTS)})(?:\.(?!__)[A-Za-z0-9_]+)+")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -50,7 +53,7 @@ def canonical_json(value: Any) -> str:
 
 
 def strict_json(text: str, name: str, part: str) -> dict[str, Any]:
-    """Parse JSON without duplicate keys, NaN, infinities, numbers beyond 64 bits, or deep nesting."""
+    """Parse JSON without duplicate keys, NaN, infinities, numbers beyond 64 bits, deep nesting, or a flood of values."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -74,8 +77,14 @@ def strict_json(text: str, name: str, part: str) -> dict[str, Any]:
     def constant(word: str) -> None:
         raise ValueError(f"the number {word} is not finite")
 
-    if _depth(text) > MAX_DEPTH:
-        raise bad_file(name, f"its {part} is nested {_depth(text):,} levels deep, and the limit is {MAX_DEPTH}")
+    marks = sum(map(text.count, '[]{},:"'))
+    if marks > MAX_MARKS:
+        raise bad_file(
+            name, f"its {part} has {marks:,} brackets, quotes, commas and colons, and the limit is {MAX_MARKS:,}"
+        )
+    depth = _depth(text)
+    if depth > MAX_DEPTH:
+        raise bad_file(name, f"its {part} is nested {depth:,} levels deep, and the limit is {MAX_DEPTH}")
     try:
         values = json.loads(
             text, object_pairs_hook=unique, parse_int=integer, parse_float=number, parse_constant=constant
