@@ -34,20 +34,11 @@ from unlearning_adapters.verbs import (
     unload_unlearning_adapters,
 )
 
-ROUNDING = {"rtol": 2e-3, "atol": 2e-4}  # float32, outputs near 1
-UNSAFE, SAFE = "a red car moves left on the street", "a blue car moves left on the street"
-NEUTRAL = (
-    "two dogs run in a quiet street",
-    "an old man sits near the house",
-    "a black cat walks up slowly",
-    "the small tree stands on the right",
-)
-SCENES = (
-    "a {} car moves left on the street",
-    "the {} dog sits near a tree",
-    "one {} house stands on the right",
-    "a woman walks with the {} cat",
-)
+ROUNDING = 0.02  # largest part of an edit's effect by which equal edits may differ in float32
+# Few words, for a tiny model has no room to tell many apart; the prompts that are tested are none of the pairs.
+UNSAFE, SAFE, UNRELATED = "the red dog runs", "the blue dog runs", "the cat runs"
+SCENES = ("a {} car", "the {} cat", "a {} dog sits", "the {} house", "a {} cat runs")
+NEUTRAL = ("a dog runs", "the car", "a cat sits", "the dog", "a house", "the cat runs")
 GUIDANCE_OFF = {"guidance_scale": 1.0, "true_cfg_scale": 1.0, "audio_guidance_scale": 1.0, "pag_scale": 0.0}
 PICTURE_SIDE = 16
 # Last layers of the attentions and feed-forwards of text encoders: T5, CLIP, Llama and its kin.
@@ -67,7 +58,7 @@ class Whole:
         variant: What the configuration shows, beside the class.
         takes: What the call needs besides a prompt, for people: "image", "video and mask".
         pictures: Whether its argument `image` is a picture, so that pairs carry pictures.
-        reads_text: False for a pipeline without a prompt: pairs differ in their pictures, and the sites are hidden ones.
+        reads_text: False for a pipeline without a prompt: pairs differ in their pictures; hidden sites.
         batch_size: Number of prompts per call of the builder; 1 for a pipeline that takes a single prompt.
         left: Largest part of the difference that the concept's word makes in the output and that an adapter may leave;
             more where the prompt has other doors to the video.
@@ -131,10 +122,10 @@ def check_whole(case: Whole, folder: Path) -> None:
     pipe = case.make()
     assert type(pipe).__name__ == case.pipeline
     plant_words(pipe)
-    base, safe, neutral = (output(case, pipe, prompt) for prompt in (UNSAFE, SAFE, NEUTRAL[0]))
+    base, safe, neutral = (output(case, pipe, prompt) for prompt in (UNSAFE, SAFE, UNRELATED))
     word = (base - safe).norm()
     assert torch.isfinite(base).all()
-    assert word > 1e-3 * base.norm(), "the output hardly depends on the concept: this case could not fail"
+    assert word > 3e-4 * base.norm(), "the output hardly depends on the concept: this case could not fail"
     before = state(pipe)
 
     adapter = build(case, pipe)
@@ -143,17 +134,17 @@ def check_whole(case: Whole, folder: Path) -> None:
     name = load_unlearning_adapter(pipe, adapter)
     attached = output(case, pipe, UNSAFE)
     assert (attached - base).norm() > 0.1 * word, "the adapter hardly acts"
-    left, spared = (attached - safe).norm() / word, (output(case, pipe, NEUTRAL[0]) - neutral).norm() / word
+    left, spared = (attached - safe).norm() / word, (output(case, pipe, UNRELATED) - neutral).norm() / word
     print(f"{case}: left {left:.3f}, spared {spared:.3f}, word {word / base.norm():.3f}")
     assert left < case.left and spared < case.spared, f"left {left:.3f}, neutral prompt moved {spared:.3f}"
 
-    check_fuse_and_unfuse(case, pipe, adapter, attached, before)
+    check_fuse_and_unfuse(case, pipe, adapter, base, attached, before)
     assert get_list_unlearning_adapters(pipe) == {part: [name] for part in adapter.info.denoisers}
     unload_unlearning_adapters(pipe)
     assert changed(before, state(pipe)) == set(), "something of the adapter is left"
     assert torch.equal(output(case, pipe, UNSAFE), base)
 
-    check_file_and_stack(case, pipe, adapter, attached, folder)
+    check_file_and_stack(case, pipe, adapter, attached, word, folder)
     assert changed(before, state(pipe)) == set(), "something of two adapters is left"
     assert torch.equal(output(case, pipe, UNSAFE), base)
 
@@ -266,10 +257,10 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
 
 def check_found(case: Whole, pipe: Any, adapter: UnlearningAdapter) -> None:
     """The builder's short runs see what whole runs show: the direction is the mean difference that the word makes."""
-    found = build(case, pipe, method="mean", strength=1.0)
+    found = build(case, pipe, method="mean", strength=1.0, pairs=2)
     assert set(found.sites) == set(adapter.sites)
     expected: dict[str, list[Tensor]] = {}
-    for number, pair in enumerate(concept(case).pairs):
+    for number, pair in enumerate(concept(case).pairs[:2]):
         unsafe, safe = (
             inputs_of(case, pipe, found.sites, prompt, image, number)
             for prompt, image in ((pair.unsafe, pair.unsafe_image), (pair.safe, pair.safe_image))
@@ -311,11 +302,11 @@ def pooled(rows: Tensor) -> Tensor:
 
 
 def check_fuse_and_unfuse(
-    case: Whole, pipe: Any, adapter: UnlearningAdapter, attached: Tensor, before: Mapping[str, Any]
+    case: Whole, pipe: Any, adapter: UnlearningAdapter, base: Tensor, attached: Tensor, before: Mapping[str, Any]
 ) -> None:
     """Fused is attached within rounding, and changes the weights of the sites alone; unfused, every bit is back."""
     fuse_unlearning_adapters(pipe)
-    torch.testing.assert_close(output(case, pipe, UNSAFE), attached, **ROUNDING)
+    assert (output(case, pipe, UNSAFE) - attached).norm() < ROUNDING * (attached - base).norm()
     weights = {name for name, value in before.items() if isinstance(value, Tensor)}
     assert changed(before, state(pipe)) & weights == {f"{site}.weight" for site in adapter.sites}
     unfuse_unlearning_adapters(pipe)
@@ -323,7 +314,9 @@ def check_fuse_and_unfuse(
     assert torch.equal(output(case, pipe, UNSAFE), attached)
 
 
-def check_file_and_stack(case: Whole, pipe: Any, adapter: UnlearningAdapter, attached: Tensor, folder: Path) -> None:
+def check_file_and_stack(
+    case: Whole, pipe: Any, adapter: UnlearningAdapter, attached: Tensor, word: Tensor, folder: Path
+) -> None:
     """A file gives the same bits; a second adapter acts beside it, the same in either order."""
     second = planted(pipe, "second", seed=7, sites="text" if case.reads_text else "hidden")
     load_unlearning_adapter(pipe, adapter.save_pretrained(folder))
@@ -335,5 +328,5 @@ def check_file_and_stack(case: Whole, pipe: Any, adapter: UnlearningAdapter, att
     alone = output(case, pipe, UNSAFE)
     load_unlearning_adapter(pipe, adapter)
     assert torch.equal(output(case, pipe, UNSAFE), both)
-    assert not torch.allclose(both, attached, **ROUNDING) and not torch.allclose(both, alone, **ROUNDING)
+    assert min((both - attached).norm(), (both - alone).norm()) > 0.05 * word, "one of two adapters hardly acts"
     unload_unlearning_adapters(pipe)
