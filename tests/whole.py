@@ -41,8 +41,8 @@ SCENES = ("a {} car", "the {} cat", "a {} dog sits", "the {} house", "a {} cat r
 NEUTRAL = ("a dog runs", "the car", "a cat sits", "the dog", "a house", "the cat runs")
 GUIDANCE_OFF = {"guidance_scale": 1.0, "true_cfg_scale": 1.0, "audio_guidance_scale": 1.0, "pag_scale": 0.0}
 PICTURE_SIDE = 16
-# Last layers of the attentions and feed-forwards of text encoders: T5, CLIP, Llama and its kin.
-ENCODER_OUT = {"o", "wo", "out_proj", "o_proj", "fc2", "down_proj"}
+# Last layers of the attentions and feed-forwards of text encoders (T5, CLIP, Llama and its kin) and of LTX-2's connectors.
+ENCODER_OUT = re.compile(r"(^|\.)(o|wo|out_proj|o_proj|fc2|down_proj|to_out\.0|net\.2)$")
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,9 @@ def check_whole(case: Whole, folder: Path) -> None:
 def plant_words(pipe: Any) -> None:
     """Let no word hear of another in the text encoders, so that "red" differs from "blue" by one vector, everywhere."""
     for name, component in pipe.components.items():
-        if name.startswith("text_encoder") and isinstance(component, nn.Module):
+        if name.startswith(("text_encoder", "connectors")) and isinstance(component, nn.Module):
             for path, module in component.named_modules():
-                if path.rpartition(".")[2] in ENCODER_OUT and isinstance(module, nn.Linear):
+                if ENCODER_OUT.search(path) and isinstance(module, nn.Linear):
                     nn.init.zeros_(module.weight)
 
 
