@@ -15,7 +15,8 @@ from torch import nn
 
 from .attach import LiveEdit, Seats, check_site, module_at
 from .errors import FuseError
-from .fuse import FusedWeight, check_fusable, check_fused, fuse_edit, restore_weight
+from .fuse import check_fusable, check_fused, fuse_edit, restore_weight
+from .fused_weight import FusedWeight
 from .sites import base_linear
 from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins
 from .stacking import StackedEdit
