@@ -4,7 +4,7 @@ diffusers' `HookRegistry` carries them: a compiled denoiser obeys it, while it i
 (pytorch#117758). Being no LoRA, they are out of reach of the LoRA verbs, which switch off whatever they do not name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,29 +78,39 @@ class Seats(ModelHook):
     """Keeps every edit where it belongs; itself a hook on the denoiser, so that it looks before every call.
 
     An edit belongs on the outermost module of its path: a LoRA that wraps the layer later would otherwise read the raw
-    input beside it. Where an edit is fused, the layer must read the raw input, and the LoRA's branch the edited one.
+    input beside it. A layer that is wrapped holds no edit in its weight, since nothing is known of what the wrapper
+    does with that weight (a LoRA may read the raw input, be merged and taken out again, or norm the weight).
 
     Args:
         denoiser: The network that the paths start from.
+        settle: What to do when wrappers came or went, or weights changed; None takes `seat`.
+        weights_changed: Whether a weight is no longer what fusing made of it; None if nothing is fused.
     """
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        settle: Callable[[], None] | None = None,
+        weights_changed: Callable[[], bool] | None = None,
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.sites: dict[str, LiveEdit] = {}
-        self.branches: dict[str, LiveEdit] = {}
+        self.wrapped: dict[str, bool] = {}  # for each layer with a fused edit, as it was when it was settled
         self.taken: list[tuple[nn.Module, LiveEdit]] = []
+        self.handles: list[Any] = []
         self.made_registry = False
+        self._settle = settle or self.seat
+        self._weights_changed = weights_changed or _nothing_is_fused
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Seat the edits again if a LoRA was loaded or unloaded since the last call."""
+        """Settle if a LoRA was loaded or unloaded since the last call, or fused into a weight that holds an edit."""
         if module is not self.denoiser:
             raise DenoiserError(
                 f"This {type(module).__name__} is a copy of a denoiser with unlearning adapters, and its hooks run the "
                 "original. Copy the denoiser before adapters are loaded, or unload them from the copy."
             )
-        if self._moved():
-            self.seat()
+        self._look()
         return args, kwargs
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -121,27 +131,45 @@ class Seats(ModelHook):
             if (id(module), id(live)) not in kept:
                 attach_edit(module, live)
         self.taken = places
-        if not (self.sites or self.branches):
-            _unregister(self.denoiser)
+        if not (self.sites or self.wrapped):
+            self._leave()
         elif _registered(self.denoiser) is not self:
+            self._leave()
             _register(self.denoiser, self)
+            # Between calls of the denoiser: a LoRA is loaded, or the weights are saved.
+            self.handles = [
+                self.denoiser.register_load_state_dict_post_hook(lambda *_: self._look()),
+                self.denoiser.register_state_dict_pre_hook(lambda *_: self._look()),
+            ]
         if registry := getattr(self.denoiser, "_diffusers_hook", None):
             registry.invalidate_child_registries_cache()
 
-    def _moved(self) -> bool:
+    def moved(self) -> bool:
+        """Whether wrappers of layers came or went since the edits were seated."""
         places = self._places()
         if len(places) != len(self.taken):
             return True
         for (module, live), (seated, held) in zip(places, self.taken, strict=True):
             if module is not seated or live is not held:
                 return True
+        for path, was in self.wrapped.items():
+            if is_wrapped(module_at(self.denoiser, path)) is not was:
+                return True
         return any(_is_bypassed(self.denoiser, path) for path in self.sites)
 
+    def _look(self) -> None:
+        # A compiled denoiser cannot branch on what a weight holds.
+        if self.moved() or (not torch.compiler.is_compiling() and self._weights_changed()):
+            self._settle()
+
+    def _leave(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        _unregister(self.denoiser)
+
     def _places(self) -> list[tuple[nn.Module | None, LiveEdit]]:
-        places = [(module_at(self.denoiser, path), live) for path, live in self.sites.items()]
-        for path, live in self.branches.items():
-            places += [(branch, live) for branch in lora_branches(module_at(self.denoiser, path))]
-        return places
+        return [(module_at(self.denoiser, path), live) for path, live in self.sites.items()]
 
 
 def attach_edit(module: nn.Module, edit: StackedEdit | LiveEdit) -> None:
@@ -174,14 +202,9 @@ def module_at(denoiser: nn.Module, path: str) -> nn.Module | None:
     return module
 
 
-def lora_branches(module: nn.Module | None) -> list[nn.Module]:
-    """Return the layers of a LoRA layer that read its input beside the base layer, one per LoRA."""
-    branches: list[nn.Module] = []
-    while module is not None and "base_layer" in module._modules:
-        if (first := module._modules.get("lora_A")) is not None:
-            branches += first._modules.values()  # type: ignore[arg-type]
-        module = module._modules["base_layer"]
-    return branches
+def is_wrapped(module: nn.Module | None) -> bool:
+    """Whether a module is no layer of the denoiser but what PEFT puts around one, such as a LoRA layer."""
+    return module is not None and ("base_layer" in module._modules or "original_module" in module._modules)
 
 
 def check_site(denoiser: nn.Module, path: str) -> None:
@@ -196,6 +219,10 @@ def check_site(denoiser: nn.Module, path: str) -> None:
             f"The query, key and value projections of {type(denoiser).__name__} are fused, so that {path!r} is not "
             "used and its edit would have no effect. Call unfuse_qkv_projections() first."
         )
+
+
+def _nothing_is_fused() -> bool:
+    return False
 
 
 def _identities(places: list[tuple[nn.Module, LiveEdit]]) -> set[tuple[int, int]]:

@@ -2,23 +2,36 @@
 
 A change is planned first, for all denoisers of a pipeline, without touching anything, and what can be refused is
 refused there. Then it is carried out, and carried back if it fails midway; weights come back bit for bit.
+
+A fused edit is in the weight as long as nothing wraps the layer. While a LoRA does, the weight is the base's, bit for
+bit, and the edit is on the input, where no LoRA verb reaches it; when the LoRA goes, the edit goes back into the
+weight, with whatever `fuse_lora` left there.
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from .attach import LiveEdit, Seats, check_site, module_at
+from .attach import LiveEdit, Seats, check_site, is_wrapped, module_at
 from .errors import FuseError
-from .fuse import check_fusable, check_fused, fuse_edit, restore_weight
+from .fuse import (
+    changed_since_fused,
+    check_fusable,
+    check_fused,
+    fuse_edit,
+    looks_fused,
+    restore_weight,
+    take_out,
+)
 from .fused_weight import FusedWeight
 from .sites import base_linear
-from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins
+from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
 from .stacking import StackedEdit
 
 ATTRIBUTE = "_unlearning_adapters"
@@ -30,8 +43,8 @@ class Plan:
 
     Args:
         stack: The stack.
-        fused: Joint edit per path that goes into the weight.
-        attached: Edit per path that goes onto the input, and whether it acts.
+        fused: Joint edit per path that goes into the weight, while nothing wraps the layer.
+        attached: Edit per path that goes onto the input beside it, and whether it acts.
         twins: Pairs of adapters that remove nearly the same direction, and at how many layers.
     """
 
@@ -51,8 +64,9 @@ class Editor:
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
         self.plan = Plan()
-        self.seats = Seats(denoiser)
+        self.seats = Seats(denoiser, self.settle, self._weights_changed)
         self.records: dict[str, tuple[StackedEdit, FusedWeight]] = {}
+        self.changed: set[str] = set()  # layers whose original weight is lost, since it changed while it was fused
 
     @property
     def stack(self) -> Stack:
@@ -61,6 +75,8 @@ class Editor:
 
     def make_plan(self, stack: Stack) -> Plan:
         """Return what a stack would mean; raise if it cannot be, and change nothing."""
+        if self.seats.moved():
+            self.settle()
         in_weight = {path: edit_in_weight(stack, path) for path in stack.paths}
         on_input = {path: edit_on_input(stack, path) for path in stack.paths}
         plan = Plan(
@@ -74,20 +90,49 @@ class Editor:
 
     def carry_out(self, plan: Plan) -> None:
         """Bring weights and hooks in line with a plan that was checked, from whatever state they are in."""
+        in_weight = self._in_weight(plan)
         for path in self._outdated(plan):
             restore_weight(self._linear(path).weight, self.records[path][1], path)
             del self.records[path]
-        for path, edit in plan.fused.items():
+        for path, edit in in_weight.items():
             if path not in self.records:
                 self.records[path] = edit, fuse_edit(self._linear(path), edit, path)
-        self._rewrite(self.seats.sites, plan.attached)
-        self._rewrite(self.seats.branches, {path: (edit, True) for path, edit in plan.fused.items()})
+        on_input = dict(plan.attached)
+        for path in plan.fused.keys() - in_weight.keys():
+            whole = whole_edit(plan.stack, path)
+            if whole is not None:
+                on_input[path] = whole
+        self._rewrite(self.seats.sites, on_input)
+        self.seats.wrapped = {path: is_wrapped(module_at(self.denoiser, path)) for path in plan.fused}
         self.seats.seat()
         self.plan = plan
         if plan.stack.loaded:
             setattr(self.denoiser, ATTRIBUTE, self)
         elif hasattr(self.denoiser, ATTRIBUTE):
             delattr(self.denoiser, ATTRIBUTE)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def settle(self) -> None:
+        """Bring weights and hooks in line with what others did since: LoRAs that came, went, or were fused.
+
+        Raises:
+            FuseError: If an edit can neither stay in a weight nor be taken out, since the weight is offloaded.
+        """
+        with _editing():
+            for path, (_, record) in list(self.records.items()):
+                linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
+                if _is_intact(linear, record, path, every_bit=wrapped):
+                    continue
+                take_out(linear.weight, record)
+                del self.records[path]
+                self.changed.add(path)
+                warnings.warn(
+                    f"The weight of {path} changed after an unlearning adapter was fused into it (a fused LoRA, or "
+                    "training). The adapter was taken out and applied again, so that the concept stays erased, but "
+                    "the original weight cannot be restored any more.",
+                    stacklevel=2,
+                )
+            self.carry_out(self.plan)
 
     def _rewrite(self, held: dict[str, LiveEdit], wanted: Mapping[str, tuple[StackedEdit, bool]]) -> None:
         for path in held.keys() - wanted.keys():
@@ -104,14 +149,30 @@ class Editor:
             check_site(self.denoiser, path)
         for path in self._outdated(plan):
             check_fused(self._linear(path), self.records[path][1], path)
+        for path in self.changed:
+            if not same_edit(plan.fused.get(path), self.plan.fused.get(path)):
+                raise FuseError(changed_since_fused(path))
         owners: dict[int, str] = {}
         for path, edit in plan.fused.items():
             other = owners.setdefault(check_fusable(self._linear(path), edit, path).data_ptr(), path)
             if other != path:
                 raise FuseError(f"{path} and {other} share one weight, which holds one edit only. Attach the adapter.")
 
+    def _in_weight(self, plan: Plan) -> dict[str, StackedEdit]:
+        """Return the fused edits that weights can hold now: not while something wraps a layer, or it is offloaded."""
+        return {
+            path: edit
+            for path, edit in plan.fused.items()
+            if not is_wrapped(module_at(self.denoiser, path))
+            and (path in self.records or not self._linear(path).weight.is_meta)
+        }
+
     def _outdated(self, plan: Plan) -> list[str]:
-        return [path for path, (edit, _) in self.records.items() if not same_edit(plan.fused.get(path), edit)]
+        wanted = self._in_weight(plan)
+        return [path for path, (edit, _) in self.records.items() if not same_edit(wanted.get(path), edit)]
+
+    def _weights_changed(self) -> bool:
+        return not all(looks_fused(self._linear(path), record) for path, (_, record) in self.records.items())
 
     def _linear(self, path: str) -> Any:
         module = module_at(self.denoiser, path)
@@ -133,7 +194,7 @@ def change_stacks(changes: Sequence[tuple[Editor, Stack]]) -> None:
     Raises:
         UnlearningError: If one cannot be carried; then every weight and hook is as it was.
     """
-    with torch.inference_mode(False), torch.no_grad():  # in this order: the first resets the second
+    with _editing():
         plans = [(editor, editor.make_plan(stack)) for editor, stack in changes]
         for editor, plan in plans:
             _warn_of_twins(editor.plan, plan)
@@ -145,6 +206,26 @@ def change_stacks(changes: Sequence[tuple[Editor, Stack]]) -> None:
             for editor, plan in before:
                 editor.carry_out(plan)
             raise
+
+
+@contextmanager
+def _editing() -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad():  # in this order: the first resets the second
+        yield
+
+
+def _is_intact(linear: Any, record: FusedWeight, path: str, *, every_bit: bool) -> bool:
+    """Whether a weight is what fusing made of it; raise `FuseError` if it is another kind of weight by now."""
+    if not every_bit:
+        return looks_fused(linear, record)
+    try:
+        check_fused(linear, record, path)
+    except FuseError:
+        weight = getattr(linear, "weight", None)
+        if not isinstance(weight, torch.Tensor) or weight.is_meta or tuple(weight.shape) != record.shape:
+            raise
+        return False
+    return True
 
 
 def _warn_of_twins(before: Plan, plan: Plan) -> None:

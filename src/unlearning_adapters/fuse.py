@@ -29,8 +29,10 @@ BLOCK_ELEMENTS_ON_DEVICE = 2**24
 # A thread per so many elements at least, or starting it costs more than it saves; more would wait for the interpreter.
 PART_ELEMENTS = 2**20
 MAX_PARTS = 8
+ROWS_COMPARED = 8  # of each fused weight, before a call
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 T = TypeVar("T")
+_UNDO = "Nothing was changed. Undo that first, or load the base model again."
 
 
 def fuse_edit(linear: nn.Module, edit: StackedEdit, name: str = "the layer") -> FusedWeight:
@@ -95,6 +97,35 @@ def restore_weight(weight: Tensor, record: FusedWeight, name: str) -> None:
         )
 
 
+def take_out(weight: Tensor, record: FusedWeight) -> None:
+    """Take a fused edit out of a weight that changed since, `W' + (W mix) read`, in place, rounded once per block row.
+
+    What was added to the weight (a fused LoRA) stays in it; the result is exact but for rounding.
+    """
+    block, right = _Block(weight), record.right.to(weight.device)
+    left = record.left.to(weight.device)
+    with _writable(weight):
+        for rows in block.rows_of(slice(0, len(weight))):
+            block.load(weight, rows)
+            block.add(left[rows].to(block.work.dtype), right.to(block.work.dtype), 1)
+            weight[rows].copy_(block.result)
+
+
+def looks_fused(linear: nn.Module, record: FusedWeight) -> bool:
+    """Whether a few rows of a weight are what fusing made of them; True as well for a weight that cannot be compared.
+
+    A LoRA that is fused later changes all rows, so that this is enough to see it, at no cost that can be measured.
+    """
+    weight = getattr(linear, "weight", None)
+    if not isinstance(weight, Tensor) or not is_plain(weight) or weight.is_meta:
+        return True
+    if tuple(weight.shape) != record.shape or weight.dtype != record.value.dtype:
+        return True
+    step = max(1, record.shape[0] // ROWS_COMPARED)
+    sums = bits_of(weight.detach()[::step].clone(memory_format=torch.contiguous_format)).sum(1)
+    return torch.equal(sums.cpu(), record.after[::step])
+
+
 def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     """Return the weight of a layer, or raise `FuseError` if an edit cannot be written into it."""
     weight = getattr(linear, "weight", None)
@@ -122,22 +153,26 @@ def is_plain(weight: Tensor) -> bool:
 def check_fused(linear: nn.Module, record: FusedWeight, name: str) -> Tensor:
     """Return the weight of a layer if it is what fusing made of it, bit for bit; else raise `FuseError`."""
     weight = getattr(linear, "weight", None)
-    cure = "Nothing was changed. Undo that first, or load the base model again."
-    shape, dtype = (record.left.shape[0], record.right.shape[1]), record.value.dtype
+    shape, dtype = record.shape, record.value.dtype
     if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or weight.dtype != dtype:
         now = f"{tuple(weight.shape)} {weight.dtype}" if isinstance(weight, Tensor) else f"of a {type(linear).__name__}"
-        raise FuseError(f"The weight of {name} was {shape} {dtype} when it was fused, and now it is {now}. {cure}")
+        raise FuseError(f"The weight of {name} was {shape} {dtype} when it was fused, and now it is {now}. {_UNDO}")
     if weight.is_meta:
         raise FuseError(
             f"The weight of {name} is offloaded and cannot be restored. Call pipe.remove_all_hooks() first."
         )
     sums, columns = zip(*_at_once([partial(_sums, weight, part) for part in _parts(weight)]), strict=True)
     if not (torch.equal(torch.cat(sums), record.after) and torch.equal(torch.stack(columns).sum(0), record.columns)):
-        raise FuseError(
-            f"The weight of {name} changed after it was fused (training, a fused LoRA, or a cast to another dtype and "
-            f"back), so that it cannot be restored exactly. {cure}"
-        )
+        raise FuseError(changed_since_fused(name))
     return weight
+
+
+def changed_since_fused(name: str) -> str:
+    """Return what to say of a fused weight that cannot be restored."""
+    return (
+        f"The weight of {name} changed after it was fused (training, a fused LoRA, or a cast to another dtype and "
+        f"back), so that it cannot be restored exactly. {_UNDO}"
+    )
 
 
 class _Block:

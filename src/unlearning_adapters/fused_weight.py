@@ -44,6 +44,11 @@ class FusedWeight:
     columns: Tensor
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the weight, (out_features, in_features)."""
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
     def nbytes(self) -> int:
         """Memory that the record takes."""
         return sum(part.nbytes for part in vars(self).values())

@@ -88,7 +88,7 @@ class Site:
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """Return the networks of a pipeline that an adapter can edit, by component name.
 
-    A compiled denoiser is returned as the module that was compiled.
+    A compiled denoiser is returned as the module that was compiled, one in a `PeftModel` as the model inside.
 
     Raises:
         DenoiserError: If there is none.
@@ -101,7 +101,7 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
             f"{type(pipe).__name__} has no denoiser. Expected a component named {', '.join(COMPONENTS[:-1])} or "
             f"{COMPONENTS[-1]}, but its components are: {names}."
         )
-    return {name: _uncompiled(module) for name, module in found.items()}
+    return {name: _bare(module) for name, module in found.items()}
 
 
 def find_sites(
@@ -159,8 +159,8 @@ def site_module(pipe: Any, site_name: str) -> nn.Module:
 
 
 def base_linear(module: nn.Module) -> nn.Module:
-    """Return the layer inside of LoRA wrappers, or the layer itself."""
-    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+    """Return the layer inside of PEFT's wrappers (a LoRA layer, a module to save), or the layer itself."""
+    while isinstance(inner := getattr(module, "base_layer", None) or module._modules.get("original_module"), nn.Module):
         module = inner
     return module
 
@@ -170,6 +170,18 @@ def linear_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in _modules(denoiser):
         if _is_linear(module):
             yield name, module
+
+
+def _bare(denoiser: nn.Module) -> nn.Module:
+    """Return a denoiser without what `torch.compile` and `peft.get_peft_model` put around it."""
+    while True:
+        inner = _uncompiled(denoiser)
+        tuner = inner._modules.get("base_model") if hasattr(inner, "peft_config") else None
+        if tuner is not None:
+            inner = tuner._modules.get("model") or tuner
+        if inner is denoiser:
+            return denoiser
+        denoiser = inner
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
