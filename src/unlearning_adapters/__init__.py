@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .adapter import AdapterInfo, Direction, UnlearningAdapter
     from .adapter_file import inspect_adapter, load_adapter, save_adapter
     from .builder import build_adapter
-    from .concepts import Concept, Pair, load_concept
+    from .concepts import Concept, load_concept
     from .config import BuildConfig
     from .errors import (
         AdapterFileError,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SiteError,
         UnlearningError,
     )
+    from .pairs import Pair
     from .shapeworld.model import load_shapeworld
     from .sites import find_sites
     from .verbs import (
@@ -92,9 +93,10 @@ _MODULES = {
     "adapter": ("AdapterInfo", "Direction", "UnlearningAdapter"),
     "adapter_file": ("inspect_adapter", "load_adapter", "save_adapter"),
     "builder": ("build_adapter",),
-    "concepts": ("Concept", "Pair", "load_concept"),
+    "concepts": ("Concept", "load_concept"),
     "config": ("BuildConfig",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "pairs": ("Pair",),
     "shapeworld.model": ("load_shapeworld",),
     "sites": ("find_sites",),
     "verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),
