@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         unfuse_unlearning_adapters,
         unload_unlearning_adapters,
     )
+    from .wrapped import DenoiserPipeline, wrap_denoiser
 
     __version__: str
 
@@ -60,6 +61,7 @@ __all__ = [
     "ConceptError",
     "ConfigError",
     "DenoiserError",
+    "DenoiserPipeline",
     "Direction",
     "FuseError",
     "HubError",
@@ -87,6 +89,7 @@ __all__ = [
     "set_unlearning_adapters",
     "unfuse_unlearning_adapters",
     "unload_unlearning_adapters",
+    "wrap_denoiser",
 ]
 
 _MODULES = {
@@ -100,6 +103,7 @@ _MODULES = {
     "shapeworld.model": ("load_shapeworld",),
     "sites": ("find_sites",),
     "verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),
+    "wrapped": ("DenoiserPipeline", "wrap_denoiser"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -213,8 +213,9 @@ def _base_model(pipe: Any) -> str:
 
 
 def _name_or_path(component: Any) -> str:
-    config: Any = getattr(component, "config", None) or {}
-    return str(config.get("_name_or_path") or "")
+    config: Any = getattr(component, "config", None)
+    name = config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", "")
+    return str(name or "")
 
 
 def _revision(network: Any) -> str:

@@ -119,8 +119,8 @@ def _parameters(pipe: Any) -> tuple[set[str], set[str]]:
     if hasattr(blocks, "input_names"):  # a modular pipeline
         inputs = [item for item in blocks.inputs if item.name]
         return {item.name for item in inputs}, {item.name for item in inputs if item.required}
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    names = [name for name, item in parameters.items() if name != "self" and item.kind is not item.VAR_KEYWORD]
+    parameters = inspect.signature(pipe).parameters
+    names = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD]
     return set(names), {name for name in names if parameters[name].default is inspect.Parameter.empty}
 
 
@@ -133,7 +133,8 @@ def _no_guidance(accepted: set[str]) -> dict[str, float]:
 def _small_video(pipe: Any) -> dict[str, Any]:
     """Return arguments for the smallest video that pipelines of all kinds accept, and few steps."""
     network = next(iter(denoisers(pipe).values()))
-    config: Any = getattr(network, "config", {})
+    config: Any = getattr(network, "config", None)
+    config = config if isinstance(config, Mapping) else {}  # a module that is not of diffusers may have any other
     few: dict[str, Any] = {"num_inference_steps": FEW_STEPS, "use_resolution_binning": False}
     if config.get("use_learned_positional_embeddings"):  # bound to one size
         return few
