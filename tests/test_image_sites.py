@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import denoiser_inputs as given
 from denoiser_inputs import Noise, Words
+from picture_sites import IMAGE_KEYS, SITES
 from planted import planted
 from test_activations import count_hooks
 from test_denoisers import ROUNDING, changed, densely_edited, expand, shape, state, weights
@@ -32,26 +33,6 @@ from unlearning_adapters.verbs import (
     unfuse_unlearning_adapters,
 )
 
-IMAGE_KEYS = "blocks.N.attn2.{add_k_proj,add_v_proj}"
-SVD_LEVELS = " ".join(
-    f"{part}.attentions.N.{blocks}.N.attn2.{{to_k,to_v}}"
-    for part in ("down_blocks.N", "up_blocks.N", "mid_block")
-    for blocks in ("transformer_blocks", "temporal_transformer_blocks")
-)
-# Paths of the image sites by the name of a tiny denoiser; the others have none.
-SITES = {
-    "WanTransformer3DModel (image keys)": IMAGE_KEYS,
-    "SkyReelsV2Transformer3DModel (image keys)": IMAGE_KEYS,
-    "ChronoEditTransformer3DModel (image keys)": IMAGE_KEYS,
-    "WanAnimateTransformer3DModel (image keys)": IMAGE_KEYS,
-    "WanAnimate2Transformer3DModel (image keys)": "blocks.N.cross_attn.{add_k_proj,add_v_proj}",
-    "CosmosTransformer3DModel (image keys)": "transformer_blocks.N.attn2.{k_img,v_img}",
-    "HunyuanVideoFramepackTransformer3DModel": "image_projection.up",
-    "HunyuanVideo15Transformer3DModel": "image_embedder.linear_1",
-    "MotifVideoTransformer3DModel (text cross-attention, pictures)": "image_embedder.linear_1",
-    "I2VGenXLUNet": "context_embedding.N",
-    "UNetSpatioTemporalConditionModel": SVD_LEVELS,
-}
 # Layers that read a picture alone and prepare it for the sites.
 FRONT = r"image_embedder\.|^image_projection\.down$|^img_context_proj\.|^img_emb\."
 # And those that are no sites: what single-token attention returns; inputs that are no picture of the pair (the face of
