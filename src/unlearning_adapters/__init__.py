@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .adapter import AdapterInfo, Direction, UnlearningAdapter
     from .adapter_file import inspect_adapter, load_adapter, save_adapter
     from .builder import build_adapter
-    from .concepts import Concept, Pair, load_concept
+    from .concepts import Concept, load_concept
     from .config import BuildConfig
     from .errors import (
         AdapterFileError,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SiteError,
         UnlearningError,
     )
+    from .pairs import Pair
     from .shapeworld.model import load_shapeworld
     from .sites import find_sites
     from .verbs import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         unfuse_unlearning_adapters,
         unload_unlearning_adapters,
     )
+    from .wrapped import DenoiserPipeline, wrap_denoiser
 
     __version__: str
 
@@ -59,6 +61,7 @@ __all__ = [
     "ConceptError",
     "ConfigError",
     "DenoiserError",
+    "DenoiserPipeline",
     "Direction",
     "FuseError",
     "HubError",
@@ -86,18 +89,21 @@ __all__ = [
     "set_unlearning_adapters",
     "unfuse_unlearning_adapters",
     "unload_unlearning_adapters",
+    "wrap_denoiser",
 ]
 
 _MODULES = {
     "adapter": ("AdapterInfo", "Direction", "UnlearningAdapter"),
     "adapter_file": ("inspect_adapter", "load_adapter", "save_adapter"),
     "builder": ("build_adapter",),
-    "concepts": ("Concept", "Pair", "load_concept"),
+    "concepts": ("Concept", "load_concept"),
     "config": ("BuildConfig",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "pairs": ("Pair",),
     "shapeworld.model": ("load_shapeworld",),
     "sites": ("find_sites",),
     "verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),
+    "wrapped": ("DenoiserPipeline", "wrap_denoiser"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Build an adapter from pairs of prompts: sites -> activations -> directions -> adapter; no training, no gradient."""
+"""Build an adapter from pairs of prompts or pictures: sites -> activations -> directions -> adapter; no training."""
 
 import re
 import warnings
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .activations import Recording, measure_text_only, record
+from .activations import Recording, record
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
-from .concepts import Concept, Pair
+from .concepts import Concept
 from .config import BuildConfig
-from .errors import ConceptError, SiteError
+from .errors import ConceptError
 from .methods import NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
-from .sites import Site, base_linear, denoisers, find_sites, site_module
+from .pairs import Pair
+from .site_choice import choose_sites
+from .sites import Site, base_linear, denoisers, site_module
 from .stacking import StackedEdit, lora_factors
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
@@ -36,8 +38,8 @@ def build_adapter(
 ) -> UnlearningAdapter:
     """Build the adapter that makes a pipeline forget a concept.
 
-    1. Find the sites: the Linear layers that read the prompt.
-    2. Record what they read for both sides of each pair, and for the neutral prompts.
+    1. Find the sites: the Linear layers that read what the pairs differ in, the prompt or the picture.
+    2. Record what they read for both sides of each pair, and for the neutral prompts and pictures.
     3. Per group of sites that read the same: find the direction of the concept (docs/maths.md).
     4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it.
 
@@ -56,7 +58,8 @@ def build_adapter(
         An adapter; the pipeline is not edited yet.
 
     Raises:
-        ConceptError: If the two sides of the pairs read alike at a site, or there are fewer pairs than `config.pairs`.
+        ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
+            differ, or if there are fewer pairs than `config.pairs`.
         DenoiserError: If the pipeline has no denoiser that can be edited.
         SiteError: If the selection names no site, or a site was never called.
 
@@ -65,14 +68,15 @@ def build_adapter(
         >>> adapter.save_pretrained("no-red")
     """
     pairs = _chosen_pairs(concept, config)
-    sites = _chosen_sites(pipe, config, call_kwargs)
+    sites = choose_sites(pipe, concept, pairs, config, call_kwargs)
+    kinds = {site.name: site.kind for site in sites}
     recorded, neutral = _record(pipe, concept, pairs, sites, config, progress, call_kwargs)
 
     generator = torch.Generator("cpu").manual_seed(config.seed)
     by_group: list[Direction] = []
     strengths: list[float] = []
     for group in tqdm(range(len(recorded.rows)), desc="Directions", unit="group", disable=not progress):
-        rows = _rows_of(recorded, neutral, group, len(pairs))
+        rows = _rows_of(recorded, neutral, group, pairs, kinds[recorded.members(group)[0]])
         try:
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
@@ -94,29 +98,14 @@ def _chosen_pairs(concept: Concept, config: BuildConfig) -> tuple[Pair, ...]:
             f"Expected the concept {concept.name!r} to have the {config.pairs} pairs that `pairs` asks for, but it has "
             f"{len(concept.pairs)}. Lower `pairs`, or add pairs."
         )
-    if not concept.neutral and config.method in NEEDS_NEUTRAL:
+    if not (concept.neutral or concept.neutral_images) and config.method in NEEDS_NEUTRAL:
+        kind = "prompts" if any(pair.text_differs for pair in concept.pairs) else "pictures"
         warnings.warn(
-            f"The concept {concept.name!r} has no neutral prompts: the method {config.method!r} protects only what the "
-            "safe sides of its pairs show. Add neutral prompts to keep more.",
+            f"The concept {concept.name!r} has no neutral {kind}: the method {config.method!r} protects only what the "
+            f"safe sides of its pairs show. Add neutral {kind} to keep more.",
             stacklevel=3,
         )
     return concept.pairs[: config.pairs]
-
-
-def _chosen_sites(pipe: Any, config: BuildConfig, call_kwargs: Mapping[str, Any] | None) -> tuple[Site, ...]:
-    """Find the sites by structure, or, for a denoiser of a kind that is not known, by measurement."""
-    try:
-        return find_sites(pipe, config.sites, config.blocks)
-    except SiteError:
-        if config.sites != "text" or any(site.kind == "text" for site in find_sites(pipe, "*")):
-            raise
-        measured = measure_text_only(pipe, call_kwargs=call_kwargs)
-        in_blocks = tuple(site for site in measured if site.block is not None)
-        chosen = in_blocks or measured  # text that is refined in front of the blocks is read again inside of them
-        chosen = tuple(site for site in chosen if config.blocks is None or site.block in config.blocks)
-        if not chosen:
-            raise
-        return chosen
 
 
 def _record(
@@ -130,7 +119,6 @@ def _record(
 ) -> tuple[Recording, Recording | None]:
     """Record both sides of all pairs, unsafe sides first, and the neutral prompts; both sides of a pair share noise."""
     seeds = [config.seed + index for index in range(len(pairs))]
-    safe_images = [pair.safe_image for pair in pairs]
     settings: dict[str, Any] = {
         "steps": config.steps,
         "batch_size": config.batch_size,
@@ -141,31 +129,51 @@ def _record(
         pipe,
         [pair.unsafe for pair in pairs] + [pair.safe for pair in pairs],
         sites,
-        images=[pair.unsafe_image for pair in pairs] + safe_images,
+        images=[pair.unsafe_image for pair in pairs] + [pair.safe_image for pair in pairs],
         seed=seeds + seeds,
         description="Pairs",
         **settings,
     )
-    if not concept.neutral:
+    prompts, images = _neutral_inputs(concept, pairs)
+    if not prompts:
         return recorded, None
     hidden = any(site.kind == "hidden" for site in sites)
     neutral = record(
         pipe,
-        concept.neutral,
+        prompts,
         sites,
-        images=list(islice(cycle(safe_images), len(concept.neutral))),
+        images=images,
         seed=config.seed,
-        max_rows=max(1, NEUTRAL_HIDDEN_ROWS // len(concept.neutral)) if hidden else NEUTRAL_TEXT_ROWS,
+        max_rows=max(1, NEUTRAL_HIDDEN_ROWS // len(prompts)) if hidden else NEUTRAL_TEXT_ROWS,
         description="Neutral prompts",
         **settings,
     )
     return recorded, neutral
 
 
-def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: int) -> GroupRows:
-    sides = recorded.rows[group]
-    kept = neutral.of(recorded.members(group)[0]) if neutral else (sides[0][:0],)
-    return GroupRows(sides[:pairs], sides[pairs:], torch.cat(kept))
+def _neutral_inputs(concept: Concept, pairs: Sequence[Pair]) -> tuple[list[str], list[Any]]:
+    """Return each neutral prompt with a picture, and each neutral picture with a prompt.
+
+    Where there are more of the one kind than of the other, the other is repeated; without neutral ones, the safe sides
+    of the pairs stand in.
+    """
+    count = max(len(concept.neutral), len(concept.neutral_images))
+    prompts = concept.neutral or [pair.safe for pair in pairs]
+    images = concept.neutral_images or [pair.safe_image for pair in pairs]
+    return list(islice(cycle(prompts), count)), list(islice(cycle(images), count))
+
+
+def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: Sequence[Pair], kind: str) -> GroupRows:
+    """Return the rows of a group, without pairs that differ in nothing that sites of its kind read."""
+    unsafe, safe = recorded.rows[group][: len(pairs)], recorded.rows[group][len(pairs) :]
+    differs = {
+        "text": [pair.text_differs for pair in pairs],
+        "image": [pair.image_differs for pair in pairs],
+    }.get(kind, [True] * len(pairs))
+    telling = [index for index in range(len(pairs)) if differs[index] or not torch.equal(unsafe[index], safe[index])]
+    kept = neutral.of(recorded.members(group)[0]) if neutral else (unsafe[0][:0],)
+    rows = GroupRows(unsafe, safe, torch.cat(kept))
+    return rows.pairs(telling) if telling else rows
 
 
 def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: float) -> dict[str, Tensor]:
@@ -205,8 +213,9 @@ def _base_model(pipe: Any) -> str:
 
 
 def _name_or_path(component: Any) -> str:
-    config: Any = getattr(component, "config", None) or {}
-    return str(config.get("_name_or_path") or "")
+    config: Any = getattr(component, "config", None)
+    name = config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", "")
+    return str(name or "")
 
 
 def _revision(network: Any) -> str:

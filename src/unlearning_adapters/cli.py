@@ -80,7 +80,11 @@ def _build_options(command: Options) -> None:
     add("--epsilon", type=float, help="regularisation of ridge (default: 0.01)")
     add("--components", type=int, help="principal components of pca and cpca (default: 100)")
     add("--contrast", type=float, help="weight of the neutral covariance in cpca (default: 1)")
-    add("--sites", type=_names, help="'text', 'hidden' or name patterns, comma-separated (default: text)")
+    add(
+        "--sites",
+        type=_names,
+        help="'text', 'image', 'hidden' or name patterns, comma-separated (default: by the pairs)",
+    )
     add("--blocks", type=_numbers, help="blocks to use, such as 0,4-7 (default: all)")
     add("--pairs", type=int, metavar="N", help="use the first N pairs (default: all)")
     add("--seed", type=int, help="seed of the noise and of the random method (default: 0)")

@@ -24,8 +24,10 @@ class BuildConfig:
         contrast: Weight alpha >= 0 of the neutral covariance in "cpca".
         epsilon: Regularisation of "ridge", > 0, as a share of the mean eigenvalue of the neutral second moment.
         strength: Part of the direction that is removed, 0 to 4; None calibrates it on the pairs.
-        sites: "text" (inputs that depend on the prompt alone), "hidden" (attention output and feed-forward inputs),
-            a glob pattern, or several patterns, over names such as "transformer.blocks.0.attn2.to_k".
+        sites: "text" (inputs that depend on the prompt alone), "image" (on the picture alone), "hidden" (attention
+            output and feed-forward inputs), a glob pattern over names such as "transformer.blocks.0.attn2.to_k", or
+            several of these. None takes "text" if the prompts of the pairs differ, and "image" if their pictures do
+            and the pipeline has such sites.
         blocks: Indices of the transformer blocks whose sites are used; None uses all.
         steps: Number of denoising steps that are recorded for "hidden" sites.
         pairs: Number of the concept's pairs that are used, or None for all.
@@ -39,7 +41,7 @@ class BuildConfig:
     contrast: float = 1.0
     epsilon: float = 0.01
     strength: float | None = None
-    sites: str | tuple[str, ...] = "text"
+    sites: str | tuple[str, ...] | None = None
     blocks: tuple[int, ...] | None = None
     steps: int = 4
     pairs: int | None = None
@@ -68,10 +70,12 @@ class BuildConfig:
             check_strength(self.strength)
         if self.rank > 1 and self.method not in ("ridge", "pca"):
             raise ConfigError(f"Expected `rank` to be 1 for the method {self.method!r}, but got {self.rank}.")
-        if not isinstance(self.sites, str):
+        if self.sites is not None and not isinstance(self.sites, str):
             object.__setattr__(self, "sites", tuple(self.sites))
-        if not self.sites:
-            raise ConfigError("Expected `sites` to name at least one site, but it is empty. The default is 'text'.")
+        if self.sites is not None and not self.sites:
+            raise ConfigError(
+                "Expected `sites` to name at least one site, but it is empty. The default, None, chooses by the pairs."
+            )
         if self.blocks is not None:
             object.__setattr__(self, "blocks", tuple(self.blocks))
 

@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from .sites import denoisers
 # Guidance, each kind at the value that switches it off.
 GUIDANCE_OFF = {
     "guidance_scale": 1.0,
+    "min_guidance_scale": 1.0,
+    "max_guidance_scale": 1.0,
     "audio_guidance_scale": 1.0,
     "modality_scale": 1.0,
     "audio_modality_scale": 1.0,
@@ -34,6 +37,7 @@ SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", 
 TEMPORAL_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 SIDE_MULTIPLE = 32  # some pipelines refuse other sizes
 UNET_SIDE = 8  # latents of a UNet are halved three times
+IMAGE_ARGUMENTS = ("image", "cond_image")
 FEW_STEPS = 4  # enough that both denoisers of Wan 2.2 are called (measured for shifts 3 to 12)
 
 
@@ -47,18 +51,19 @@ class PartialRun:
     Args:
         pipe: A diffusers pipeline.
         call_kwargs: Arguments for it, such as {"height": 480}; prompt, seed, guidance and output type are set here.
-        text_only: Whether the video does not matter, so that a small one and few steps do, unless `call_kwargs` says.
+        any_video: Whether the video does not matter, so that a small one and few steps do, unless `call_kwargs` says.
 
     Raises:
         ConfigError: If `call_kwargs` has an argument that the pipeline does not accept.
     """
 
-    def __init__(self, pipe: Any, call_kwargs: Mapping[str, Any] | None, *, text_only: bool) -> None:
+    def __init__(self, pipe: Any, call_kwargs: Mapping[str, Any] | None, *, any_video: bool) -> None:
         self.pipe = pipe
         self.accepted, self.required = _parameters(pipe)
+        self.image = next((name for name in IMAGE_ARGUMENTS if name in self.accepted), None)
         given = dict(call_kwargs or {})
         check_keys(f"call_kwargs for {type(pipe).__name__}", given, self.accepted)
-        small = _small_video(pipe) if text_only else {}
+        small = _small_video(pipe) if any_video else {}
         if {"sigmas", "timesteps"} & set(given):
             small.pop("num_inference_steps", None)
         self.arguments = self._only_accepted({**small, **given, **_no_guidance(self.accepted), "output_type": "latent"})
@@ -66,9 +71,14 @@ class PartialRun:
             self.arguments.pop(name, None)
 
     @property
-    def takes_image(self) -> bool:
+    def takes_prompt(self) -> bool:
+        """Whether the pipeline reads a prompt; Stable Video Diffusion reads a picture alone."""
+        return "prompt" in self.accepted
+
+    @property
+    def needs_image(self) -> bool:
         """Whether each call gets an image, so that prompts are passed one by one."""
-        return "image" in self.arguments or "image" in self.required
+        return self.image in self.arguments or self.image in self.required
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], image: Any = None) -> bool:
         """Run until a hook raises `StopRun`, or to the end; return whether it was stopped.
@@ -84,11 +94,11 @@ class PartialRun:
             "prompt": prompts[0] if len(prompts) == 1 else list(prompts),
             "generator": generators[0] if len(prompts) == 1 else generators,
         }
-        if image is not None:
-            batch["image"] = load_image(image) if isinstance(image, str) else image
-        elif "image" in self.required and "image" not in self.arguments:
+        if self.image and image is not None:
+            batch[self.image] = load_image(str(image) if isinstance(image, Path) else image)
+        elif self.image in self.required and self.image not in self.arguments:
             size = (self.arguments.get("width", 256), self.arguments.get("height", 256))
-            batch["image"] = Image.new("RGB", size, (128, 128, 128))
+            batch[str(self.image)] = Image.new("RGB", size, (128, 128, 128))
         with _unchanged(self.pipe, seeds[0]):
             try:
                 self.pipe(**{**self.arguments, **self._only_accepted(batch)})
@@ -109,8 +119,8 @@ def _parameters(pipe: Any) -> tuple[set[str], set[str]]:
     if hasattr(blocks, "input_names"):  # a modular pipeline
         inputs = [item for item in blocks.inputs if item.name]
         return {item.name for item in inputs}, {item.name for item in inputs if item.required}
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    names = [name for name, item in parameters.items() if name != "self" and item.kind is not item.VAR_KEYWORD]
+    parameters = inspect.signature(pipe).parameters
+    names = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD]
     return set(names), {name for name in names if parameters[name].default is inspect.Parameter.empty}
 
 
@@ -123,7 +133,8 @@ def _no_guidance(accepted: set[str]) -> dict[str, float]:
 def _small_video(pipe: Any) -> dict[str, Any]:
     """Return arguments for the smallest video that pipelines of all kinds accept, and few steps."""
     network = next(iter(denoisers(pipe).values()))
-    config: Any = getattr(network, "config", {})
+    config: Any = getattr(network, "config", None)
+    config = config if isinstance(config, Mapping) else {}  # a module that is not of diffusers may have any other
     few: dict[str, Any] = {"num_inference_steps": FEW_STEPS, "use_resolution_binning": False}
     if config.get("use_learned_positional_embeddings"):  # bound to one size
         return few

@@ -1,7 +1,7 @@
-"""Where an adapter edits: the Linear layers of a denoiser that read the prompt ("text") or the video ("hidden").
+"""Where an adapter edits: Linear layers that read the prompt ("text"), a picture ("image") or the video ("hidden").
 
-Names alone lie: `add_k_proj` reads text in HunyuanVideo, an image in Wan and the video in Cosmos 3. So the text layers
-are found by how the modules are built, with a short table of exceptions.
+Names alone lie: `add_k_proj` reads text in HunyuanVideo, an image in Wan and the video in Cosmos 3. So the layers are
+found by how the modules are built, with short tables of exceptions.
 """
 
 import re
@@ -21,10 +21,17 @@ CROSS_ATTENTION = {"attn2", "audio_attn2", "cross_attn", "cross_attention"}
 KEY_VALUE = (("to_k", "to_v"), ("to_key", "to_value"), ("kv_linear",))
 TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj")  # of an attention over two streams, text and video
 VIDEO_NAMES = ("to_q", "to_k", "to_v")
+IMAGE_KEY_VALUE = (("add_k_proj", "add_v_proj"), ("k_img", "v_img"))  # of a cross-attention to a text and a picture
 
 # Exceptions, by class name.
 SWAPPED_STREAMS = {"Cosmos3PackedMoTAttention"}  # the text is in `to_*`, the video in `add_*`
 NO_TEXT = {"UNetSpatioTemporalConditionModel"}  # Stable Video Diffusion: its cross-attention reads an image
+IMAGE_PROJECTION = {  # the picture's tokens join the prompt's: edit the projection in front of them
+    "HunyuanVideo15Transformer3DModel": "image_embedder.linear_1",
+    "HunyuanVideoFramepackTransformer3DModel": "image_projection.up",
+    "I2VGenXLUNet": "context_embedding.0",
+    "MotifVideoTransformer3DModel": "image_embedder.linear_1",
+}
 SINGLE_STREAM = {  # blocks whose Linears read text and video at once: edit the text projection in front of them
     "CogVideoXBlock": ("patch_embed.text_proj",),
     "ConsisIDBlock": ("patch_embed.text_proj",),
@@ -34,10 +41,11 @@ SINGLE_STREAM = {  # blocks whose Linears read text and video at once: edit the 
     "MiniMaxH3TransformerBlock": ("context_embedder",),
     "MotifVideoSingleTransformerBlock": ("context_embedder.linear_1",),
 }
-NOT_CALLED = {  # built so that LTX-2's weights load, but this network refines video alone
+NOT_CALLED = {  # built so that weights of LTX-2 or Wan load, but these networks read no audio and no picture
     "SanaWMLTX2RefinerTransformer3DModel": {
         "audio_attn1", "audio_attn2", "audio_ff", "audio_to_video_attn", "video_to_audio_attn",
     },
+    "HeliosTransformer3DModel": {"add_k_proj", "add_v_proj"},
 }  # fmt: skip
 
 # Parts of a path: `attn2` inside of the first is a second self-attention over time, inside of the second not the video.
@@ -64,7 +72,7 @@ class Site:
         module: Path of the layer in it, such as "blocks.0.attn2.to_k".
         in_features: Width of its input.
         out_features: Width of its output.
-        kind: "text" if its input carries the prompt, "hidden" otherwise.
+        kind: "text" if its input carries the prompt, "image" if it carries the picture alone, "hidden" otherwise.
     """
 
     component: str
@@ -111,8 +119,8 @@ def find_sites(
 
     Args:
         pipe: A diffusers pipeline.
-        selection: "text", "hidden", a glob pattern over full names such as "transformer.blocks.*.attn2.to_k", or
-            several of these.
+        selection: "text", "image", "hidden", a glob pattern over full names such as
+            "transformer.blocks.*.attn2.to_k", or several of these.
         blocks: Indices of the blocks whose sites are kept; None keeps all.
 
     Raises:
@@ -215,11 +223,11 @@ def _is_linear(module: Any) -> bool:
 
 
 def _all_sites(component: str, denoiser: nn.Module) -> list[Site]:
-    text = set(_text_layers(denoiser))
+    kinds = {**dict.fromkeys(_image_layers(denoiser), "image"), **dict.fromkeys(_text_layers(denoiser), "text")}
     sites = []
     for name, module in linear_layers(denoiser):
         base: Any = base_linear(module)
-        kind = "text" if name in text else "hidden"
+        kind = kinds.get(name, "hidden")
         sites.append(Site(component, name, int(base.in_features), int(base.out_features), kind))
     return sites
 
@@ -245,12 +253,33 @@ def _text_projections(attention: nn.Module, name: str) -> tuple[str, ...]:
         return VIDEO_NAMES
     if _is_linear(getattr(attention, "add_q_proj", None)):
         return tuple(leaf for leaf in TEXT_STREAM if _is_linear(getattr(attention, leaf, None)))
+    return _first_present(attention, KEY_VALUE) if _is_cross_attention(attention, name) else ()
+
+
+def _image_layers(denoiser: nn.Module) -> Iterator[str]:
+    """Yield the paths of the layers whose input is the picture alone, found by structure."""
+    kind = type(denoiser).__name__
+    # Keys and values of the picture have the names of a text stream, which has queries too.
+    names = KEY_VALUE if kind in NO_TEXT else IMAGE_KEY_VALUE
+    for name, module in _modules(denoiser):
+        if _is_cross_attention(module, name.rpartition(".")[2]) and not _has_text_stream(module):
+            for leaf in _first_present(module, names):
+                if leaf not in NOT_CALLED.get(kind, ()):
+                    yield f"{name}.{leaf}"
+    path = IMAGE_PROJECTION.get(kind)
+    if path and _walk(denoiser, path):
+        yield path
+
+
+def _is_cross_attention(attention: nn.Module, name: str) -> bool:
     # Modules over time have `attn2` too, as a second self-attention: they say so in `is_cross_attention`.
-    if name in CROSS_ATTENTION and getattr(attention, "is_cross_attention", True):
-        for leaves in KEY_VALUE:
-            if all(_is_linear(getattr(attention, leaf, None)) for leaf in leaves):
-                return leaves
-    return ()
+    return name in CROSS_ATTENTION and bool(getattr(attention, "is_cross_attention", True))
+
+
+def _first_present(attention: nn.Module, choices: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the first of some sets of children that are all Linear layers; none if there is no such set."""
+    present = (leaves for leaves in choices if all(_is_linear(getattr(attention, leaf, None)) for leaf in leaves))
+    return next(present, ())
 
 
 def _has_text_stream(block: nn.Module) -> bool:
@@ -272,8 +301,8 @@ def _hidden_layers(denoiser: nn.Module) -> Iterator[str]:
 
 
 def _match(pipe: Any, pattern: str, every: Sequence[Site]) -> set[str]:
-    if pattern == "text":
-        return {site.name for site in every if site.kind == "text"}
+    if pattern in ("text", "image"):
+        return {site.name for site in every if site.kind == pattern}
     if pattern == "hidden":
         return {f"{name}.{path}" for name, module in denoisers(pipe).items() for path in _hidden_layers(module)}
     return {site.name for site in every if fnmatchcase(site.name, pattern)}
@@ -283,9 +312,10 @@ def _nothing_found(pipe: Any, pattern: str, every: Sequence[Site]) -> str:
     classes = ", ".join(f"{name} ({type(module).__name__})" for name, module in denoisers(pipe).items())
     if not every:
         return f"No Linear layer was found in {classes}."
-    if pattern in ("text", "hidden"):
+    if pattern in ("text", "image", "hidden"):
+        cure = "Select 'hidden' sites, which see pictures among the video, or pass" if pattern == "image" else "Pass"
         return (
-            f"No {pattern} site was found in {classes}. Pass a pattern over the names of its {len(every)} Linear "
+            f"No {pattern} site was found in {classes}. {cure} a pattern over the names of its {len(every)} Linear "
             f"layers, such as {every[0].name!r}."
         )
     hint = _nearest(pattern, [site.name for site in every])

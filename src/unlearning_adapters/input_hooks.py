@@ -1,0 +1,27 @@
+"""Hooks that show what a denoiser's layers are fed, and count its calls; all of them end with an `ExitStack`."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def count_calls(stack: ExitStack, networks: Mapping[str, nn.Module], end: Callable[[str, int], None]) -> Counter[str]:
+    """Count the calls of each denoiser from their begin on, and tell the end of each."""
+    calls: Counter[str] = Counter()
+    for name, network in networks.items():
+        begin = network.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+        stack.callback(begin.remove)
+        stack.callback(network.register_forward_hook(lambda *_, name=name: end(name, calls[name])).remove)
+    return calls
+
+
+def on_input(stack: ExitStack, module: nn.Module, read: Callable[[Tensor], None]) -> None:
+    """Show a module's input to a function, however it is passed: some blocks call `proj(input=x)`."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read(args[0] if args else next(iter(kwargs.values())))
+
+    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
