@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SiteError,
         UnlearningError,
     )
+    from .export import ExportedLora, export_lora
     from .shapeworld.model import load_shapeworld
     from .sites import find_sites
     from .verbs import (
@@ -60,6 +61,7 @@ __all__ = [
     "ConfigError",
     "DenoiserError",
     "Direction",
+    "ExportedLora",
     "FuseError",
     "HubError",
     "Pair",
@@ -71,6 +73,7 @@ __all__ = [
     "delete_unlearning_adapters",
     "disable_unlearning_adapters",
     "enable_unlearning_adapters",
+    "export_lora",
     "find_sites",
     "fuse_unlearning_adapters",
     "get_active_unlearning_adapters",
@@ -94,6 +97,7 @@ _MODULES = {
     "builder": ("build_adapter",),
     "concepts": ("Concept", "Pair", "load_concept"),
     "config": ("BuildConfig",),
+    "export": ("ExportedLora", "export_lora"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "shapeworld.model": ("load_shapeworld",),
     "sites": ("find_sites",),
