@@ -22,7 +22,7 @@ def export_options(command: ArgumentParser) -> None:
         "--output",
         metavar="OUT",
         required=True,
-        help="folder or .safetensors file to write; nothing is overwritten",
+        help="folder or file to write; nothing is overwritten",
     )
     add("--component", metavar="NAME", help="denoiser that the LoRA is for (default: the one that is edited)")
     add("--strength", action="append", type=float, help="repeat it for each adapter (default: its own)")
