@@ -283,7 +283,7 @@ def _active_rows(directions: Sequence[Direction], strengths: Sequence[float]) ->
     rows = []
     for owner in order:
         if strengths[owner] > 0:
-            for number, (read, write) in enumerate(zip(*_checked(directions[owner]), strict=True)):
+            for number, read, write in zip(*_checked(directions[owner]), strict=True):
                 rows.append(_Row(owner, number, float(strengths[owner]), read, write))
     return rows
 
@@ -295,8 +295,8 @@ def _content(direction: Direction) -> bytes:
     return digest.digest()
 
 
-def _checked(direction: Direction) -> tuple[Tensor, Tensor]:
-    """Return reads and writes in float64 on the CPU without the zero rows that pad a file to one rank."""
+def _checked(direction: Direction) -> tuple[list[int], Tensor, Tensor]:
+    """Return numbers, reads and writes in float64 on the CPU, without the zero rows that pad a file to one rank."""
     read, write = (rows.detach().cpu().double() for rows in (direction.read, direction.write))
     used = read.any(dim=1) | write.any(dim=1)
     read, write = read[used], write[used]
@@ -305,7 +305,7 @@ def _checked(direction: Direction) -> tuple[Tensor, Tensor]:
             raise ConfigError(
                 f"Expected read . write = 1 for each row of a direction, but got {value:g}: build the adapter again."
             )
-    return read, write
+    return used.nonzero().flatten().tolist(), read, write
 
 
 def _plan(rows: Sequence[_Row]) -> _Plan:
