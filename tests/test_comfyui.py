@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers.loaders.lora_pipeline import (
@@ -118,6 +121,38 @@ def test_the_names_are_those_of_comfyui() -> None:
     images = {f"blocks.0.attn2.add_{leaf}_proj": (4, 4) for leaf in "kv"}
     found = comfyui_lora("WanTransformer3DModel", factors_for(images))
     assert list(found) == ["blocks.0.cross_attn.k_img", "blocks.0.cross_attn.v_img"]
+
+
+FORMAT = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (Wan|HunyuanVideo)[^|]* \| ([^|]+) \| ([^|]+) \|$", FORMAT, flags=re.MULTILINE)
+BLOCKS = ("blocks", "transformer_blocks", "single_transformer_blocks", "double_blocks", "single_blocks")
+
+
+def named_in(cell: str) -> list[str]:
+    """The layers of a cell of the table, in which later names give only what differs from the first."""
+    first, *others = (name.split(".") for name in re.findall(r"`([^`]+)`", cell))
+    found = [first]
+    for other in others:
+        start = first.index(other[0]) if other[0] in first and other[0] not in BLOCKS else len(first) - 1
+        found.append(other if other[0] in BLOCKS else [*first[:start], *other])
+    return [".".join(parts).replace(".N.", ".1.") for parts in found]
+
+
+@pytest.mark.parametrize(("family", "theirs", "ours"), ROWS)
+def test_the_table_of_the_specification_is_what_is_written(family: str, theirs: str, ours: str) -> None:
+    denoiser = f"{family}Transformer3DModel"
+    layers, names = named_in(theirs), named_in(ours)
+    found = comfyui_lora(denoiser, factors_for(dict.fromkeys(layers, (4, 4))))
+    assert [name for name in found if any(part.any() for part in found[name])] == names
+
+
+def test_the_table_of_the_specification_has_every_layer() -> None:
+    assert len(ROWS) == 12
+    listed = [layer for _, theirs, _ in ROWS for layer in named_in(theirs)]
+    for denoiser, variant in (("WanTransformer3DModel", "image keys"), (HUNYUAN, "")):
+        every = {re.sub(r"\.\d+\.", ".1.", path, count=1) for path in known(denoiser, shapes_of(denoiser, variant))}
+        single = {f"single_transformer_blocks.1.attn.to_{leaf}" for leaf in "qkv"}  # not without `proj_mlp`
+        assert every - single <= set(listed)
 
 
 # HunyuanVideo: one layer of the first release is several of diffusers'.

@@ -2,7 +2,7 @@
 
 Where the first release has one layer for several of diffusers' (`txt_attn_qkv` for `add_q_proj`, `add_k_proj` and
 `add_v_proj`), their factors become one pair: the parts of B stand under each other, and equal rows of A are shared.
-The names are those of ComfyUI's own models, and diffusers' converters turn them back; docs/format.md 8 lists them.
+The names are those of ComfyUI's own models, and diffusers' converters turn them back; docs/format.md 10 lists them.
 """
 
 import re

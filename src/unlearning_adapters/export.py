@@ -67,7 +67,7 @@ def export_lora(
 
     Per layer `lora_A = A` and `lora_B = -(W V) G^-1 L` (docs/maths.md 5): the joint edit, which is not the sum of the
     adapters' own LoRAs. `W V` comes from the adapters' files, or is computed anew from the weights of `base`. The file
-    is a LoRA and no adapter any more: it holds for one base, at these strengths, and does not stack (docs/format.md 8).
+    is a LoRA and no adapter any more: it is for one base, at these strengths, and stacks no more (docs/format.md 10).
 
     Args:
         adapters: An adapter, its file, folder or Hub repository, or several of these.
