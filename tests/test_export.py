@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,11 @@ def test_the_record_says_what_it_is_made_of(red, left, tmp_path) -> None:
     found = record(made.file)
     versions = found.pop("versions")
     assert list(versions) == ["unlearning-adapters"]
+    section = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8").partition("## 10. ")[2]
+    listed = re.findall(
+        r"^  \| (`[^|]+`) \| .* \|$", section.partition("###")[0].partition("| key |")[2], flags=re.MULTILINE
+    )
+    assert sorted(re.findall(r"`(\w+)`", " ".join(listed))) == sorted([*found, "versions"])
     origin = {"method": "ridge", "base_model": "tiny/wan", "base_revision": "", "pairs_hash": ""}
     assert found == {
         "export_version": 1,

@@ -89,7 +89,7 @@ def test_the_edit_equals_the_dense_reference(seeds: list[int], strengths: list[f
     assume(stack_report(directions, dials) == StackReport())
     active = [(d, s) for d, s in zip(directions, dials, strict=True) if s > 0]
     assume(active)
-    # A row that shares most of itself with stronger ones has another L (docs/maths.md 5, rule 3), and no report says so.
+    # A row that shares most of itself with stronger ones has another L (docs/maths.md 5, rule 3); no report says so.
     L = stacking._plan(stacking._active_rows(directions, dials)).dials
     assume(torch.equal(L, L.diag().diag()))
     matrix = reference.dense_edit(

@@ -75,7 +75,7 @@ def export_lora(
         component: Which denoiser, such as "transformer_2"; None if the adapters edit just one.
         strengths: One for all, or one for each adapter; None is an adapter's own.
         base: A pipeline of the same architecture whose weights the LoRA is for; None takes the one that the adapters
-            were built on.
+            were built on, and trusts the stock factors in their files.
         layout: "diffusers", for `pipe.load_lora_weights` (for `transformer_2` with `load_into_transformer_2=True`), or
             "comfyui" for Wan, HunyuanVideo and LTX, which diffusers reads too.
 
