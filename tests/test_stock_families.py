@@ -27,6 +27,7 @@ from unlearning_adapters.verbs import load_unlearning_adapter
 ROUNDING = {"rtol": 1e-3, "atol": 1e-4}  # float32, outputs near 1
 FAMILIES = {
     "WanPipeline": "WanTransformer3DModel",
+    "WanImageToVideoPipeline": "WanTransformer3DModel (image keys)",
     "CogVideoXPipeline": "CogVideoXTransformer3DModel",
     "HunyuanVideoPipeline": "HunyuanVideoTransformer3DModel",
     "LTXPipeline": "LTXVideoTransformer3DModel",
@@ -37,7 +38,14 @@ FAMILIES = {
     "Kandinsky5T2VPipeline": "Kandinsky5Transformer3DModel",
     "AnimateDiffPipeline": "UNetMotionModel",
 }
-IN_COMFYUI = ("WanPipeline", "SkyReelsV2Pipeline", "HunyuanVideoPipeline", "LTXPipeline", "LTX2Pipeline")
+IN_COMFYUI = (
+    "WanPipeline",
+    "WanImageToVideoPipeline",
+    "SkyReelsV2Pipeline",
+    "HunyuanVideoPipeline",
+    "LTXPipeline",
+    "LTX2Pipeline",
+)
 WAN_2 = (("transformer", FAMILIES["WanPipeline"], 0), ("transformer_2", FAMILIES["WanPipeline"], 1))
 INTO_SECOND = {"load_into_transformer_2": True}
 
