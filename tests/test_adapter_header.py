@@ -289,3 +289,31 @@ def test_changed_bytes_end_in_our_error_or_in_a_valid_adapter(changes):
         except AdapterFileError:
             return
         save_adapter(adapter, path)  # which checks it in full
+
+
+# A LoRA that was exported from adapters.
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ('{"adapters": [{"concept": "red"}]}', "it is a LoRA that was exported from 'red', for one base at fixed"),
+        ('{"adapters": [{"concept": "red"}, {"concept": 3}, 4]}', r"exported from \['red', 3\], for one base"),
+        ('{"adapters": [{"concept": "\\u001b[2J"}]}', r"exported from '\\x1b\[2J', for one base"),
+        ('{"adapters": 7}', "exported from an adapter, for one base"),
+        ("{}", "exported from an adapter, for one base"),
+        (json.dumps({"adapters": [{"concept": "x" * 9999}]}), r"exported from 'x+\.\.\., for one base"),
+        ("[", "its record is not strict JSON"),
+        ("[" * 99, "its record is nested 99 levels deep"),
+    ],
+)
+def test_an_exported_lora_is_told_from_an_adapter(tmp_path, blob, record: str, text: str) -> None:
+    exported = with_header(
+        blob, lambda header: header.update(__metadata__={"format": "pt", "unlearning_export": record})
+    )
+    refuse(tmp_path, exported, text)
+
+
+def test_an_adapter_with_the_record_of_an_export_is_refused(tmp_path, blob) -> None:
+    both = with_header(blob, lambda header: header["__metadata__"].update(unlearning_export="{}"))
+    refuse(tmp_path, both, "unknown key 'unlearning_export' in its metadata")

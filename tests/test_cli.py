@@ -30,6 +30,7 @@ HELP = [
     ["build"],
     ["inspect"],
     ["apply"],
+    ["export"],
     ["push"],
     ["pull"],
     ["concepts"],

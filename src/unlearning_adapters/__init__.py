@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnlearningError,
     )
     from .pairs import Pair
+    from .export import ExportedLora, export_lora
     from .shapeworld.model import load_shapeworld
     from .sites import find_sites
     from .verbs import (
@@ -63,6 +64,7 @@ __all__ = [
     "DenoiserError",
     "DenoiserPipeline",
     "Direction",
+    "ExportedLora",
     "FuseError",
     "HubError",
     "Pair",
@@ -74,6 +76,7 @@ __all__ = [
     "delete_unlearning_adapters",
     "disable_unlearning_adapters",
     "enable_unlearning_adapters",
+    "export_lora",
     "find_sites",
     "fuse_unlearning_adapters",
     "get_active_unlearning_adapters",
@@ -98,6 +101,7 @@ _MODULES = {
     "builder": ("build_adapter",),
     "concepts": ("Concept", "load_concept"),
     "config": ("BuildConfig",),
+    "export": ("ExportedLora", "export_lora"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "pairs": ("Pair",),
     "shapeworld.model": ("load_shapeworld",),

@@ -196,8 +196,8 @@ def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sit
         method=config.method,
         strength=strength,
         settings=config.to_dict(),
-        base_model=_base_model(pipe),
-        base_revision=_revision(next(iter(networks.values()))),
+        base_model=base_model_of(pipe),
+        base_revision=base_revision_of(next(iter(networks.values()))),
         pipeline=type(pipe).__name__,
         denoisers={name: type(networks[name]).__name__ for name in used},
         pairs_hash=concept.pairs_hash,
@@ -206,7 +206,7 @@ def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sit
     )
 
 
-def _base_model(pipe: Any) -> str:
+def base_model_of(pipe: Any) -> str:
     """Return the Hub id of the base; of a local folder only its name, since files are shared and paths are private."""
     name = _name_or_path(pipe)
     return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
@@ -218,7 +218,7 @@ def _name_or_path(component: Any) -> str:
     return str(name or "")
 
 
-def _revision(network: Any) -> str:
+def base_revision_of(network: Any) -> str:
     """Return the commit of the base: a model from the Hub remembers its folder in the cache, `snapshots/<commit>`."""
     commit = re.search(r"snapshots[/\\]([0-9a-f]{40})(?![0-9a-f])", _name_or_path(network))
     return commit[1] if commit else ""

@@ -13,6 +13,7 @@ from typing import Any
 from . import commands
 from .config import METHODS
 from .errors import UnlearningError
+from .export_command import export, export_options
 
 Options = argparse.ArgumentParser
 DTYPES = ("float32", "bfloat16", "float16")
@@ -165,6 +166,7 @@ COMMANDS: tuple[tuple[str, str, Callable[[Options], None], Callable[..., command
     ("build", "build an adapter from a concept's pairs", _build_options, commands.build),
     ("inspect", "show what an adapter file says about itself", _inspect_options, commands.inspect),
     ("apply", "generate clips with adapters on a pipeline", _apply_options, commands.apply),
+    ("export", "write adapters as a plain LoRA, or a pipeline with them fused", export_options, export),
     ("push", "push an adapter and its card to the Hub", _push_options, commands.push),
     ("pull", "download an adapter, its card and its clips from the Hub", _pull_options, commands.pull),
     ("concepts", "list the shipped concepts, show one, or start a new one", _concepts_options, commands.concepts),

@@ -188,6 +188,42 @@ def lora_factors(weight: Tensor, edit: StackedEdit) -> tuple[Tensor, Tensor]:
     return edit.read, -weight_factor(weight, edit)
 
 
+def stacked_factors(
+    directions: Sequence[Direction], strengths: Sequence[float], outputs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the joint edit as LoRA factors where the weight itself is not at hand, only what it makes of the writes.
+
+    `lora_A = A` and `lora_B = -(W V) G^-1 L` (docs/maths.md 5), with `W V` gathered from `outputs`: the same edit as
+    `lora_factors` gives for the weight, from numbers that adapter files hold.
+
+    Args:
+        directions: As for `stack_directions`.
+        strengths: As for `stack_directions`.
+        outputs: What the weight makes of each direction's writes, `W @ write.T`, shape (out_features, rank).
+
+    Returns:
+        `lora_A`, shape (m, in_features), and `lora_B`, shape (out_features, m); both float32 on the CPU.
+
+    Raises:
+        ConfigError: As `stack_directions`, or if an output does not fit its direction.
+    """
+    rows = _active_rows(directions, strengths)
+    heights = {int(output.shape[0]) for output in outputs}
+    ranks = [direction.rank for direction in directions]
+    if len(heights) != 1 or [int(output.shape[1]) for output in outputs] != ranks:
+        raise ConfigError(
+            f"Expected outputs of one height and of the ranks {ranks}, "
+            f"but got the shapes {[tuple(output.shape) for output in outputs]}."
+        )
+    if not rows:
+        return torch.zeros(0, directions[0].in_features), torch.zeros(*heights, 0)
+    plan = _plan(rows)
+    kept = [rows[row] for row in plan.kept]
+    reads, writes = torch.stack([row.read for row in kept]), torch.stack([row.write for row in kept])
+    made = torch.stack([outputs[row.owner][:, row.number].detach().cpu().double() for row in kept], dim=1)
+    return reads.float(), -(made @ torch.linalg.solve(reads @ writes.T, plan.dials)).float()
+
+
 def project_lora(lora_A: Tensor, edit: StackedEdit) -> Tensor:
     """Return the A factor with which another LoRA reads the edited input, `A' = A (I - mix read)`.
 
@@ -218,6 +254,7 @@ def edited_weight(weight: Tensor, edit: StackedEdit) -> Tensor:
 
 class _Row(NamedTuple):
     owner: int
+    number: int  # which row of its direction
     strength: float
     read: Tensor
     write: Tensor
@@ -246,8 +283,8 @@ def _active_rows(directions: Sequence[Direction], strengths: Sequence[float]) ->
     rows = []
     for owner in order:
         if strengths[owner] > 0:
-            for read, write in zip(*_checked(directions[owner]), strict=True):
-                rows.append(_Row(owner, float(strengths[owner]), read, write))
+            for number, read, write in zip(*_checked(directions[owner]), strict=True):
+                rows.append(_Row(owner, number, float(strengths[owner]), read, write))
     return rows
 
 
@@ -258,8 +295,8 @@ def _content(direction: Direction) -> bytes:
     return digest.digest()
 
 
-def _checked(direction: Direction) -> tuple[Tensor, Tensor]:
-    """Return reads and writes in float64 on the CPU without the zero rows that pad a file to one rank."""
+def _checked(direction: Direction) -> tuple[list[int], Tensor, Tensor]:
+    """Return numbers, reads and writes in float64 on the CPU, without the zero rows that pad a file to one rank."""
     read, write = (rows.detach().cpu().double() for rows in (direction.read, direction.write))
     used = read.any(dim=1) | write.any(dim=1)
     read, write = read[used], write[used]
@@ -268,7 +305,7 @@ def _checked(direction: Direction) -> tuple[Tensor, Tensor]:
             raise ConfigError(
                 f"Expected read . write = 1 for each row of a direction, but got {value:g}: build the adapter again."
             )
-    return read, write
+    return used.nonzero().flatten().tolist(), read, write
 
 
 def _plan(rows: Sequence[_Row]) -> _Plan:
@@ -278,7 +315,7 @@ def _plan(rows: Sequence[_Row]) -> _Plan:
     dials = torch.zeros_like(gram)
     kept: list[int] = []
     merged, absorbed = [], []
-    for row, (_, strength, _, _) in enumerate(rows):
+    for row, (_, _, strength, _, _) in enumerate(rows):
         twins = [other for other in kept if near[row, other]]
         if twins:
             strongest = max(twins, key=lambda other: (float(dials[other, other]), -other))

@@ -92,10 +92,10 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
             continue
         weight = None if site in fused else _plain_weight(pipe, site)
         if weight is None:
-            raise FuseError(
-                f"The stock LoRA factor of {site} cannot be computed, since its weight is "
-                f"{'fused. Call unfuse_unlearning_adapters() first.' if site in fused else 'quantised or offloaded.'}"
-            )
+            cure = "fused. Call unfuse_unlearning_adapters() first."
+            if site not in fused:
+                cure = "quantised or offloaded. Load the base without quantisation and offloading."
+            raise FuseError(f"The stock LoRA factor of {site} cannot be computed, since its weight is {cure}")
         write = direction.write.float().to(weight.device)
         factors[site] = (-adapter.strength * (weight.float() @ write.T)).cpu()
     return replace(adapter, lora_B={site: factors[site] for site in adapter.directions})
