@@ -142,7 +142,6 @@ def check_whole(case: Whole, folder: Path) -> None:
     assert get_list_unlearning_adapters(pipe) == {part: [name] for part in adapter.info.denoisers}
     unload_unlearning_adapters(pipe)
     assert changed(before, state(pipe)) == set(), "something of the adapter is left"
-    assert torch.equal(output(case, pipe, UNSAFE), base)
 
     check_file_and_stack(case, pipe, adapter, attached, word, folder)
     assert changed(before, state(pipe)) == set(), "something of two adapters is left"
@@ -173,7 +172,7 @@ def picture(number: int) -> Image.Image:
     return Image.fromarray(np.stack(np.roll(channels, number, axis=0), axis=-1).astype(np.uint8))
 
 
-def concept(case: Whole) -> Concept:
+def concept(case: Whole, neutral: tuple[str, ...] = NEUTRAL) -> Concept:
     """Pairs that differ in one word, with a picture each if the pipeline takes one."""
     pairs = []
     for number, scene in enumerate(SCENES):
@@ -181,7 +180,7 @@ def concept(case: Whole) -> Concept:
         if case.pictures:
             images = (picture(number), picture(number if case.reads_text else number + 1))
         pairs.append(Pair(scene.format("red"), scene.format("blue"), *images))
-    return Concept(name="red", pairs=tuple(pairs), neutral=NEUTRAL)
+    return Concept(name="red", pairs=tuple(pairs), neutral=neutral)
 
 
 def build(case: Whole, pipe: Any, **settings: Any) -> UnlearningAdapter:
@@ -190,7 +189,8 @@ def build(case: Whole, pipe: Any, **settings: Any) -> UnlearningAdapter:
     config = BuildConfig(
         **{"batch_size": case.batch_size, "sites": "text" if case.reads_text else "hidden", "steps": 1, **settings}
     )
-    adapter = build_adapter(pipe, concept(case), config, progress=False, call_kwargs=case.call)
+    wanted = concept(case, NEUTRAL if config.method == "ridge" else ())
+    adapter = build_adapter(pipe, wanted, config, progress=False, call_kwargs=case.call)
     assert torch.equal(torch.get_rng_state(), random_state)
     return adapter
 
