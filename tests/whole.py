@@ -39,9 +39,12 @@ ROUNDING = 0.02  # largest part of an edit's effect by which equal edits may dif
 UNSAFE, SAFE, UNRELATED = "the red dog runs", "the blue dog runs", "the cat runs"
 SCENES = ("a {} car", "the {} cat", "a {} dog sits", "the {} house", "a {} cat runs")
 NEUTRAL = ("a dog runs", "the car", "a cat sits", "the dog", "a house", "the cat runs")
-GUIDANCE_OFF = {"guidance_scale": 1.0, "true_cfg_scale": 1.0, "audio_guidance_scale": 1.0, "pag_scale": 0.0}
+GUIDANCE_OFF = {
+    "guidance_scale": 1.0, "true_cfg_scale": 1.0, "audio_guidance_scale": 1.0, "min_guidance_scale": 1.0,
+    "max_guidance_scale": 1.0, "pag_scale": 0.0,
+}  # fmt: skip
 PICTURE_SIDE = 16
-# Last layers of the attentions and feed-forwards of text encoders (T5, CLIP, Llama and its kin) and of LTX-2's connectors.
+# Last layers of the attentions and feed-forwards of text encoders, and of LTX-2's connectors.
 ENCODER_OUT = re.compile(r"(^|\.)(o|wo|out_proj|o_proj|fc2|down_proj|to_out\.0|net\.2)$")
 
 
@@ -135,7 +138,6 @@ def check_whole(case: Whole, folder: Path) -> None:
     attached = output(case, pipe, UNSAFE)
     assert (attached - base).norm() > 0.1 * word, "the adapter hardly acts"
     left, spared = (attached - safe).norm() / word, (output(case, pipe, UNRELATED) - neutral).norm() / word
-    print(f"{case}: left {left:.3f}, spared {spared:.3f}, word {word / base.norm():.3f}")
     assert left < case.left and spared < case.spared, f"left {left:.3f}, neutral prompt moved {spared:.3f}"
 
     check_fuse_and_unfuse(case, pipe, adapter, base, attached, before)
@@ -241,7 +243,8 @@ def state(pipe: Any) -> dict[str, Any]:
             continue
         for path, part in module.named_modules(prefix=component):
             hooks = len(part._forward_pre_hooks), len(part._forward_hooks)
-            taken[f"{path}:"] = id(part), type(part), sorted(vars(part)), hooks, part.__dict__.get("forward")
+            held = part.__dict__.get("forward"), id(part.__dict__.get("processor"))
+            taken[f"{path}:"] = id(part), type(part), sorted(vars(part)), hooks, held
         taken |= {f"{component}.{path}": bits(tensor) for path, tensor in module.state_dict().items()}
     return taken
 
@@ -283,7 +286,7 @@ def inputs_of(case: Whole, pipe: Any, sites: Sequence[str], prompt: str, image: 
         return hook
 
     accepted = accepts(pipe)
-    changes = {name: value for name, value in GUIDANCE_OFF.items() if name in accepted}
+    changes = {name: value for name, value in GUIDANCE_OFF.items() if name in accepted - set(case.call)}
     if "true_cfg_scale" in changes:
         changes = {"true_cfg_scale": 1.0}  # there `guidance_scale` is an embedding
     if image is not None:

@@ -131,7 +131,14 @@ def frames() -> torch.Tensor:
 
 
 CONDITION = LTX2VideoCondition(frames=frames(), index=0, strength=1.0, crf=0)  # no compression, which needs PyAV
-AS_2_3 = {"per_token": True, "cross_attn_mod": True, "audio_cross_attn_mod": True, "gated_attn": True, "audio_gated_attn": True}
+AS_2_3 = {
+    "per_token": True,
+    "cross_attn_mod": True,
+    "audio_cross_attn_mod": True,
+    "gated_attn": True,
+    "audio_gated_attn": True,
+}
+MODULATED = "as LTX-2.3, the timestep modulates what text sites read: directions are those of the first step"
 CASES = (
     Whole("LTXPipeline", "LTX", ltx, CALL),
     Whole("LTXImageToVideoPipeline", "LTX", lambda: ltx(LTXImageToVideoPipeline), CALL, takes="image", pictures=True),
@@ -141,9 +148,9 @@ CASES = (
           {**CALL, "cond_image": picture(0)}, takes="image", batch_size=1),
     Whole("LTX2Pipeline", "LTX-2", ltx2, GUIDED),
     Whole("LTX2Pipeline", "LTX-2", lambda: ltx2(**AS_2_3), {**GUIDED, "num_inference_steps": 1},
-          variant="as LTX-2.3", remarks="the timestep modulates what text sites read; directions are those of the first step"),
-    Whole("LTX2ImageToVideoPipeline", "LTX-2", lambda: ltx2(LTX2ImageToVideoPipeline), {**GUIDED, "image_crf": 0}, takes="image",
-          pictures=True),
+          variant="as LTX-2.3", remarks=MODULATED),
+    Whole("LTX2ImageToVideoPipeline", "LTX-2", lambda: ltx2(LTX2ImageToVideoPipeline), {**GUIDED, "image_crf": 0},
+          takes="image", pictures=True),
     Whole("LTX2ConditionPipeline", "LTX-2", lambda: ltx2(LTX2ConditionPipeline), {**GUIDED, "conditions": CONDITION},
           takes="conditions", batch_size=1),
     Whole("LTX2InContextPipeline", "LTX-2", lambda: ltx2(LTX2InContextPipeline), {**GUIDED, "conditions": CONDITION},
@@ -151,6 +158,7 @@ CASES = (
     Whole("LTX2HDRPipeline", "LTX-2", lambda: ltx2(LTX2HDRPipeline, per_token=True),
           {**LTX_2_CALL, "reference_conditions": LTX2HDRReferenceCondition(frames=frames(), strength=1.0)},
           takes="reference video", batch_size=1),
-    Whole("LTX2DFRPipeline", "LTX-2", lambda: ltx2(LTX2DFRPipeline, per_token=True, use_keyframes_abs_pos_embedding=True),
+    Whole("LTX2DFRPipeline", "LTX-2",
+          lambda: ltx2(LTX2DFRPipeline, per_token=True, use_keyframes_abs_pos_embedding=True),
           {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16, "sigmas": [1.0, 0.5]}),
 )  # fmt: skip

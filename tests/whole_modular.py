@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers import (
+    ClassifierFreeGuidance,
     Cosmos3DistilledModularPipeline,
     Cosmos3OmniModularPipeline,
     EchoModularPipeline,
     FlowMatchEulerDiscreteScheduler,
+    HeliosDMDScheduler,
     HeliosModularPipeline,
     HeliosPyramidDistilledModularPipeline,
     HeliosPyramidModularPipeline,
@@ -68,8 +70,13 @@ def ltx2(maker: Any) -> Any:
     return modular(maker, **whole_ltx.ltx2_parts(per_token=True))
 
 
-def helios(maker: Any, scheduler: HeliosScheduler) -> Any:
-    return wan(maker, scheduler=scheduler, transformer=made(HeliosTransformer3DModel, **{**HELIOS, **CHANNELS, **HISTORY}))
+def helios(maker: Any, scheduler: Any, **parts: Any) -> Any:
+    return wan(
+        maker,
+        **parts,
+        scheduler=scheduler,
+        transformer=made(HeliosTransformer3DModel, **{**HELIOS, **CHANNELS, **HISTORY}),
+    )
 
 
 def cosmos(maker: Any, **parts: Any) -> Any:
@@ -111,7 +118,8 @@ CASES = (
            "pyramid_num_inference_steps_list": [1, 1]}, LATENTS),
     Whole("HeliosPyramidDistilledModularPipeline", "Helios",
           lambda: helios(HeliosPyramidDistilledModularPipeline,
-                         HeliosScheduler(stages=2, stage_range=[0, 0.5, 1], gamma=0.3, scheduler_type="dmd")),
+                         HeliosDMDScheduler(stages=2, stage_range=[0, 0.5, 1], gamma=0.3),
+                         guider=ClassifierFreeGuidance(guidance_scale=1.0)),
           {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 16,
            "pyramid_num_inference_steps_list": [1, 1]}, LATENTS),
     Whole("Cosmos3OmniModularPipeline", "Cosmos", lambda: cosmos(Cosmos3OmniModularPipeline), COSMOS_CALL, VIDEOS,
