@@ -1,11 +1,26 @@
-"""Writes docs/pipelines.md from the table of tiny denoisers: `PYTHONPATH=src python tests/pipeline_table.py`."""
+"""Writes docs/pipelines.md, and the table that `unlearn pipelines` shows, from the tables of the tests.
 
+The tables are those of tiny denoisers and of tiny whole pipelines, so that no page can say more than the tests do.
+To write both files: `PYTHONPATH=src python tests/pipeline_table.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+import diffusers
 
 import picture_sites
 from tiny_denoisers import TINY, Tiny
+from whole import Broken, Whole
 
-PAGE = Path(__file__).parents[1] / "docs" / "pipelines.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "pipelines.md"
+DATA = ROOT / "src" / "unlearning_adapters" / "pipelines.json"
 
 # Pipelines of diffusers 0.42 for video by the class of their denoiser; M stands for Modular, AD for AnimateDiff.
 PIPELINES = {
@@ -49,24 +64,29 @@ PIPELINES = {
     "Wan22Modular Wan22Image2VideoModular",
     "WanVACETransformer3DModel": "WanVACE Wan22VaceModular",
 }
-# Run as a whole, through their own call, by the tests of the recorder, the builder and the verbs.
-WHOLE = {"Wan", "WanImageToVideo"}
-# Text that enters beside the denoiser, or a defect of diffusers 0.42.
+# What reads the prompt, or holds text, beside the denoiser's own sites: edited, or an open door.
 BESIDE = {
-    "AnimateDiffControlNet": "open: `controlnet` reads the prompt too",
-    "AnimateDiffSparseControlNet": "open: `controlnet` reads the prompt too",
-    "AnimateDiffVideoToVideoControlNet": "open: `controlnet` reads the prompt too",
-    "Cosmos2_5_Transfer": "open: `controlnet` reads the prompt too",
-    "EasyAnimateControl": "diffusers 0.42.1 raises TypeError on every call",
-    "Kandinsky5I2I": "not run: needs a real Qwen2-VL processor",
-    "StableVideoDiffusion": "takes no prompt; only hidden sites",
+    **dict.fromkeys(
+        ("AnimateDiffControlNet", "AnimateDiffSparseControlNet", "AnimateDiffVideoToVideoControlNet",
+         "Cosmos2_5_Transfer"),
+        "`controlnet` reads the prompt too",
+    ),
     **{
-        f"LTX2{kind}": "the `connectors` before the denoiser are not edited; what they pass on is"
-        for kind in ("", "Condition", "DFR", "DFRTemporalRefine", "HDR", "InContext", "ImageToVideo", "Modular")
+        name: "the `connectors` before the denoiser are not edited, what they pass on is"
+        for name in PIPELINES["LTX2VideoTransformer3DModel"].split()
     },
-    "LTX25Modular": "the `connectors` before the denoiser are not edited; what they pass on is",
-    "EchoModular": "the `connectors` before the denoiser are not edited; what they pass on is",
+    **dict.fromkeys(("AnimateDiff", "AnimateDiffSDXL", "AnimateDiffPAG", "PIA"), "IP-Adapters are not edited"),
+    "HunyuanVideoImageToVideo": "the picture is part of the text encoder's prompt",
+}  # fmt: skip
+EDITED = {
+    "WanVACE": "the VACE blocks read the prompt and are edited",
+    "Wan22VaceModular": "the VACE blocks read the prompt and are edited",
+    **dict.fromkeys(PIPELINES["LTX2VideoTransformer3DModel"].split(), "the sound's cross-attention is edited too"),
+    "Kandinsky6TI2VA": "the sound's cross-attention is edited too",
+    "StableVideoDiffusion": "takes no prompt; only hidden sites",
 }
+# Two denoisers, both edited.
+TWO = {"Wan", "WanImageToVideo", "WanVACE", "LucyEdit", "Wan22Modular", "Wan22Image2VideoModular", "Wan22VaceModular"}
 
 HEAD = """# Denoisers and pipelines
 
@@ -87,7 +107,7 @@ For each of the {classes} classes below ({rows} configurations) these tests pass
   order; a file gives the same bits again; after unloading no hook, attribute or changed bit is left;
 - hidden sites are found and read the video.
 
-Not tested for each class: whole pipelines (section 2 says which are), half precision, quantised weights, offloading,
+Not tested for each class: half precision, quantised weights, offloading,
 compilation, and LoRAs beside the adapter. Those are tested on tiny Wan pipelines, or not yet.
 
 "Open door" is a way of the prompt to the video around all text sites: there a concept can still enter. Sites that "see
@@ -108,13 +128,27 @@ NOTES = """
 - SANA-WM's refiner keeps the audio layers of LTX-2 and never calls them: they are no sites.
 - IP-Adapters keep their projections inside of attention processors: they are not found and not edited.
 
+- **Why the projection in one stream**: an edit of a layer that reads text and video at once would also move the video's
+  own tokens. In front of the blocks the prompt is still alone, so the edit there touches nothing else.
+- **Steps**: what text sites read depends on the timestep in LTX-2.3 (`prompt_scale_shift_table`) and Kandinsky (text
+  blocks); directions are built from the first step.
+
 ## 2. Pipelines
 
-Every video pipeline of diffusers 0.42 with the class of its denoiser. "denoiser" means that only section 1 was tested
-for it; "whole" that its own call was run by the tests too.
+Every video pipeline of diffusers {diffusers}. `unlearn pipelines` shows the same table.
 
-| pipeline | denoiser | tested | remarks |
-|---|---|---|---|
+- **whole**: the tests run a tiny pipeline of this class through its own call. The adapter is built from pairs of
+  prompts (and of pictures, where it takes one) and finds a planted word. It takes the word out of the result: the
+  prompt gives nearly what the safe prompt gives, and an unrelated prompt nearly what it gave. Attached equals fused
+  within rounding, unfusing restores every bit, a file gives the same bits, two adapters stack, nothing is left behind.
+- **denoiser**: only section 1 was tested for it.
+- **fails in diffusers**: its call fails without an adapter too, by the error that is named; section 1 was tested.
+
+What a pipeline takes besides the prompt is a door of its own: a concept that enters by a picture is not what a text
+site reads. "Open" names the ways of the prompt, or of text in other forms, around the edited layers.
+
+| pipeline | denoiser | takes, beside a prompt | tested | open doors | remarks |
+|---|---|---|---|---|---|
 """
 TAIL = """
 ## 3. A denoiser that is not in diffusers
@@ -183,16 +217,77 @@ def pipelines() -> list[tuple[str, str]]:
     return [(name, denoiser) for denoiser, names in PIPELINES.items() for name in names.split()]
 
 
+@cache
+def cases() -> tuple[Any, ...]:
+    """The cases of all modules `whole_*.py`."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("whole_*.py"))
+    return tuple(case for name in names for case in importlib.import_module(name).CASES)
+
+
+def class_name(pipeline: str) -> str:
+    """Name of the class of a pipeline of `PIPELINES`."""
+    return pipeline if pipeline.endswith("Refiner") else f"{pipeline}Pipeline"
+
+
+def rows() -> list[dict[str, Any]]:
+    """One row of plain values for each pipeline class: what it edits, what stays open, and how it was tested."""
+    return [_row(*item) for item in sorted(pipelines(), key=lambda item: item[0].lower())]
+
+
+def _row(name: str, denoiser: str) -> dict[str, Any]:
+    own = [case for case in cases() if case.pipeline == class_name(name)]
+    whole = [case for case in own if isinstance(case, Whole)]
+    broken = [case for case in own if isinstance(case, Broken)]
+    kinds = [tiny for tiny in TINY if tiny.model == denoiser]
+    kind = next((tiny for tiny in kinds if tiny.variant == "SDXL" and "SDXL" in name), kinds[0])
+    remarks = [case.remarks for case in own if case.remarks]
+    if not own:
+        remarks.append("not run as a whole")
+    return {
+        "pipeline": class_name(name),
+        "denoiser": denoiser,
+        "components": ["transformer", "transformer_2"] if name in TWO else [kind.component],
+        "attention": kind.attention,
+        "text_sites": sorted({site for tiny in kinds for site in tiny.sites.split()}),
+        "open_doors": [door for door in (*kind.doors.split("; "), BESIDE.get(name)) if door],
+        "tested": "whole" if whole else "fails in diffusers" if broken else "denoiser",
+        "variants": [case.variant or "plain" for case in whole] if any(case.variant for case in whole) else [],
+        "takes": "; ".join(dict.fromkeys(case.takes for case in whole if case.takes)),
+        "error": broken[0].text if broken else "",
+        "remarks": "; ".join(dict.fromkeys([*([EDITED[name]] if name in EDITED else []), *remarks])),
+    }
+
+
+def _pipeline_row(row: dict[str, Any]) -> str:
+    variants = f" ({', '.join(row['variants'])})" if row["variants"] else ""
+    cells = (
+        row["pipeline"], row["denoiser"], row["takes"], row["tested"] + variants,
+        "; ".join(row["open_doors"]) or "none", row["remarks"],
+    )  # fmt: skip
+    return "| " + " | ".join(cells).replace("|  |", "| |").replace("|  |", "| |") + " |\n"
+
+
 def page() -> str:
     """Return docs/pipelines.md."""
     head = HEAD.format(classes=len({tiny.model for tiny in TINY}), rows=len(TINY))
-    rows = [
-        f"| {name}Pipeline | {denoiser} | {'whole' if name in WHOLE else 'denoiser'} | {BESIDE.get(name, '')} |\n"
-        for name, denoiser in sorted(pipelines(), key=lambda row: row[0].lower())
-    ]
-    rows = [row.replace("SanaWMLTX2RefinerPipeline", "SanaWMLTX2Refiner").replace("|  |", "| |") for row in rows]
-    return head + "".join(map(_denoiser_row, TINY)) + NOTES + "".join(rows) + TAIL + picture_sites.rows() + PICTURES
+    middle = NOTES.replace("{diffusers}", diffusers.__version__)
+    return (
+        head
+        + "".join(map(_denoiser_row, TINY))
+        + middle
+        + "".join(map(_pipeline_row, rows()))
+        + TAIL
+        + picture_sites.rows()
+        + PICTURES
+    )
+
+
+def data() -> str:
+    """Return the table that ships with the package, as JSON, one pipeline per line."""
+    lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows())
+    return f'{{"diffusers": "{diffusers.__version__}", "pipelines": [\n{lines}\n]}}\n'
 
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    DATA.write_text(data(), encoding="utf-8")

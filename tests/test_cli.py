@@ -37,6 +37,7 @@ HELP = [
     ["concepts", "list"],
     ["concepts", "show"],
     ["concepts", "new"],
+    ["pipelines"],
 ]
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "huggingface_hub")
 Outcome = tuple[int, str, str]
@@ -103,7 +104,7 @@ def loaded_by(*arguments: object, before: str = "") -> set[str]:
 def test_the_table_of_commands_is_what_help_lists(unlearn: Callable[..., Outcome]) -> None:
     code, out, err = unlearn("--help")
     assert (code, err) == (0, "")
-    assert re.findall(r"^    (\w+) ", out, flags=re.MULTILINE) == [name for name, *_ in cli.COMMANDS]
+    assert re.findall(r"^    (\w+)(?= |$)", out, flags=re.MULTILINE) == [name for name, *_ in cli.COMMANDS]
     assert {command[0] for command in HELP} == {name for name, *_ in cli.COMMANDS}
 
 
@@ -173,6 +174,7 @@ def test_help_and_inspect_import_nothing_heavy(adapter_folder: Path) -> None:
     assert loaded_by("inspect", adapter_folder) == set()
     assert loaded_by("inspect", adapter_folder, "--json") == set()
     assert loaded_by("concepts") == set()
+    assert loaded_by("pipelines") == set()
 
 
 def test_the_check_of_imports_sees_them() -> None:

@@ -39,7 +39,14 @@ COSMOS = {
     "mlp_ratio": 2, "text_embed_dim": TEXT_DIM, "adaln_lora_dim": 4, "max_size": (4, 32, 32), "patch_size": (1, 2, 2),
     "rope_scale": (2.0, 1.0, 1.0), "concat_padding_mask": False, "extra_pos_embed_type": "learnable",
 }  # fmt: skip
-CALL = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 2, "max_sequence_length": 16, "negative_prompt": "a house"}
+CALL = {
+    "height": 32,
+    "width": 32,
+    "num_frames": 9,
+    "num_inference_steps": 2,
+    "max_sequence_length": 16,
+    "negative_prompt": "a house",
+}
 IMAGE_CALL = {name: value for name, value in CALL.items() if name != "num_frames"}
 # Its padding mask needs torchvision.
 PADDED = "run without the padding mask, for which diffusers needs torchvision"
@@ -136,8 +143,13 @@ def cosmos_3() -> Cosmos3OmniPipeline:
     scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
     return quiet(
         Cosmos3OmniPipeline(
-            transformer=transformer, text_tokenizer=tokenizer, vae=vae, scheduler=scheduler, sound_tokenizer=None,
-            safety_checker=None, enable_safety_checker=False,
+            transformer=transformer,
+            text_tokenizer=tokenizer,
+            vae=vae,
+            scheduler=scheduler,
+            sound_tokenizer=None,
+            safety_checker=None,
+            enable_safety_checker=False,
         )  # fmt: skip
     )
 

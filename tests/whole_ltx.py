@@ -32,7 +32,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from tiny import TEXT_DIM, tiny_tokenizer
 from tiny_parts import made, quiet, wan_parts
-from whole import NotRun, Whole, picture
+from whole import Whole, picture
 
 ONE_LEVEL = {
     "layers_per_block": (1,), "block_out_channels": (8,), "decoder_block_out_channels": (8,),
@@ -81,7 +81,9 @@ def gemma(words: int) -> Gemma3ForConditionalGeneration:
     return made(Gemma3ForConditionalGeneration, Gemma3Config(text_config=text, vision_config=vision))
 
 
-def connectors() -> LTX2TextConnectors:
+def connectors(per_token: bool) -> LTX2TextConnectors:
+    """Norms over the whole prompt, as LTX-2, so that a word changes its neighbours, or per token, as LTX-2.3."""
+    new = {"per_modality_projections": True, "video_hidden_dim": 32, "audio_hidden_dim": 32} if per_token else {}
     sides = {
         f"{side}_connector_{name}": value
         for side in ("video", "audio")
@@ -91,10 +93,11 @@ def connectors() -> LTX2TextConnectors:
     return made(
         LTX2TextConnectors, caption_channels=TEXT_DIM, text_proj_in_factor=3, connector_rope_base_seq_len=32,
         rope_theta=10000.0, rope_double_precision=False, causal_temporal_positioning=False, rope_type="split", **sides,
+        **new,
     )  # fmt: skip
 
 
-def ltx2_parts(**changes: Any) -> dict[str, Any]:
+def ltx2_parts(per_token: bool = False, **changes: Any) -> dict[str, Any]:
     """All parts of LTX-2: Gemma, connectors for the texts of video and sound, both autoencoders, the vocoder."""
     tokenizer = tiny_tokenizer()
     tokenizer.padding_side = "left"  # as Gemma's; the connectors count on it
@@ -113,7 +116,7 @@ def ltx2_parts(**changes: Any) -> dict[str, Any]:
         leaky_relu_negative_slope=0.1, output_sampling_rate=16000,
     )  # fmt: skip
     return {
-        "tokenizer": tokenizer, "text_encoder": gemma(len(tokenizer)), "connectors": connectors(), "vae": vae,
+        "tokenizer": tokenizer, "text_encoder": gemma(len(tokenizer)), "connectors": connectors(per_token), "vae": vae,
         "audio_vae": audio_vae, "vocoder": vocoder, "scheduler": FlowMatchEulerDiscreteScheduler(),
         "transformer": made(LTX2VideoTransformer3DModel, **{**LTX_2, **changes}),
     }  # fmt: skip
@@ -128,7 +131,14 @@ def frames() -> torch.Tensor:
 
 
 CONDITION = LTX2VideoCondition(frames=frames(), index=0, strength=1.0, crf=0)  # no compression, which needs PyAV
-AS_2_3 = {"cross_attn_mod": True, "audio_cross_attn_mod": True, "gated_attn": True, "audio_gated_attn": True}
+AS_2_3 = {
+    "per_token": True,
+    "cross_attn_mod": True,
+    "audio_cross_attn_mod": True,
+    "gated_attn": True,
+    "audio_gated_attn": True,
+}
+MODULATED = "as LTX-2.3, the timestep modulates what text sites read: directions are those of the first step"
 CASES = (
     Whole("LTXPipeline", "LTX", ltx, CALL),
     Whole("LTXImageToVideoPipeline", "LTX", lambda: ltx(LTXImageToVideoPipeline), CALL, takes="image", pictures=True),
@@ -138,16 +148,17 @@ CASES = (
           {**CALL, "cond_image": picture(0)}, takes="image", batch_size=1),
     Whole("LTX2Pipeline", "LTX-2", ltx2, GUIDED),
     Whole("LTX2Pipeline", "LTX-2", lambda: ltx2(**AS_2_3), {**GUIDED, "num_inference_steps": 1},
-          variant="as LTX-2.3", remarks="the timestep modulates what text sites read; directions are those of the first step"),
-    Whole("LTX2ImageToVideoPipeline", "LTX-2", lambda: ltx2(LTX2ImageToVideoPipeline), {**GUIDED, "image_crf": 0}, takes="image",
-          pictures=True),
+          variant="as LTX-2.3", remarks=MODULATED),
+    Whole("LTX2ImageToVideoPipeline", "LTX-2", lambda: ltx2(LTX2ImageToVideoPipeline), {**GUIDED, "image_crf": 0},
+          takes="image", pictures=True),
     Whole("LTX2ConditionPipeline", "LTX-2", lambda: ltx2(LTX2ConditionPipeline), {**GUIDED, "conditions": CONDITION},
           takes="conditions", batch_size=1),
     Whole("LTX2InContextPipeline", "LTX-2", lambda: ltx2(LTX2InContextPipeline), {**GUIDED, "conditions": CONDITION},
           takes="conditions", batch_size=1),
-    Whole("LTX2HDRPipeline", "LTX-2", lambda: ltx2(LTX2HDRPipeline),
+    Whole("LTX2HDRPipeline", "LTX-2", lambda: ltx2(LTX2HDRPipeline, per_token=True),
           {**LTX_2_CALL, "reference_conditions": LTX2HDRReferenceCondition(frames=frames(), strength=1.0)},
           takes="reference video", batch_size=1),
-    Whole("LTX2DFRPipeline", "LTX-2", lambda: ltx2(LTX2DFRPipeline, use_keyframes_abs_pos_embedding=True),
-          {"height": 64, "width": 64, "num_frames": 9, "max_sequence_length": 16, "sigmas": [1.0, 0.5]}),
+    Whole("LTX2DFRPipeline", "LTX-2",
+          lambda: ltx2(LTX2DFRPipeline, per_token=True, use_keyframes_abs_pos_embedding=True),
+          {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16, "sigmas": [1.0, 0.5]}),
 )  # fmt: skip

@@ -34,7 +34,9 @@ from whole_wan import CHANNELS, IMAGE_KEYS, LONG, VIDEO
 
 def kin(maker: Any, denoiser: Any, config: dict[str, Any], **parts: Any) -> Any:
     """A pipeline with Wan's VAE and text encoder, and a denoiser of its own."""
-    return quiet(maker(**wan_parts(transformer=made(denoiser, **{**config, **CHANNELS, **parts.pop("changes", {})}), **parts)))
+    return quiet(
+        maker(**wan_parts(transformer=made(denoiser, **{**config, **CHANNELS, **parts.pop("changes", {})}), **parts))
+    )
 
 
 def chrono_edit() -> ChronoEditPipeline:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
         SiteError,
         UnlearningError,
     )
-    from .pairs import Pair
     from .export import ExportedLora, export_lora
+    from .pairs import Pair
     from .shapeworld.model import load_shapeworld
     from .sites import find_sites
     from .verbs import (

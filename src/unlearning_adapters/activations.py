@@ -324,13 +324,13 @@ def _probe(
 
     def reader(site: Site) -> Callable[[Tensor], None]:
         def read(tensor: Tensor) -> None:
-            if site.component in open_calls and site.name not in values:
+            if calls[site.component] and site.component in open_calls and site.name not in values:
                 values[site.name] = _evenly(tensor.detach().flatten(), PROBE_VALUES).to("cpu", torch.float32)
 
         return read
 
     with ExitStack() as stack:
-        count_calls(stack, networks, end)
+        calls = count_calls(stack, networks, end)
         for site in sites:
             on_input(stack, site_module(pipe, site.name), reader(site))
         run([prompt], [seed], image)

@@ -14,6 +14,7 @@ from . import commands
 from .config import METHODS
 from .errors import UnlearningError
 from .export_command import export, export_options
+from .pipelines_command import add_pipelines_options, pipelines
 
 Options = argparse.ArgumentParser
 DTYPES = ("float32", "bfloat16", "float16")
@@ -170,6 +171,7 @@ COMMANDS: tuple[tuple[str, str, Callable[[Options], None], Callable[..., command
     ("push", "push an adapter and its card to the Hub", _push_options, commands.push),
     ("pull", "download an adapter, its card and its clips from the Hub", _pull_options, commands.pull),
     ("concepts", "list the shipped concepts, show one, or start a new one", _concepts_options, commands.concepts),
+    ("pipelines", "list the video pipelines of diffusers, and what was tested", add_pipelines_options, pipelines),
 )
 
 

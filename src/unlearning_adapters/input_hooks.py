@@ -9,12 +9,26 @@ from torch import Tensor, nn
 
 
 def count_calls(stack: ExitStack, networks: Mapping[str, nn.Module], end: Callable[[str, int], None]) -> Counter[str]:
-    """Count the calls of each denoiser from their begin on, and tell the end of each."""
+    """Count the calls of each denoiser from their begin on, and tell the end of each.
+
+    Wan-Animate 2 first calls its denoiser on the reference, with a prompt of its own: that call denoises nothing.
+    """
     calls: Counter[str] = Counter()
+
+    def denoises(kwargs: Mapping[str, Any]) -> bool:
+        return kwargs.get("kv_cache_mode") != "extract"
+
     for name, network in networks.items():
-        begin = network.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
-        stack.callback(begin.remove)
-        stack.callback(network.register_forward_hook(lambda *_, name=name: end(name, calls[name])).remove)
+
+        def begin(_module: nn.Module, _args: Any, kwargs: dict[str, Any], name: str = name) -> None:
+            calls.update([name] if denoises(kwargs) else [])
+
+        def finish(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _out: Any, name: str = name) -> None:
+            if denoises(kwargs):
+                end(name, calls[name])
+
+        stack.callback(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        stack.callback(network.register_forward_hook(finish, with_kwargs=True).remove)
     return calls
 
 
