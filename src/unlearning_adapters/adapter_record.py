@@ -53,7 +53,7 @@ def canonical_json(value: Any) -> str:
 
 
 def strict_json(text: str, name: str, part: str) -> dict[str, Any]:
-    """Parse JSON without duplicate keys, NaN, infinities, numbers beyond 64 bits, deep nesting, or a flood of values."""
+    """Parse JSON without duplicate keys, NaN, infinities, numbers beyond 64 bits, deep nesting or many values."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
