@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 PYTHON_CAP = 128 * 2**20  # bytes of Python's own memory for one file, beyond what there was
@@ -96,34 +97,43 @@ def limit_address_space() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-class Weights:
-    """The weights of a network as they are now, to tell later whether one of them, or its place, has changed.
+class Untouched:
+    """A network as it is now: its weights, which are moved into one block of memory for speed, and its hooks.
 
     Args:
         module: The network.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._seats = [(item, name) for item in module.modules() for name in item._parameters]
-        self.sum = self.checksum()
+        parameters = list(module.parameters())
+        self._block = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        for parameter, part in zip(parameters, self._block.split([item.numel() for item in parameters]), strict=True):
+            parameter.data = part.view_as(parameter)
+        self._module = module
+        self._modules = list(module.modules())
+        self._sum, self._places = self._checksum(), self._where()
 
-    def checksum(self) -> int:
-        """Return a checksum of all values and of where they lie."""
-        total = 0
-        for module, name in self._seats:
-            tensor = module._parameters[name]
-            if tensor is not None:
-                place = tensor.data_ptr().to_bytes(8, "little")
-                total = zlib.crc32(tensor.detach().numpy(), zlib.crc32(place, total))
-        return total
+    def changed(self, *, structure: bool = True) -> str:
+        """Return what is not as it was, or nothing.
+
+        Args:
+            structure: Whether to look for hooks, and for weights that were replaced, as well as at all values.
+        """
+        if self._checksum() != self._sum:
+            return "A weight of the live pipeline was changed"
+        if structure and self._where() != self._places:
+            return "A weight of the live pipeline was replaced"
+        if structure and any(map(_hooked, self._modules)):
+            return "A hook was left on the live pipeline"
+        return ""
+
+    def _checksum(self) -> int:
+        return zlib.crc32(self._block.numpy())
+
+    def _where(self) -> list[int]:
+        return [item.data_ptr() for module in self._modules for item in module._parameters.values() if item is not None]
 
 
-def hooks(module: nn.Module) -> list[str]:
-    """Return the names of the layers with a hook, of torch's or of diffusers' kind."""
-    return [
-        name
-        for name, item in module.named_modules()
-        if item._forward_pre_hooks
-        or item._forward_hooks
-        or getattr(item.__dict__.get("_diffusers_hook"), "hooks", None)
-    ]
+def _hooked(module: nn.Module) -> bool:
+    registry = module.__dict__.get("_diffusers_hook")
+    return bool(module._forward_pre_hooks or module._forward_hooks or (registry is not None and registry.hooks))
