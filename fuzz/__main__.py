@@ -63,13 +63,12 @@ def work(options: argparse.Namespace) -> int:
     def report() -> None:
         text = json.dumps(summary(session, options), indent=1, ensure_ascii=False)
         options.output.write_text(text + "\n", encoding="utf-8")
-        shutil.rmtree(folder)
 
-    random = Random(options.seed)
-    if options.engine == "atheris":
-        run_atheris(session, options.inputs, random, report)
-    (run_hypothesis if options.engine == "hypothesis" else run_random)(session, options.inputs, random)
+    session.report = report
+    engine = {"random": run_random, "hypothesis": run_hypothesis, "atheris": run_atheris}[options.engine]
+    engine(session, options.inputs, Random(options.seed))
     report()
+    shutil.rmtree(folder)
     return int(bool(session.defects))
 
 

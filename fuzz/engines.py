@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 from random import Random
 from types import FunctionType
 
@@ -39,10 +38,10 @@ def run_hypothesis(session: Session, inputs: int, random: Random) -> None:
     try_one()
 
 
-def run_atheris(session: Session, inputs: int, random: Random, report: Callable[[], None]) -> None:
+def run_atheris(session: Session, inputs: int, random: Random) -> None:
     """Try files that libFuzzer finds by the coverage of the loader; half of its changes are ours.
 
-    It never returns: libFuzzer ends the process without Python's own end, so that `report` is called before.
+    It never returns: libFuzzer ends the process without Python's own end, so that the report is written before.
     """
     import atheris
 
@@ -60,7 +59,7 @@ def run_atheris(session: Session, inputs: int, random: Random, report: Callable[
     def try_one(data: bytes) -> None:
         session.try_file(data)
         if session.count >= inputs or session.over:
-            report()
+            session.report()
             os._exit(0)
 
     # The process has its own limit of memory, and the report its own count.

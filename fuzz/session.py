@@ -3,11 +3,15 @@
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from .seeds import live_pipeline, valid_files
 from .target import DefectError, Target
 from .watch import Watch, limit_address_space
+
+
+EVERY = 5000  # files between two reports
 
 
 class Session:
@@ -28,6 +32,7 @@ class Session:
         self.outcomes: Counter[str] = Counter()
         self.defects: list[dict[str, str]] = []
         self.kept = kept
+        self.report: Callable[[], None] = lambda: None  # called now and then, for runs that are cut short
         for seed in self.seeds:  # also imports all that is imported late
             self.try_file(seed)
         if self.defects:
@@ -52,6 +57,8 @@ class Session:
         """Try one file, and count what came of it."""
         try:
             self.outcomes[self.target.run(blob)] += 1
+            if self.count % EVERY == 0:
+                self.report()
         except DefectError as error:
             name = hashlib.sha256(blob).hexdigest()[:16] + ".safetensors"
             self.kept.mkdir(parents=True, exist_ok=True)

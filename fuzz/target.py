@@ -14,8 +14,8 @@ from unlearning_adapters.verbs import load_unlearning_adapter, unload_unlearning
 
 from .watch import Untouched, Watch
 
-# Every file goes through `load_adapter`. Of sixteen, eight go through `inspect_adapter`, four through the verb of a live
-# pipeline, four are saved again if they are valid, and for one the memory of Python is measured. The limit of the
+# Every file goes through `load_adapter`. Of sixteen, eight go through `inspect_adapter`, four through the verb of the
+# live pipeline, four are saved again if they are valid, and for one the memory of Python is measured. The limit of the
 # process holds for all.
 TURNS = 16
 MAX_TEXT = 1200  # characters of an error, the path of the file included

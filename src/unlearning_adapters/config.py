@@ -102,9 +102,9 @@ def check_keys(owner: str, values: Mapping[str, Any], known: set[str]) -> None:
 def check_strength(strength: float) -> float:
     """Return a strength as a float, or raise `ConfigError` if it is not a number from 0 to 4."""
     ok = isinstance(strength, (int, float)) and not isinstance(strength, bool)
-    if not (ok and math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
+    if not (ok and 0 <= strength <= MAX_STRENGTH):
         raise ConfigError(
-            f"Expected the strength to be a number from 0 (off) to {MAX_STRENGTH:g}, but got {strength!r}. "
+            f"Expected the strength to be a number from 0 (off) to {MAX_STRENGTH:g}, but got {strength!r:.80}. "
             "1 removes the direction, values above 1 over-correct."
         )
     return float(strength)
