@@ -10,7 +10,6 @@ from .seeds import live_pipeline, valid_files
 from .target import DefectError, Target
 from .watch import Watch, limit_address_space
 
-
 EVERY = 5000  # files between two reports
 
 

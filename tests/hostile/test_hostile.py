@@ -1,15 +1,11 @@
 """Every hostile file is refused with its own words, in little memory, without a trace on disk or on a live pipeline."""
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from forgeries import FOLDER, FORGERIES, Forgery, whole
 from fuzz.seeds import live_pipeline
 from fuzz.watch import PYTHON_CAP, Untouched, Watch
