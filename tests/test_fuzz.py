@@ -10,17 +10,16 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-ROOT = Path(__file__).resolve().parent.parent
-
 from fuzz.json_text import Pairs, Raw, parse, write
 from fuzz.mutations import mutate
 from fuzz.seeds import live_pipeline
 from fuzz.session import Session
 from fuzz.target import DefectError, Target
 from fuzz.watch import PYTHON_CAP, Untouched, Watch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +102,9 @@ def test_a_changed_a_replaced_and_a_hooked_weight_are_seen() -> None:
     layer = transformer.blocks[0].attn2.to_k
     assert untouched.changed() == ""
     with torch.no_grad():
-        layer.weight[0, 0] += 1
+        layer.weight[0, 0].neg_()
         assert untouched.changed() == "A weight of the live pipeline was changed"
-        layer.weight[0, 0] -= 1
+        layer.weight[0, 0].neg_()
     kept, layer.weight.data = layer.weight.data, layer.weight.data.clone()
     assert untouched.changed() == "A weight of the live pipeline was replaced"
     layer.weight.data = kept
