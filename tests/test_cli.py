@@ -36,6 +36,7 @@ HELP = [
     ["concepts", "list"],
     ["concepts", "show"],
     ["concepts", "new"],
+    ["concepts", "lint"],
 ]
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "huggingface_hub")
 Outcome = tuple[int, str, str]
@@ -126,7 +127,11 @@ def test_help_tells_the_defaults_of_the_functions(unlearn: Callable[..., Outcome
     for name in ("method", "rank", "epsilon", "components", "contrast", "sites", "seed"):
         assert shown[name] == f"{getattr(config, name)}".removesuffix(".0")
     assert (config.strength, config.blocks, config.pairs) == (None, None, None)
-    assert (shown["strength"], shown["blocks"], shown["pairs"]) == ("calibrated on the pairs", "all", "all")
+    assert (shown["strength"], shown["blocks"], shown["pairs"]) == (
+        "calibrated on the pairs",
+        "all",
+        "5, or all if there are fewer",
+    )
 
 
 @pytest.mark.parametrize(

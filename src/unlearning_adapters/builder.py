@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .activations import Recording, measure_text_only, record
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
 from .concepts import Concept, Pair
-from .config import BuildConfig
+from .config import DEFAULT_PAIRS, BuildConfig
 from .errors import ConceptError, SiteError
 from .methods import NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
 from .sites import Site, base_linear, denoisers, find_sites, site_module
@@ -100,7 +100,7 @@ def _chosen_pairs(concept: Concept, config: BuildConfig) -> tuple[Pair, ...]:
             "safe sides of its pairs show. Add neutral prompts to keep more.",
             stacklevel=3,
         )
-    return concept.pairs[: config.pairs]
+    return concept.pairs[: config.pairs or DEFAULT_PAIRS]
 
 
 def _chosen_sites(pipe: Any, config: BuildConfig, call_kwargs: Mapping[str, Any] | None) -> tuple[Site, ...]:

@@ -28,10 +28,11 @@ BUILD_OPTIONS = ("method", "strength", "rank", "epsilon", "components", "contras
 
 @dataclass(frozen=True)
 class Report:
-    """What a command found: `data` for --json, `text` for people."""
+    """What a command found: `data` for --json, `text` for people, and the exit code."""
 
     data: dict[str, Any]
     text: str
+    code: int = 0
 
 
 def demo(options: Namespace) -> Report:

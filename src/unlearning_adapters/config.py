@@ -11,6 +11,7 @@ from .errors import ConfigError
 Method = Literal["mean", "pca", "cpca", "ridge", "leace", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
 MAX_STRENGTH = 4.0
+DEFAULT_PAIRS = 5  # as in the paper
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class BuildConfig:
             a glob pattern, or several patterns, over names such as "transformer.blocks.0.attn2.to_k".
         blocks: Indices of the transformer blocks whose sites are used; None uses all.
         steps: Number of denoising steps that are recorded for "hidden" sites.
-        pairs: Number of the concept's pairs that are used, or None for all.
+        pairs: Number of the concept's pairs that are used, the first ones; None uses five, or all if there are fewer.
         seed: Seed of the noise and of the "random" method.
         batch_size: Number of prompts per call of the pipeline.
     """
