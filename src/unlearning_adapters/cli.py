@@ -127,6 +127,14 @@ def _push_options(command: Options) -> None:
     add("--commit-message", metavar="TEXT", help="title of the commit (default: names the concept)")
     add("--license", metavar="NAME", help="licence of the adapter, such as apache-2.0 (default: none is named)")
     add("--token", help="access token (default: the one of `hf auth login`)")
+    add(
+        "--clip",
+        nargs=2,
+        action="append",
+        dest="clips",
+        metavar=("TEXT", "FILE"),
+        help="an .mp4 file for the card and what to write below it; repeat it, such as for before and after",
+    )
     command.add_argument("--result", metavar="FILE", help="result.json of `unlearn demo`, for the numbers of the card")
 
 

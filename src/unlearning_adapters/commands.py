@@ -21,7 +21,7 @@ CALL_OPTIONS = {
     "frames": "num_frames",
 }
 DEMO_OPTIONS = ("concept", "clips", "output")
-PUSH_OPTIONS = ("private", "create_pr", "revision", "commit_message", "license", "token")
+PUSH_OPTIONS = ("private", "create_pr", "revision", "commit_message", "license", "token", "clips")
 PULL_OPTIONS = ("revision", "token")
 BUILD_OPTIONS = ("method", "strength", "rank", "epsilon", "components", "contrast", "sites", "blocks", "pairs", "seed")
 
