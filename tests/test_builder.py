@@ -208,6 +208,16 @@ def test_fewer_pairs_are_used_if_asked_for():
         build(pipe, pairs=9)
 
 
+def test_five_pairs_are_used_by_default_the_first_ones():
+    pipe = tiny.tiny_wan_pipeline()
+    more = (*CONCEPT.pairs, Pair("red trees stand in a house", "white trees stand in a house"))
+    larger = Concept("no-red", more, neutral=NEUTRAL)
+    five, six = build(pipe, larger), build(pipe, larger, pairs=6)
+    assert torch.equal(five.directions[KEY].write, build(pipe).directions[KEY].write)
+    assert not torch.allclose(five.directions[KEY].write, six.directions[KEY].write)
+    assert five.strength == build(pipe).strength
+
+
 def test_without_neutral_prompts_it_builds_and_says_so():
     pipe = tiny.tiny_wan_pipeline()
     bare = Concept("bare", CONCEPT.pairs)

@@ -37,6 +37,7 @@ HELP = [
     ["concepts", "list"],
     ["concepts", "show"],
     ["concepts", "new"],
+    ["concepts", "lint"],
     ["pipelines"],
 ]
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "huggingface_hub")
@@ -128,7 +129,11 @@ def test_help_tells_the_defaults_of_the_functions(unlearn: Callable[..., Outcome
     for name in ("method", "rank", "epsilon", "components", "contrast", "sites", "seed"):
         assert shown[name] == f"{getattr(config, name)}".removesuffix(".0")
     assert (config.strength, config.blocks, config.pairs) == (None, None, None)
-    assert (shown["strength"], shown["blocks"], shown["pairs"]) == ("calibrated on the pairs", "all", "all")
+    assert (shown["strength"], shown["blocks"], shown["pairs"]) == (
+        "calibrated on the pairs",
+        "all",
+        "5, or all if there are fewer",
+    )
 
 
 @pytest.mark.parametrize(

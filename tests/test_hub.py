@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 
 from forge import planted_adapter, small_weights
 from loopback_hub import READ, WRITE
@@ -207,7 +207,93 @@ def test_clips_are_shown_and_pulled(hub, adapter, options, tmp_path):
     assert (tmp_path / "pulled" / "clips" / "after.mp4").read_bytes() == clip.read_bytes()
 
 
+def test_the_command_shows_clips_before_and_after(hub, adapter, options, tmp_path, capsys):
+    save_adapter(adapter, tmp_path / "no-red")
+    for name in ("before", "after"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + name.encode())
+    arguments = ["push", str(tmp_path / "no-red"), REPOSITORY, "--token", WRITE]
+    for name in ("before", "after"):
+        arguments += ["--clip", f"a red circle ({name})", str(tmp_path / f"{name}.mp4")]
+    assert cli.main(arguments) == 0
+    repository = hub.repositories[REPOSITORY]
+    assert len(repository.messages) == 2, "one commit, after the one that makes the repository"
+    card = ModelCard(repository.files()["README.md"].decode())
+    assert card.data.widget == [
+        {"text": f"a red circle ({name})", "output": {"url": f"clips/{name}.mp4"}} for name in ("before", "after")
+    ]
+    assert "<Gallery />" in card.text and repository.files()["clips/after.mp4"].endswith(b"after")
+    assert cli.main(["push", str(tmp_path / "no-red"), REPOSITORY, "--token", WRITE, "--clip", "x", "none.mp4"]) == 1
+    assert "Expected a clip to be an .mp4 file, but got 'none.mp4'" in capsys.readouterr().err
+    assert len(repository.messages) == 2
+
+
+def test_the_command_writes_to_a_branch_and_opens_a_pull_request(hub, adapter, pushed, options, tmp_path, capsys):
+    file = str(save_adapter(adapter.with_strength(0.5), tmp_path))
+    arguments = ["push", file, REPOSITORY, "--revision", "weak", "--commit-message", "Weaker", "--license", "mit"]
+    assert cli.main([*arguments, "--token", WRITE]) == 0
+    assert hub.repositories[REPOSITORY].messages[-1] == "Weaker"
+    assert ModelCard(hub.repositories[REPOSITORY].files("weak")["README.md"].decode()).data.license == "mit"
+    capsys.readouterr()
+    file = str(save_adapter(adapter.with_strength(2.0), tmp_path))
+    assert cli.main(["push", file, REPOSITORY, "--create-pr", "--token", READ]) == 0
+    assert capsys.readouterr().out == f"{hub.endpoint}/{REPOSITORY}/discussions/1\n"
+    assert hub.repositories[REPOSITORY].refs["main"] == pushed
+    found = [load_adapter(REPOSITORY, revision=name, **options).strength for name in (None, "weak", "refs/pr/1")]
+    assert found == [1.25, 0.5, 2.0]
+    assert cli.main(["pull", REPOSITORY, "-o", str(tmp_path / "to"), "--revision", "weak"]) == 0
+    assert load_adapter(tmp_path / "to").strength == 0.5
+
+
 # Load and pull.
+
+
+def test_a_tag_names_its_commit_for_ever(hub, adapter, pushed, options, tmp_path):
+    HfApi(token=WRITE).create_tag(REPOSITORY, tag="v1.0")
+    newer = push_adapter(adapter.with_strength(2.0), REPOSITORY, token=WRITE).rsplit("/", 1)[1]
+    assert UnlearningAdapter.from_pretrained(REPOSITORY, revision="v1.0", **options).strength == 1.25
+    assert UnlearningAdapter.from_pretrained(REPOSITORY, **options).strength == 2.0
+    assert pull_adapter(REPOSITORY, tmp_path / "old", revision="v1.0", **options).commit == pushed
+    assert pull_adapter(REPOSITORY, tmp_path / "new", **options).commit == newer
+
+
+def test_a_pull_asks_for_the_commit_once_and_for_its_files_by_it(hub, pushed, options, tmp_path):
+    pull_adapter(REPOSITORY, tmp_path, **options)
+    paths = [path for _, path, _, _ in hub.requests]
+    assert [path for path in paths if path.startswith("/api/") and "/tree/" not in path] == [
+        f"/api/models/{REPOSITORY}/revision/main"
+    ]
+    resolved = {path.split("/resolve/")[1].split("/")[0] for path in paths if "/resolve/" in path}
+    assert resolved == {pushed}
+    assert all(f"/tree/{pushed}" in path for path in paths if "/tree/" in path)
+
+
+def test_nothing_of_pickle_is_asked_for_or_pushed(hub, adapter, options, tmp_path):
+    repository = hub.create("org/pickled", **{"pytorch_lora_weights.bin": b"PK", "adapter_model.bin": b"PK"})
+    refused(AdapterNotFoundError, f"it has no file '{FILE_NAME}' there", load_adapter, "org/pickled", **options)
+    refused(AdapterNotFoundError, "has no", pull_adapter, "org/pickled", tmp_path / "to", **options)
+    assert not any(path.endswith(".bin") for _, path, _, _ in hub.requests) and not (tmp_path / "to").exists()
+    for name in ("adapter.bin", "adapter.pt", "adapter.pkl"):
+        path = tmp_path / name
+        path.write_bytes(b"PK")
+        refused(AdapterFileError, "files are pickles, which can run code", push_adapter, path, REPOSITORY, token=WRITE)
+    push_adapter(adapter, REPOSITORY, token=WRITE)
+    assert set(hub.repositories[REPOSITORY].files()) == {".gitattributes", FILE_NAME, "README.md"}
+    assert repository.messages == ["initial commit"]
+
+
+def test_a_pipeline_meets_the_same_refusals_and_stays_as_it_was(hub, pushed, options):
+    pipe = tiny_wan_pipeline()
+    before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    hub.create("org/gated", gated=True)
+    for text, name, more in (
+        ("it does not exist or is private", "org/none", {}),
+        ("it has no revision 'v9'", REPOSITORY, {"revision": "v9"}),
+        ("access is gated", "org/gated", {}),
+        ("it is not in the local cache, and `local_files_only` is set", "org/gated", {"local_files_only": True}),
+    ):
+        refused(AdapterNotFoundError, text, pipe.load_unlearning_adapter, name, **options, **more)
+    assert pipe.get_list_unlearning_adapters() == {}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pipe.transformer.state_dict().items())
 
 
 def test_a_revision_is_resolved_once_and_a_cached_commit_needs_no_request(hub, adapter, pushed, options):

@@ -270,7 +270,7 @@ def _decode(blob: bytes, header: FileHeader, name: str) -> UnlearningAdapter:
         tensors = safetensors.torch.load(blob)
     except safetensors.SafetensorError as error:
         raise bad_file(name, f"safetensors refuses it: {error}") from error
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):  # safetensors gives them in an order that changes from call to call
         if not tensor.isfinite().all():
             raise bad_file(
                 name, f"the tensor {key!r} holds {int((~tensor.isfinite()).sum())} values that are not finite"

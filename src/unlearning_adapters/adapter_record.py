@@ -16,12 +16,11 @@ MAX_SITES = 4096  # two denoisers of 60 blocks with twelve sites each have 1,440
 MAX_NAME = 200
 MAX_TEXT = 4096
 MAX_DEPTH = 6
-MAX_MARKS = (
-    2**19
-)  # of the signs that structure JSON; the largest layout has 320,000, and 8 MiB of brackets take 230 MiB
+# Of the signs that structure JSON: the largest layout has 320,000, and 8 MiB of brackets would take 230 MiB.
+MAX_MARKS = 2**19
 
 _SITE = re.compile(rf"(?:{'|'.join(COMPONENTS)})(?:\.(?!__)[A-Za-z0-9_]+)+")
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _TEXTS = ("concept", "method", "base_model", "base_revision", "pipeline", "pairs_hash", "description")
 _TABLES = ("settings", "denoisers", "versions")
 INFO_KEYS = frozenset((*_TEXTS, *_TABLES, "strength", "format_version"))
@@ -53,7 +52,7 @@ def canonical_json(value: Any) -> str:
 
 
 def strict_json(text: str, name: str, part: str) -> dict[str, Any]:
-    """Parse JSON without duplicate keys, NaN, infinities, numbers beyond 64 bits, deep nesting, or a flood of values."""
+    """Parse JSON without duplicate keys, NaN, infinities, numbers beyond 64 bits, deep nesting or many values."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .activations import Recording, record
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
 from .concepts import Concept
-from .config import BuildConfig
+from .config import DEFAULT_PAIRS, BuildConfig
 from .errors import ConceptError
 from .methods import NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
 from .pairs import Pair
@@ -105,7 +105,7 @@ def _chosen_pairs(concept: Concept, config: BuildConfig) -> tuple[Pair, ...]:
             f"safe sides of its pairs show. Add neutral {kind} to keep more.",
             stacklevel=3,
         )
-    return concept.pairs[: config.pairs]
+    return concept.pairs[: config.pairs or DEFAULT_PAIRS]
 
 
 def _record(

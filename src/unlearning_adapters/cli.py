@@ -14,6 +14,7 @@ from . import commands
 from .config import METHODS
 from .errors import UnlearningError
 from .export_command import export, export_options
+from .lint_command import lint_concepts, lint_options
 from .pipelines_command import add_pipelines_options, pipelines
 
 Options = argparse.ArgumentParser
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; None takes that of the process.
 
     Returns:
-        0; or 1 after an error, which is one line on stderr; or 130 after Ctrl-C. Wrong usage exits with 2.
+        0; or 1 after an error, which is one line on stderr, or if a check found errors; or 130 after Ctrl-C. Wrong
+        usage exits with 2.
     """
     options = make_parser().parse_args(arguments)
     try:
@@ -39,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader has gone, as in `unlearn concepts | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UnlearningError, OSError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
-    return 0
+    return report.code
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -88,7 +91,7 @@ def _build_options(command: Options) -> None:
         help="'text', 'image', 'hidden' or name patterns, comma-separated (default: by the pairs)",
     )
     add("--blocks", type=_numbers, help="blocks to use, such as 0,4-7 (default: all)")
-    add("--pairs", type=int, metavar="N", help="use the first N pairs (default: all)")
+    add("--pairs", type=int, metavar="N", help="use the first N pairs (default: 5, or all if there are fewer)")
     add("--seed", type=int, help="seed of the noise and of the random method (default: 0)")
     _pipeline_options(command)
 
@@ -130,6 +133,14 @@ def _push_options(command: Options) -> None:
     add("--commit-message", metavar="TEXT", help="title of the commit (default: names the concept)")
     add("--license", metavar="NAME", help="licence of the adapter, such as apache-2.0 (default: none is named)")
     add("--token", help="access token (default: the one of `hf auth login`)")
+    add(
+        "--clip",
+        nargs=2,
+        action="append",
+        dest="clips",
+        metavar=("TEXT", "FILE"),
+        help="an .mp4 file for the card and what to write below it; repeat it, such as for before and after",
+    )
     command.add_argument("--result", metavar="FILE", help="result.json of `unlearn demo`, for the numbers of the card")
 
 
@@ -142,10 +153,11 @@ def _pull_options(command: Options) -> None:
 
 
 def _concepts_options(command: Options) -> None:
-    group = command.add_subparsers(title="actions", metavar="[list | show | new]")
+    group = command.add_subparsers(title="actions", metavar="[list | show | new | lint]")
     _add_command(group, "list", "list the shipped concepts (the default)", lambda _: None, commands.concepts)
     _add_command(group, "show", "show the pairs of a concept", _show_options, commands.show_concept)
     _add_command(group, "new", "write a commented template for a new concept", _new_options, commands.new_concept)
+    _add_command(group, "lint", "check concepts: one line for each doubt", lint_options, lint_concepts)
 
 
 def _show_options(command: Options) -> None:
@@ -170,7 +182,12 @@ COMMANDS: tuple[tuple[str, str, Callable[[Options], None], Callable[..., command
     ("export", "write adapters as a plain LoRA, or a pipeline with them fused", export_options, export),
     ("push", "push an adapter and its card to the Hub", _push_options, commands.push),
     ("pull", "download an adapter, its card and its clips from the Hub", _pull_options, commands.pull),
-    ("concepts", "list the shipped concepts, show one, or start a new one", _concepts_options, commands.concepts),
+    (
+        "concepts",
+        "list the shipped concepts, show or check one, or start a new one",
+        _concepts_options,
+        commands.concepts,
+    ),
     ("pipelines", "list the video pipelines of diffusers, and what was tested", add_pipelines_options, pipelines),
 )
 

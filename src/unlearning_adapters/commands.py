@@ -21,17 +21,18 @@ CALL_OPTIONS = {
     "frames": "num_frames",
 }
 DEMO_OPTIONS = ("concept", "clips", "output")
-PUSH_OPTIONS = ("private", "create_pr", "revision", "commit_message", "license", "token")
+PUSH_OPTIONS = ("private", "create_pr", "revision", "commit_message", "license", "token", "clips")
 PULL_OPTIONS = ("revision", "token")
 BUILD_OPTIONS = ("method", "strength", "rank", "epsilon", "components", "contrast", "sites", "blocks", "pairs", "seed")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a command found: `data` for --json, `text` for people."""
+    """What a command found: `data` for --json, `text` for people, and the exit code."""
 
     data: dict[str, Any]
     text: str
+    code: int = 0
 
 
 def demo(options: Namespace) -> Report:

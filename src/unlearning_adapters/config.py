@@ -11,6 +11,7 @@ from .errors import ConfigError
 Method = Literal["mean", "pca", "cpca", "ridge", "leace", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
 MAX_STRENGTH = 4.0
+DEFAULT_PAIRS = 5  # as in the paper
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class BuildConfig:
             and the pipeline has such sites.
         blocks: Indices of the transformer blocks whose sites are used; None uses all.
         steps: Number of denoising steps that are recorded for "hidden" sites.
-        pairs: Number of the concept's pairs that are used, or None for all.
+        pairs: Number of the concept's pairs that are used, the first ones; None uses five, or all if there are fewer.
         seed: Seed of the noise and of the "random" method.
         batch_size: Number of prompts per call of the pipeline.
     """
@@ -106,9 +107,9 @@ def check_keys(owner: str, values: Mapping[str, Any], known: set[str]) -> None:
 def check_strength(strength: float) -> float:
     """Return a strength as a float, or raise `ConfigError` if it is not a number from 0 to 4."""
     ok = isinstance(strength, (int, float)) and not isinstance(strength, bool)
-    if not (ok and math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
+    if not (ok and 0 <= strength <= MAX_STRENGTH):
         raise ConfigError(
-            f"Expected the strength to be a number from 0 (off) to {MAX_STRENGTH:g}, but got {strength!r}. "
+            f"Expected the strength to be a number from 0 (off) to {MAX_STRENGTH:g}, but got {strength!r:.80}. "
             "1 removes the direction, values above 1 over-correct."
         )
     return float(strength)

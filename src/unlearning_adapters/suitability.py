@@ -15,8 +15,7 @@ from .sites import base_linear, denoisers, site_module
 
 # `base_deviation` is 1e-6 to 0.12 on the base that an adapter was built on, also quantised, and about 1 on another.
 OTHER_BASE = 0.3
-SITES_COMPARED = 3
-ROWS_COMPARED = 256  # of each weight, so that none is widened as a whole
+ROWS_COMPARED = 64  # of each weight, spread over it: enough to tell, and none is widened as a whole
 
 
 def check_sites(pipe: Any, adapter: UnlearningAdapter) -> dict[str, dict[str, Direction]]:
@@ -69,9 +68,8 @@ def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
     """
     known = [site for site in adapter.lora_B if site not in fused and adapter.strength]
     weights = {site: weight for site in known if (weight := _plain_weight(pipe, site)) is not None}
-    chosen = list(weights)[:: max(1, len(weights) // SITES_COMPARED)][:SITES_COMPARED]
-    part = replace(adapter, lora_B={site: adapter.lora_B[site][:ROWS_COMPARED] for site in chosen})
-    deviation = base_deviation(part, {site: weights[site][:ROWS_COMPARED] for site in chosen})
+    part = replace(adapter, lora_B={site: _some_rows(adapter.lora_B[site]) for site in weights})
+    deviation = base_deviation(part, {site: _some_rows(weight) for site, weight in weights.items()})
     if deviation > OTHER_BASE:
         warnings.warn(
             f"The adapter {adapter.info.concept!r} was built on other weights than this pipeline's ({_base(adapter)}), "
@@ -112,6 +110,10 @@ def _check_widths(adapter: UnlearningAdapter, site: str, layer: Any) -> None:
                 f"The adapter {adapter.info.concept!r} does not fit: it was built for {width} = {expected} at {site}, "
                 f"and the pipeline has {found}. Load its base ({_base(adapter)}), or build the adapter on this one."
             )
+
+
+def _some_rows(matrix: Tensor) -> Tensor:
+    return matrix[:: max(1, len(matrix) // ROWS_COMPARED)]
 
 
 def _plain_weight(pipe: Any, site: str) -> Tensor | None:
