@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import combinations
 
-from .concepts import Concept, Pair, overlap
+from .concepts import Concept, overlap
+from .pairs import Pair
 from .prompts import find_word, plain, show, similarity, tokens
 
 NEAR = 0.75  # similarity of a held-out prompt to a side of a pair, from which on it is no test
