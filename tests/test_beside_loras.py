@@ -171,11 +171,16 @@ class BesideLoras(RuleBasedStateMachine):
         super().__init__()
         self.names, self.fused, self.enabled, self.active = {}, set(), True, []
 
-    @initialize(hotswap=st.booleans())
-    def begin(self, hotswap):
+    @initialize(hotswap=st.booleans(), fused=st.booleans(), styled=st.booleans())
+    def begin(self, hotswap, fused, styled):
         self.twins = Twins()
         if hotswap:
             self.twins.both(lambda pipe: pipe.enable_lora_hotswap(target_rank=4))
+        self.load_unlearning(1.0)
+        if fused:
+            self.fuse_unlearning(True)
+        if styled:
+            self.load_lora("style", False)
 
     @rule(name=st.sampled_from(["style", "second"]), wide=st.booleans())
     def load_lora(self, name, wide):
@@ -270,7 +275,7 @@ class BesideLoras(RuleBasedStateMachine):
 
 def test_verbs_of_both_kinds_at_random():
     machine = settings(
-        max_examples=12, stateful_step_count=20, deadline=None, derandomize=True, database=None,
+        max_examples=10, stateful_step_count=12, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     run_state_machine_as_test(BesideLoras, settings=machine)

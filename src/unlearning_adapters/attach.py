@@ -128,6 +128,9 @@ class Seats(ModelHook):
             if (id(module), id(live)) not in kept:
                 detach_edit(module)
         for module, live in places:
+            if is_wrapped(module):  # PEFT copies layers, with the hook and with what it holds on to
+                for inner in list(module.modules())[1:]:
+                    detach_edit(inner)
             if (id(module), id(live)) not in kept:
                 attach_edit(module, live)
         self.taken = places
@@ -235,12 +238,12 @@ def _is_bypassed(denoiser: nn.Module, path: str) -> bool:
 
 
 def _registered(module: nn.Module) -> ModelHook | None:
-    registry = getattr(module, "_diffusers_hook", None)
+    registry = module.__dict__.get("_diffusers_hook")  # wrappers of PEFT pass attributes of the layer on
     return None if registry is None else registry.get_hook(HOOK)
 
 
 def _register(module: nn.Module, hook: EditHook | Seats) -> None:
-    hook.made_registry = not hasattr(module, "_diffusers_hook")
+    hook.made_registry = "_diffusers_hook" not in module.__dict__
     with _beneath_offloading(module):
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
 

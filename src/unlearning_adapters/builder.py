@@ -19,7 +19,7 @@ from .concepts import Concept, Pair
 from .config import BuildConfig
 from .errors import ConceptError, SiteError
 from .methods import NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
-from .sites import Site, base_linear, denoisers, find_sites, site_module
+from .sites import Site, base_linear, check_not_empty, denoisers, find_sites, site_module
 from .stacking import StackedEdit, lora_factors
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
@@ -66,6 +66,9 @@ def build_adapter(
     """
     pairs = _chosen_pairs(concept, config)
     sites = _chosen_sites(pipe, config, call_kwargs)
+    networks = denoisers(pipe)
+    for site in sites:
+        check_not_empty(networks[site.component], site.module)
     recorded, neutral = _record(pipe, concept, pairs, sites, config, progress, call_kwargs)
 
     generator = torch.Generator("cpu").manual_seed(config.seed)

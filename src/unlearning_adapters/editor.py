@@ -28,11 +28,10 @@ from .fuse import (
     fuse_edit,
     looks_fused,
     restore_weight,
-    take_out,
 )
-from .sites import base_linear
+from .sites import base_linear, check_not_empty
 from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
-from .stacking import StackedEdit
+from .stacking import BLOCK_ELEMENTS, StackedEdit
 
 ATTRIBUTE = "_unlearning_adapters"
 
@@ -123,7 +122,7 @@ class Editor:
                 linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
                 if _is_intact(linear, record, path, every_bit=wrapped):
                     continue
-                take_out(linear.weight, record)
+                _take_out(linear.weight, record)
                 del self.records[path]
                 self.changed.add(path)
                 warnings.warn(
@@ -147,7 +146,9 @@ class Editor:
     def _check(self, plan: Plan) -> None:
         for path in {**plan.attached, **plan.fused}:
             check_site(self.denoiser, path)
+            check_not_empty(self.denoiser, path)
         for path in self._outdated(plan):
+            check_not_empty(self.denoiser, path)
             check_fused(self._linear(path), self.records[path][1], path)
         for path in self.changed:
             if not same_edit(plan.fused.get(path), self.plan.fused.get(path)):
@@ -226,6 +227,18 @@ def _is_intact(linear: Any, record: FusedWeight, path: str, *, every_bit: bool) 
             raise
         return False
     return True
+
+
+def _take_out(weight: torch.Tensor, record: FusedWeight) -> None:
+    """Take a fused edit out of a weight that changed since, `W' + (W mix) read`; exact but for rounding.
+
+    What was added to the weight (a fused LoRA) stays in it.
+    """
+    left, right = (part.to(weight.device) for part in (record.left, record.right))
+    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
+    with torch.inference_mode(weight.is_inference()), torch.no_grad():
+        for block, factor in zip(weight.split(rows), left.split(rows), strict=True):
+            block.copy_(torch.addmm(block.to(right.dtype), factor, right))
 
 
 def _warn_of_twins(before: Plan, plan: Plan) -> None:

@@ -135,20 +135,6 @@ def restore_weight(weight: Tensor, record: FusedWeight, name: str) -> None:
             )
 
 
-def take_out(weight: Tensor, record: FusedWeight) -> None:
-    """Take a fused edit out of a weight that changed since, `W' + (W mix) read`, in place, rounded once per block row.
-
-    What was added to the weight (a fused LoRA) stays in it; the result is exact but for rounding.
-    """
-    block, right = _Block(weight), record.right.to(weight.device)
-    left = record.left.to(weight.device)
-    with _writable(weight):
-        for rows in block.rows_of(weight):
-            block.load(weight, rows)
-            block.add(left[rows].to(block.work.dtype), right.to(block.work.dtype), 1)
-            weight[rows].copy_(block.result)
-
-
 def looks_fused(linear: nn.Module, record: FusedWeight) -> bool:
     """Whether a few rows of a weight are what fusing made of them; True as well for a weight that cannot be compared.
 
