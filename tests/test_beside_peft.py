@@ -1,5 +1,6 @@
 """Unlearning adapters beside adapters that PEFT makes, of every kind, and weights that are changed without a word."""
 
+import re
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,10 +21,17 @@ from peft import (
 
 from planted import bits, lora_that_reads, output, planted, reference_output
 from stdit import STDiT, Wrapped, run
+from test_denoisers import ROUNDING, each, on_inputs, some_adapter
 from tiny import tiny_wan_pipeline
-from twins import CLOSE, Twins, edited_inputs, layer_at, load, near, quiet
+from tiny_denoisers import PROMPT
+from twins import CLOSE, Twins, edit, edited_inputs, layer_at, load, near, quiet
 from unlearning_adapters.errors import FuseError
-from unlearning_adapters.verbs import fuse_unlearning_adapters, load_unlearning_adapter
+from unlearning_adapters.verbs import (
+    fuse_unlearning_adapters,
+    load_unlearning_adapter,
+    unfuse_unlearning_adapters,
+    unload_unlearning_adapters,
+)
 
 LAYERS = ["attn2.to_k", "attn2.to_v"]
 KINDS = {
@@ -296,3 +304,48 @@ def test_each_of_two_denoisers_beside_its_own_lora(fused):
 
 def networks(pipe):
     return pipe.transformer, pipe.transformer_2
+
+
+@each
+def test_every_denoiser_beside_a_lora_that_is_fused_and_goes(tiny):
+    """A LoRA comes onto fused sites, is fused there and goes; each time the whole denoiser does what the twin does."""
+    ours, stock = tiny.pipe(), tiny.pipe()
+    adapter = some_adapter(ours)
+    paths = [site.partition(".")[2] for site in adapter.sites]
+    matrices = {
+        site.partition(".")[2]: torch.eye(known.in_features, dtype=torch.float64)
+        - known.write.double().T @ known.read.double()
+        for site, known in adapter.directions.items()
+    }
+
+    def wrap(pipe):
+        config = LoraConfig(r=1, target_modules="|".join(re.escape(path) for path in paths), init_lora_weights=False)
+        inject_adapter_in_model(config, pipe.model, "style")
+        for path in paths:
+            layer, known = pipe.model.get_submodule(path), adapter.directions[f"{tiny.component}.{path}"]
+            with torch.no_grad():
+                layer.lora_A["style"].weight.copy_(known.read)  # just what was removed
+                layer.lora_B["style"].weight.fill_(0.5)
+
+    def merge(pipe):
+        for path in paths:
+            pipe.model.get_submodule(path).merge()
+
+    def unwrap(pipe):
+        for path in paths:
+            parent, _, name = path.rpartition(".")
+            setattr(pipe.model.get_submodule(parent), name, pipe.model.get_submodule(path).get_base_layer())
+
+    load_unlearning_adapter(ours, adapter)
+    fuse_unlearning_adapters(ours)
+    for change in (wrap, merge, unwrap):
+        change(ours)
+        change(stock)
+        with on_inputs(stock.model, lambda path, x: edit(x, matrices[path]) if path in matrices else x):
+            expected = tiny.run(stock.model, PROMPT, 0)
+        torch.testing.assert_close(tiny.run(ours.model, PROMPT, 0), expected, **ROUNDING)
+    assert not torch.allclose(tiny.run(stock.model, PROMPT, 0), expected, **ROUNDING), "without the edit it is another"
+    unfuse_unlearning_adapters(ours)
+    unload_unlearning_adapters(ours)
+    weights = stock.model.state_dict()
+    assert all(torch.equal(bits(value), bits(weights[name])) for name, value in ours.model.state_dict().items())

@@ -28,6 +28,7 @@ from .fuse import (
     fuse_edit,
     looks_fused,
     restore_weight,
+    sample_rows,
 )
 from .sites import base_linear, check_not_empty
 from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
@@ -65,6 +66,7 @@ class Editor:
         self.plan = Plan()
         self.seats = Seats(denoiser, self.settle, self._weights_changed)
         self.records: dict[str, tuple[StackedEdit, FusedWeight]] = {}
+        self.samples: dict[str, torch.Tensor] = {}  # some rows of each weight with a fused edit
         self.changed: set[str] = set()  # layers whose original weight is lost, since it changed while it was fused
 
     @property
@@ -95,7 +97,9 @@ class Editor:
             del self.records[path]
         for path, edit in in_weight.items():
             if path not in self.records:
-                self.records[path] = edit, fuse_edit(self._linear(path), edit, path)
+                linear = self._linear(path)
+                self.records[path] = edit, fuse_edit(linear, edit, path)
+                self.samples[path] = sample_rows(linear.weight).clone()
         on_input = dict(plan.attached)
         for path in plan.fused.keys() - in_weight.keys():
             whole = whole_edit(plan.stack, path)
@@ -120,7 +124,7 @@ class Editor:
         with _editing():
             for path, (_, record) in list(self.records.items()):
                 linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
-                if _is_intact(linear, record, path, every_bit=wrapped):
+                if _is_intact(linear, record, path) if wrapped else looks_fused(linear, self.samples[path]):
                     continue
                 _take_out(linear.weight, record)
                 del self.records[path]
@@ -165,7 +169,7 @@ class Editor:
             path: edit
             for path, edit in plan.fused.items()
             if not is_wrapped(module_at(self.denoiser, path))
-            and (path in self.records or not self._linear(path).weight.is_meta)
+            and (path in self.records or not getattr(getattr(self._linear(path), "weight", None), "is_meta", False))
         }
 
     def _outdated(self, plan: Plan) -> list[str]:
@@ -173,7 +177,7 @@ class Editor:
         return [path for path, (edit, _) in self.records.items() if not same_edit(wanted.get(path), edit)]
 
     def _weights_changed(self) -> bool:
-        return not all(looks_fused(self._linear(path), record) for path, (_, record) in self.records.items())
+        return not all(looks_fused(self._linear(path), self.samples[path]) for path in self.records)
 
     def _linear(self, path: str) -> Any:
         module = module_at(self.denoiser, path)
@@ -215,10 +219,8 @@ def _editing() -> Iterator[None]:
         yield
 
 
-def _is_intact(linear: Any, record: FusedWeight, path: str, *, every_bit: bool) -> bool:
+def _is_intact(linear: Any, record: FusedWeight, path: str) -> bool:
     """Whether a weight is what fusing made of it; raise `FuseError` if it is another kind of weight by now."""
-    if not every_bit:
-        return looks_fused(linear, record)
     try:
         check_fused(linear, record, path)
     except FuseError:
