@@ -19,7 +19,8 @@ from planted import bits, output, planted
 from reference import dense_edit
 from tiny import cast, tiny_wan_transformer
 
-CLOSE = {torch.float32: 1e-5, torch.bfloat16: 6e-2}
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+LEFT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of a direction, beyond what its strength leaves
 OTHERS = ("transformer.blocks.1.ffn.net.2", "transformer.blocks.0.attn1.to_q")
 
 
@@ -103,7 +104,7 @@ class Twins:
                 assert near(made, edited, CLOSE[self.dtype] * raw.float().abs().max())
                 if len(self.acting) == 1:
                     left = (made.float().norm() / raw.float().norm()).item()
-                    assert abs(left - abs(1 - strength)) <= 3 * CLOSE[self.dtype], f"{path} keeps {left:g} of {name}"
+                    assert abs(left - abs(1 - strength)) <= LEFT[self.dtype], f"{path} keeps {left:g} of {name}"
 
     def check_same_bits(self) -> None:
         """After all is taken off: the weights are those of the stock twin bit for bit, and nothing else is left."""
