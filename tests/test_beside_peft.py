@@ -24,7 +24,7 @@ from stdit import STDiT, Wrapped, run
 from test_denoisers import ROUNDING, each, on_inputs, some_adapter
 from tiny import tiny_wan_pipeline
 from tiny_denoisers import PROMPT
-from twins import CLOSE, Twins, edit, edited_inputs, layer_at, load, near, quiet
+from twins import CLOSE, Twins, copied, edit, edited_inputs, layer_at, load, near, quiet
 from unlearning_adapters.errors import FuseError
 from unlearning_adapters.verbs import (
     fuse_unlearning_adapters,
@@ -208,6 +208,37 @@ def test_training_a_fused_denoiser_does_not_bring_the_concept_back():
             warnings.simplefilter("ignore")
             output(twins.ours)
         assert (weight.detach() @ write.T).norm() < 1e-5
+
+
+def test_weights_of_another_base_that_are_loaded_into_a_fused_denoiser_are_edited_too():
+    twins = Twins()
+    twins.ours.load_unlearning_adapter(twins.known["red"], strength=1.3)
+    twins.ours.fuse_unlearning_adapters()
+    twins.acting["red"] = 1.3
+    saved = {name: value.clone() for name, value in twins.ours.transformer.state_dict().items()}
+    twins.ours.transformer.load_state_dict(saved)
+    twins.check()  # what was saved with the edit is not edited again
+    maker = torch.Generator().manual_seed(1)
+    other = {name: value + 0.1 * torch.randn(value.shape, generator=maker) for name, value in saved.items()}
+    for pipe in (twins.ours, twins.stock):
+        pipe.transformer.load_state_dict(copied(other))
+    twins.check()
+    take_off(twins)
+    twins.check_same_bits()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_is_loaded_and_unloaded_in_inference_mode_does_not_bind_later_calls(fused):
+    twins = Twins()
+    unlearn(twins, fused)
+    with torch.inference_mode():
+        twins.both(lambda pipe: load(pipe, twins.lora(), "style"))
+        output(twins.ours)
+        twins.both(lambda pipe: pipe.unload_lora_weights())
+        output(twins.ours)
+    twins.check()
+    take_off(twins)
+    twins.check_same_bits()
 
 
 def test_a_cast_of_a_fused_denoiser_is_no_change():

@@ -97,6 +97,7 @@ class Seats(ModelHook):
         self.denoiser = denoiser
         self.sites: dict[str, LiveEdit] = {}
         self.wrapped: dict[str, bool] = {}  # for each layer with a fused edit, as it was when it was settled
+        self.replaced: set[str] = set()  # of these, the weights are being loaded anew
         self.taken: list[tuple[nn.Module, LiveEdit]] = []
         self.handles: list[Any] = []
         self.made_registry = False
@@ -141,7 +142,8 @@ class Seats(ModelHook):
             _register(self.denoiser, self)
             # Between calls of the denoiser: a LoRA is loaded, or the weights are saved.
             self.handles = [
-                self.denoiser.register_load_state_dict_post_hook(lambda *_: self._look()),
+                self.denoiser.register_load_state_dict_pre_hook(self._before_loading),
+                self.denoiser.register_load_state_dict_post_hook(self._after_loading),
                 self.denoiser.register_state_dict_pre_hook(lambda *_: self._look()),
             ]
         if registry := getattr(self.denoiser, "_diffusers_hook", None):
@@ -164,6 +166,13 @@ class Seats(ModelHook):
         # A compiled denoiser cannot branch on what a weight holds.
         if self.moved() or (not torch.compiler.is_compiling() and self._weights_changed()):
             self._settle()
+
+    def _before_loading(self, _module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        self.replaced = {path for path in self.wrapped if f"{prefix}{path}.weight" in state_dict}
+
+    def _after_loading(self, *_: Any) -> None:
+        self._look()
+        self.replaced = set()
 
     def _leave(self) -> None:
         for handle in self.handles:

@@ -126,8 +126,11 @@ class Editor:
                 linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
                 if _is_intact(linear, record, path) if wrapped else looks_fused(linear, self.samples[path]):
                     continue
-                _take_out(linear.weight, record)
                 del self.records[path]
+                if path in self.seats.replaced:  # by another base, which holds no edit
+                    self.changed.discard(path)
+                    continue
+                _take_out(linear.weight, record)
                 self.changed.add(path)
                 warnings.warn(
                     f"The weight of {path} changed after an unlearning adapter was fused into it (a fused LoRA, or "
