@@ -25,6 +25,7 @@ from test_denoisers import ROUNDING, each, on_inputs, some_adapter
 from tiny import tiny_wan_pipeline
 from tiny_denoisers import PROMPT
 from twins import CLOSE, Twins, copied, edit, edited_inputs, layer_at, load, near, quiet
+from unlearning_adapters import editor as editor_module
 from unlearning_adapters.errors import FuseError
 from unlearning_adapters.verbs import (
     fuse_unlearning_adapters,
@@ -172,6 +173,31 @@ def test_a_weight_that_is_changed_unseen_is_edited_again_with_a_warning(change, 
     twins.check()
     twins.both(lambda pipe: pipe.unload_lora_weights())
     twins.check()
+
+
+@pytest.mark.parametrize("failing", ["_take_out", "fuse_edit", "warn"])
+def test_settling_that_is_interrupted_is_done_at_the_next_call(failing, monkeypatch):
+    twins = Twins()
+    unlearn(twins, True)
+    twins.both(by_hand)
+
+    class Plug(BaseException):
+        pass
+
+    def fail(*_args, **_kwargs):
+        raise Plug
+
+    owner = warnings if failing == "warn" else editor_module
+    monkeypatch.setattr(owner, failing, fail)
+    with pytest.raises(Plug):
+        output(twins.ours)
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        output(twins.ours)
+    if failing != "_take_out":  # else one weight is as it was changed, and is edited as it is
+        twins.check()
+    twins.check_sites()
 
 
 @pytest.mark.parametrize("change", [by_hand, blindly, None])

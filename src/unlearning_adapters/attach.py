@@ -144,7 +144,7 @@ class Seats(ModelHook):
             self.handles = [
                 self.denoiser.register_load_state_dict_pre_hook(self._before_loading),
                 self.denoiser.register_load_state_dict_post_hook(self._after_loading),
-                self.denoiser.register_state_dict_pre_hook(lambda *_: self._look()),
+                self.denoiser.register_state_dict_pre_hook(self._before_saving),
             ]
         if registry := getattr(self.denoiser, "_diffusers_hook", None):
             registry.invalidate_child_registries_cache()
@@ -173,6 +173,9 @@ class Seats(ModelHook):
     def _after_loading(self, *_: Any) -> None:
         self._look()
         self.replaced = set()
+
+    def _before_saving(self, *_: Any) -> None:
+        self._look()
 
     def _leave(self) -> None:
         for handle in self.handles:

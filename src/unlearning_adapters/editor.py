@@ -121,6 +121,7 @@ class Editor:
         Raises:
             FuseError: If an edit can neither stay in a weight nor be taken out, since the weight is offloaded.
         """
+        lost = []
         with _editing():
             for path, (_, record) in list(self.records.items()):
                 linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
@@ -132,13 +133,15 @@ class Editor:
                     continue
                 _take_out(linear.weight, record)
                 self.changed.add(path)
-                warnings.warn(
-                    f"The weight of {path} changed after an unlearning adapter was fused into it (a fused LoRA, or "
-                    "training). The adapter was taken out and applied again, so that the concept stays erased, but "
-                    "the original weight cannot be restored any more.",
-                    stacklevel=2,
-                )
+                lost.append(path)
             self.carry_out(self.plan)
+        for path in lost:  # last, since a warning may be an error
+            warnings.warn(
+                f"The weight of {path} changed after an unlearning adapter was fused into it (a fused LoRA, or "
+                "training). The adapter was taken out and applied again, so that the concept stays erased, but the "
+                "original weight cannot be restored any more.",
+                stacklevel=2,
+            )
 
     def _rewrite(self, held: dict[str, LiveEdit], wanted: Mapping[str, tuple[StackedEdit, bool]]) -> None:
         for path in held.keys() - wanted.keys():
@@ -180,6 +183,8 @@ class Editor:
         return [path for path, (edit, _) in self.records.items() if not same_edit(wanted.get(path), edit)]
 
     def _weights_changed(self) -> bool:
+        if self.records.keys() != self._in_weight(self.plan).keys():  # settling was interrupted
+            return True
         return not all(looks_fused(self._linear(path), self.samples[path]) for path in self.records)
 
     def _linear(self, path: str) -> Any:
