@@ -19,7 +19,8 @@ from planted import bits, output, planted
 from reference import dense_edit
 from tiny import cast, tiny_wan_transformer
 
-CLOSE = {torch.float32: 1e-5, torch.bfloat16: 6e-2}
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+LEFT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of a direction, beyond what its strength leaves
 OTHERS = ("transformer.blocks.1.ffn.net.2", "transformer.blocks.0.attn1.to_q")
 
 
@@ -97,18 +98,18 @@ class Twins:
             for name, strength in self.acting.items():
                 write = self.known[name].directions[f"transformer.{path}"].write.to(self.dtype)
                 zero = torch.zeros_like(write)
-                site, stock = at(self.ours.transformer, path), at(self.stock.transformer, path)
+                site, stock = at(self.ours, path), at(self.stock, path)
                 raw, edited = (stock(rows) - stock(zero) for rows in (write, edit(write, matrix)))
                 made = site(write) - site(zero)
                 assert near(made, edited, CLOSE[self.dtype] * raw.float().abs().max())
                 if len(self.acting) == 1:
                     left = (made.float().norm() / raw.float().norm()).item()
-                    assert abs(left - abs(1 - strength)) <= 3 * CLOSE[self.dtype], f"{path} keeps {left:g} of {name}"
+                    assert abs(left - abs(1 - strength)) <= LEFT[self.dtype], f"{path} keeps {left:g} of {name}"
 
     def check_same_bits(self) -> None:
         """After all is taken off: the weights are those of the stock twin bit for bit, and nothing else is left."""
         ours, stock = (
-            {name: bits(value) for name, value in pipe.transformer.state_dict().items()}
+            {name: bits(value) for name, value in denoiser(pipe).state_dict().items()}
             for pipe in (self.ours, self.stock)
         )
         assert ours.keys() == stock.keys()
@@ -119,26 +120,32 @@ class Twins:
 
 def tree(pipe: Any) -> list[tuple[str, type]]:
     """Every module of the denoiser and what it is."""
-    return [(name, type(module)) for name, module in pipe.transformer.named_modules()]
+    return [(name, type(module)) for name, module in denoiser(pipe).named_modules()]
 
 
 def traces(pipe: Any) -> list[str]:
     """Whatever of the package is still on a denoiser."""
-    found = ["the editor"] if "_unlearning_adapters" in pipe.transformer.__dict__ else []
-    for name, module in pipe.transformer.named_modules():
+    found = ["the editor"] if "_unlearning_adapters" in denoiser(pipe).__dict__ else []
+    for name, module in denoiser(pipe).named_modules():
         found += [f"{name}: {key}" for key in ("_diffusers_hook", "forward") if key in module.__dict__]
         found += [f"{name}: hook" for _ in (*module._load_state_dict_post_hooks, *module._state_dict_pre_hooks)]
     return found
 
 
-def at(denoiser: nn.Module, path: str) -> nn.Module:
+def denoiser(pipe: Any) -> nn.Module:
+    """The denoiser, also inside of a `PeftModel` or compiled."""
+    network = getattr(pipe.transformer, "_orig_mod", pipe.transformer)
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
+
+
+def at(pipe: Any, path: str) -> nn.Module:
     """The outermost module at a path."""
-    return denoiser.get_submodule(path)
+    return denoiser(pipe).get_submodule(path)
 
 
 def layer_at(pipe: Any, site: str) -> nn.Module:
     """The layer itself."""
-    module = at(pipe.transformer, site.removeprefix("transformer."))
+    module = at(pipe, site.removeprefix("transformer."))
     while hasattr(module, "base_layer"):
         module = module.base_layer
     return module
@@ -153,9 +160,7 @@ def edit(x: Tensor, matrix: Tensor) -> Tensor:
 def edited_inputs(pipe: Any, matrices: Mapping[str, Tensor]) -> Iterator[None]:
     """The sites of a stock pipeline read edited inputs."""
     handles = [
-        at(pipe.transformer, path).register_forward_pre_hook(
-            lambda _, args, matrix=matrix: (edit(args[0], matrix), *args[1:])
-        )
+        at(pipe, path).register_forward_pre_hook(lambda _, args, matrix=matrix: (edit(args[0], matrix), *args[1:]))
         for path, matrix in matrices.items()
     ]
     try:

@@ -97,6 +97,7 @@ class Seats(ModelHook):
         self.denoiser = denoiser
         self.sites: dict[str, LiveEdit] = {}
         self.wrapped: dict[str, bool] = {}  # for each layer with a fused edit, as it was when it was settled
+        self.replaced: set[str] = set()  # of these, the weights are being loaded anew
         self.taken: list[tuple[nn.Module, LiveEdit]] = []
         self.handles: list[Any] = []
         self.made_registry = False
@@ -128,6 +129,9 @@ class Seats(ModelHook):
             if (id(module), id(live)) not in kept:
                 detach_edit(module)
         for module, live in places:
+            if is_wrapped(module):  # PEFT copies layers, with the hook and with what it holds on to
+                for inner in list(module.modules())[1:]:
+                    detach_edit(inner)
             if (id(module), id(live)) not in kept:
                 attach_edit(module, live)
         self.taken = places
@@ -138,8 +142,9 @@ class Seats(ModelHook):
             _register(self.denoiser, self)
             # Between calls of the denoiser: a LoRA is loaded, or the weights are saved.
             self.handles = [
-                self.denoiser.register_load_state_dict_post_hook(lambda *_: self._look()),
-                self.denoiser.register_state_dict_pre_hook(lambda *_: self._look()),
+                self.denoiser.register_load_state_dict_pre_hook(self._before_loading),
+                self.denoiser.register_load_state_dict_post_hook(self._after_loading),
+                self.denoiser.register_state_dict_pre_hook(self._before_saving),
             ]
         if registry := getattr(self.denoiser, "_diffusers_hook", None):
             registry.invalidate_child_registries_cache()
@@ -161,6 +166,16 @@ class Seats(ModelHook):
         # A compiled denoiser cannot branch on what a weight holds.
         if self.moved() or (not torch.compiler.is_compiling() and self._weights_changed()):
             self._settle()
+
+    def _before_loading(self, _module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        self.replaced = {path for path in self.wrapped if f"{prefix}{path}.weight" in state_dict}
+
+    def _after_loading(self, *_: Any) -> None:
+        self._look()
+        self.replaced = set()
+
+    def _before_saving(self, *_: Any) -> None:
+        self._look()
 
     def _leave(self) -> None:
         for handle in self.handles:
@@ -235,12 +250,12 @@ def _is_bypassed(denoiser: nn.Module, path: str) -> bool:
 
 
 def _registered(module: nn.Module) -> ModelHook | None:
-    registry = getattr(module, "_diffusers_hook", None)
+    registry = module.__dict__.get("_diffusers_hook")  # wrappers of PEFT pass attributes of the layer on
     return None if registry is None else registry.get_hook(HOOK)
 
 
 def _register(module: nn.Module, hook: EditHook | Seats) -> None:
-    hook.made_registry = not hasattr(module, "_diffusers_hook")
+    hook.made_registry = "_diffusers_hook" not in module.__dict__
     with _beneath_offloading(module):
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
 

@@ -21,7 +21,7 @@ from .errors import ConceptError
 from .methods import NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
 from .pairs import Pair
 from .site_choice import choose_sites
-from .sites import Site, base_linear, denoisers, site_module
+from .sites import Site, base_linear, check_not_empty, denoisers, site_module
 from .stacking import StackedEdit, lora_factors
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
@@ -70,6 +70,9 @@ def build_adapter(
     pairs = _chosen_pairs(concept, config)
     sites = choose_sites(pipe, concept, pairs, config, call_kwargs)
     kinds = {site.name: site.kind for site in sites}
+    networks = denoisers(pipe)
+    for site in sites:
+        check_not_empty(networks[site.component], site.module)
     recorded, neutral = _record(pipe, concept, pairs, sites, config, progress, call_kwargs)
 
     generator = torch.Generator("cpu").manual_seed(config.seed)

@@ -27,12 +27,12 @@ from .fuse import (
     fuse_edit,
     looks_fused,
     restore_weight,
-    take_out,
+    sample_rows,
 )
 from .fused_weight import FusedWeight
-from .sites import base_linear
+from .sites import base_linear, check_not_empty
 from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
-from .stacking import StackedEdit
+from .stacking import BLOCK_ELEMENTS, StackedEdit
 
 ATTRIBUTE = "_unlearning_adapters"
 
@@ -66,6 +66,7 @@ class Editor:
         self.plan = Plan()
         self.seats = Seats(denoiser, self.settle, self._weights_changed)
         self.records: dict[str, tuple[StackedEdit, FusedWeight]] = {}
+        self.samples: dict[str, torch.Tensor] = {}  # some rows of each weight with a fused edit
         self.changed: set[str] = set()  # layers whose original weight is lost, since it changed while it was fused
 
     @property
@@ -96,7 +97,9 @@ class Editor:
             del self.records[path]
         for path, edit in in_weight.items():
             if path not in self.records:
-                self.records[path] = edit, fuse_edit(self._linear(path), edit, path)
+                linear = self._linear(path)
+                self.records[path] = edit, fuse_edit(linear, edit, path)
+                self.samples[path] = sample_rows(linear.weight).clone()
         on_input = dict(plan.attached)
         for path in plan.fused.keys() - in_weight.keys():
             whole = whole_edit(plan.stack, path)
@@ -118,21 +121,27 @@ class Editor:
         Raises:
             FuseError: If an edit can neither stay in a weight nor be taken out, since the weight is offloaded.
         """
+        lost = []
         with _editing():
             for path, (_, record) in list(self.records.items()):
                 linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
-                if _is_intact(linear, record, path, every_bit=wrapped):
+                if _is_intact(linear, record, path) if wrapped else looks_fused(linear, self.samples[path]):
                     continue
-                take_out(linear.weight, record)
                 del self.records[path]
+                if path in self.seats.replaced:  # by another base, which holds no edit
+                    self.changed.discard(path)
+                    continue
+                _take_out(linear.weight, record)
                 self.changed.add(path)
-                warnings.warn(
-                    f"The weight of {path} changed after an unlearning adapter was fused into it (a fused LoRA, or "
-                    "training). The adapter was taken out and applied again, so that the concept stays erased, but "
-                    "the original weight cannot be restored any more.",
-                    stacklevel=2,
-                )
+                lost.append(path)
             self.carry_out(self.plan)
+        for path in lost:  # last, since a warning may be an error
+            warnings.warn(
+                f"The weight of {path} changed after an unlearning adapter was fused into it (a fused LoRA, or "
+                "training). The adapter was taken out and applied again, so that the concept stays erased, but the "
+                "original weight cannot be restored any more.",
+                stacklevel=2,
+            )
 
     def _rewrite(self, held: dict[str, LiveEdit], wanted: Mapping[str, tuple[StackedEdit, bool]]) -> None:
         for path in held.keys() - wanted.keys():
@@ -147,7 +156,9 @@ class Editor:
     def _check(self, plan: Plan) -> None:
         for path in {**plan.attached, **plan.fused}:
             check_site(self.denoiser, path)
+            check_not_empty(self.denoiser, path)
         for path in self._outdated(plan):
+            check_not_empty(self.denoiser, path)
             check_fused(self._linear(path), self.records[path][1], path)
         for path in self.changed:
             if not same_edit(plan.fused.get(path), self.plan.fused.get(path)):
@@ -164,7 +175,7 @@ class Editor:
             path: edit
             for path, edit in plan.fused.items()
             if not is_wrapped(module_at(self.denoiser, path))
-            and (path in self.records or not self._linear(path).weight.is_meta)
+            and (path in self.records or not getattr(getattr(self._linear(path), "weight", None), "is_meta", False))
         }
 
     def _outdated(self, plan: Plan) -> list[str]:
@@ -172,7 +183,9 @@ class Editor:
         return [path for path, (edit, _) in self.records.items() if not same_edit(wanted.get(path), edit)]
 
     def _weights_changed(self) -> bool:
-        return not all(looks_fused(self._linear(path), record) for path, (_, record) in self.records.items())
+        if self.records.keys() != self._in_weight(self.plan).keys():  # settling was interrupted
+            return True
+        return not all(looks_fused(self._linear(path), self.samples[path]) for path in self.records)
 
     def _linear(self, path: str) -> Any:
         module = module_at(self.denoiser, path)
@@ -214,10 +227,8 @@ def _editing() -> Iterator[None]:
         yield
 
 
-def _is_intact(linear: Any, record: FusedWeight, path: str, *, every_bit: bool) -> bool:
+def _is_intact(linear: Any, record: FusedWeight, path: str) -> bool:
     """Whether a weight is what fusing made of it; raise `FuseError` if it is another kind of weight by now."""
-    if not every_bit:
-        return looks_fused(linear, record)
     try:
         check_fused(linear, record, path)
     except FuseError:
@@ -226,6 +237,18 @@ def _is_intact(linear: Any, record: FusedWeight, path: str, *, every_bit: bool) 
             raise
         return False
     return True
+
+
+def _take_out(weight: torch.Tensor, record: FusedWeight) -> None:
+    """Take a fused edit out of a weight that changed since, `W' + (W mix) read`; exact but for rounding.
+
+    What was added to the weight (a fused LoRA) stays in it.
+    """
+    left, right = (part.to(weight.device) for part in (record.left, record.right))
+    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
+    with torch.inference_mode(weight.is_inference()), torch.no_grad():
+        for block, factor in zip(weight.split(rows), left.split(rows), strict=True):
+            block.copy_(torch.addmm(block.to(right.dtype), factor, right))
 
 
 def _warn_of_twins(before: Plan, plan: Plan) -> None:

@@ -97,33 +97,18 @@ def restore_weight(weight: Tensor, record: FusedWeight, name: str) -> None:
         )
 
 
-def take_out(weight: Tensor, record: FusedWeight) -> None:
-    """Take a fused edit out of a weight that changed since, `W' + (W mix) read`, in place, rounded once per block row.
-
-    What was added to the weight (a fused LoRA) stays in it; the result is exact but for rounding.
-    """
-    block, right = _Block(weight), record.right.to(weight.device)
-    left = record.left.to(weight.device)
-    with _writable(weight):
-        for rows in block.rows_of(slice(0, len(weight))):
-            block.load(weight, rows)
-            block.add(left[rows].to(block.work.dtype), right.to(block.work.dtype), 1)
-            weight[rows].copy_(block.result)
+def sample_rows(weight: Tensor) -> Tensor:
+    """Return a few rows of a weight, as a view."""
+    return weight.detach()[:: max(1, weight.shape[0] // ROWS_COMPARED)]
 
 
-def looks_fused(linear: nn.Module, record: FusedWeight) -> bool:
-    """Whether a few rows of a weight are what fusing made of them; True as well for a weight that cannot be compared.
-
-    A LoRA that is fused later changes all rows, so that this is enough to see it, at no cost that can be measured.
-    """
+def looks_fused(linear: nn.Module, sample: Tensor) -> bool:
+    """Whether a few rows, all of which a LoRA would change, are as fusing left them; True if none can be compared."""
     weight = getattr(linear, "weight", None)
-    if not isinstance(weight, Tensor) or not is_plain(weight) or weight.is_meta:
+    if not isinstance(weight, Tensor) or not is_plain(weight) or weight.is_meta or weight.dtype != sample.dtype:
         return True
-    if tuple(weight.shape) != record.shape or weight.dtype != record.value.dtype:
-        return True
-    step = max(1, record.shape[0] // ROWS_COMPARED)
-    sums = bits_of(weight.detach()[::step].clone(memory_format=torch.contiguous_format)).sum(1)
-    return torch.equal(sums.cpu(), record.after[::step])
+    rows = sample_rows(weight)
+    return rows.shape != sample.shape or torch.equal(rows, sample.to(rows.device))
 
 
 def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:

@@ -173,6 +173,23 @@ def base_linear(module: nn.Module) -> nn.Module:
     return module
 
 
+def check_not_empty(denoiser: nn.Module, path: str) -> None:
+    """Raise `DenoiserError` if the weight at a path is on the meta device and nothing would bring it back."""
+    around = [denoiser]
+    for part in path.split("."):
+        child = around[-1]._modules.get(part)
+        if child is None:
+            return
+        around.append(_uncompiled(child))
+    layer = base_linear(around[-1])
+    weight = getattr(layer, "weight", None)
+    if getattr(weight, "is_meta", False) and not any("_hf_hook" in vars(module) for module in (*around, layer)):
+        raise DenoiserError(
+            f"The weights of {type(denoiser).__name__} are on the meta device, so that {path!r} holds no numbers, and "
+            "no offloading brings them back. Load the pipeline again with from_pretrained()."
+        )
+
+
 def linear_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield path and layer of every Linear of a denoiser; a LoRA layer counts as the Linear that it wraps."""
     for name, module in _modules(denoiser):
