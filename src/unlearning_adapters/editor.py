@@ -19,6 +19,7 @@ from .fuse import FusedWeight, check_fusable, check_fused, fuse_edit, restore_we
 from .sites import base_linear
 from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins
 from .stacking import StackedEdit
+from .weights import is_in_a_file, kept_weight
 
 ATTRIBUTE = "_unlearning_adapters"
 
@@ -74,7 +75,7 @@ class Editor:
     def carry_out(self, plan: Plan) -> None:
         """Bring weights and hooks in line with a plan that was checked, from whatever state they are in."""
         for path in self._outdated(plan):
-            restore_weight(self._linear(path).weight, self.records[path][1], path)
+            restore_weight(self._weight(path), self.records[path][1], path)
             del self.records[path]
         for path, edit in plan.fused.items():
             if path not in self.records:
@@ -95,19 +96,33 @@ class Editor:
             if path in held:
                 held[path].rewrite(edit, on)
             else:
-                device = getattr(getattr(self._linear(path), "weight", None), "device", edit.read.device)
+                device = getattr(self._weight(path), "device", edit.read.device)
                 held[path] = LiveEdit(edit if device.type == "meta" else edit.to(device), on)
 
     def _check(self, plan: Plan) -> None:
         for path in {**plan.attached, **plan.fused}:
             check_site(self.denoiser, path)
-        for path in self._outdated(plan):
+        outdated = self._outdated(plan)
+        for path in outdated:
+            self._check_in_memory(path)
             check_fused(self._linear(path), self.records[path][1], path)
         owners: dict[int, str] = {}
         for path, edit in plan.fused.items():
-            other = owners.setdefault(check_fusable(self._linear(path), edit, path).data_ptr(), path)
+            if path in self.records and path not in outdated:
+                weight = self._weight(path)
+            else:
+                self._check_in_memory(path)
+                weight = check_fusable(self._linear(path), edit, path)
+            other = owners.setdefault(weight.data_ptr() or id(weight), path)  # 0 on the meta device
             if other != path:
                 raise FuseError(f"{path} and {other} share one weight, which holds one edit only. Attach the adapter.")
+
+    def _check_in_memory(self, path: str) -> None:
+        if is_in_a_file(self.denoiser, path):
+            raise FuseError(
+                f"The weight of {path} is offloaded to a file, from which every call reads it anew, so that it cannot "
+                "be fused or restored. Load the model again and fuse before offloading, or attach the adapter."
+            )
 
     def _outdated(self, plan: Plan) -> list[str]:
         return [path for path, (edit, _) in self.records.items() if not same_edit(plan.fused.get(path), edit)]
@@ -115,6 +130,9 @@ class Editor:
     def _linear(self, path: str) -> Any:
         module = module_at(self.denoiser, path)
         return module if module is None else base_linear(module)
+
+    def _weight(self, path: str) -> Any:
+        return kept_weight(self._linear(path))
 
 
 def editor_of(denoiser: nn.Module) -> Editor:

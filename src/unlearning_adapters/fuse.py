@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from .errors import FuseError
 from .stacking import StackedEdit
+from .weights import is_plain, kept_weight
 
 # Elements per block: 2 MB in float32 on a CPU. Smaller blocks cost calls, larger ones leave the cache.
 BLOCK_ELEMENTS = 2**19
 BLOCK_ELEMENTS_ON_DEVICE = 2**24
-FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -130,8 +130,8 @@ def restore_weight(weight: Tensor, record: FusedWeight, name: str) -> None:
 
 def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     """Return the weight of a layer, or raise `FuseError` if an edit cannot be written into it."""
-    weight = getattr(linear, "weight", None)
-    if not isinstance(linear, nn.Linear) or not isinstance(weight, Tensor):
+    weight = kept_weight(linear)
+    if not isinstance(linear, nn.Linear) or weight is None:
         raise FuseError(f"{name} is a {type(linear).__name__}, not a plain Linear. Attach the adapter, do not fuse it.")
     if not is_plain(weight):
         raise FuseError(
@@ -147,18 +147,13 @@ def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     return weight
 
 
-def is_plain(weight: Tensor) -> bool:
-    """Whether a weight holds its values as they are: quantised ones are subclasses of Tensor, or of another dtype."""
-    return type(weight) in (nn.Parameter, Tensor) and weight.dtype in FLOATING
-
-
 def check_fused(linear: nn.Module, record: FusedWeight, name: str) -> Tensor:
     """Return the weight of a layer if it is what fusing made of it, bit for bit; else raise `FuseError`."""
-    weight = getattr(linear, "weight", None)
+    weight = kept_weight(linear)
     cure = "Nothing was changed. Undo that first, or load the base model again."
     shape, dtype = (record.left.shape[0], record.right.shape[1]), record.value.dtype
-    if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or weight.dtype != dtype:
-        now = f"{tuple(weight.shape)} {weight.dtype}" if isinstance(weight, Tensor) else f"of a {type(linear).__name__}"
+    if weight is None or tuple(weight.shape) != shape or weight.dtype != dtype:
+        now = f"{tuple(weight.shape)} {weight.dtype}" if weight is not None else f"of a {type(linear).__name__}"
         raise FuseError(f"The weight of {name} was {shape} {dtype} when it was fused, and now it is {now}. {cure}")
     if weight.is_meta:
         raise FuseError(

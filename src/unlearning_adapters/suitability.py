@@ -10,8 +10,8 @@ from torch import Tensor
 from .adapter import Direction, UnlearningAdapter
 from .adapter_file import base_deviation
 from .errors import BaseMismatchError, FuseError, SiteError
-from .fuse import is_plain
 from .sites import base_linear, denoisers, site_module
+from .weights import is_in_a_file, is_plain, kept_weight
 
 # `base_deviation` is 1e-6 to 0.12 on the base that an adapter was built on, also quantised, and about 1 on another.
 OTHER_BASE = 0.3
@@ -115,8 +115,11 @@ def _check_widths(adapter: UnlearningAdapter, site: str, layer: Any) -> None:
 
 
 def _plain_weight(pipe: Any, site: str) -> Tensor | None:
-    weight = getattr(base_linear(site_module(pipe, site)), "weight", None)
-    return weight.detach() if isinstance(weight, Tensor) and is_plain(weight) and not weight.is_meta else None
+    component, _, path = site.partition(".")
+    weight = kept_weight(base_linear(site_module(pipe, site)))
+    if weight is None or weight.is_meta or not is_plain(weight) or is_in_a_file(denoisers(pipe)[component], path):
+        return None
+    return weight.detach()
 
 
 def _base(adapter: UnlearningAdapter) -> str:

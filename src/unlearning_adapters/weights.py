@@ -1,0 +1,88 @@
+"""Where the numbers of a layer's weight are: in the layer, in the store of its offloading, or in what it computes."""
+
+from typing import Any
+
+import torch
+from accelerate.hooks import SequentialHook
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, align_module_device
+from torch import Tensor, nn
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+GROUP_OFFLOADING = "group_offloading"  # as diffusers names its hook
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight holds its values as they are: quantised ones are subclasses of Tensor, or of another dtype."""
+    return type(weight) in (nn.Parameter, Tensor) and weight.dtype in FLOATING
+
+
+def kept_weight(layer: nn.Module) -> Tensor | None:
+    """Return the tensor that holds a layer's weight between calls, or None if the layer has no weight.
+
+    Under accelerate's offloading (`enable_sequential_cpu_offload`) the layer's own is on the meta device, and each call
+    gets a copy from a store: what is written into the store is what the layer computes with. If the store is a file,
+    the weight on the meta device is returned.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
+    if weight.is_meta:
+        hook: Any = layer.__dict__.get("_hf_hook")
+        for inner in hook.hooks if isinstance(hook, SequentialHook) else (hook,):
+            kept = _stored(getattr(inner, "weights_map", None), "weight")
+            if kept is not None:
+                return kept
+    return weight
+
+
+def is_in_a_file(denoiser: nn.Module, path: str) -> bool:
+    """Whether diffusers' group offloading keeps a layer's weight in a file, and memory that means nothing in its place.
+
+    Args:
+        denoiser: The network that the path starts from.
+        path: Path of the layer.
+    """
+    module: Any = denoiser
+    for part in ("", *path.split(".")):
+        module = module._modules.get(part) if part else module
+        module = None if module is None else module._modules.get("_orig_mod") or module
+        registry = getattr(module, "_diffusers_hook", None)
+        hook = None if registry is None else registry.get_hook(GROUP_OFFLOADING)
+        if hook is not None and hook.group.offload_to_disk_path is not None:
+            return True
+    return False
+
+
+def layer_response(layer: nn.Module, rows: Tensor) -> Tensor:
+    """Return what a layer's weight makes of rows, `rows @ W.T`, through the layer's own forward.
+
+    So it is known of quantised weights too, in whatever way they are stored. No hook of another edit takes part.
+
+    Args:
+        layer: A Linear of any kind.
+        rows: Shape (r, in_features).
+
+    Returns:
+        Shape (r, out_features), float32, on the CPU.
+    """
+    with torch.no_grad(), align_module_device(layer):
+        weight: Any = layer.weight
+        x = rows.detach().to(weight.device, _computed_in(layer))
+        both = torch.cat([x, torch.zeros_like(x[:1])])
+        out: Tensor = type(layer).forward(layer, both)
+    return (out[:-1].float() - out[-1:].float()).cpu()
+
+
+def _stored(store: Any, key: str) -> Tensor | None:
+    """Return a tensor of accelerate's store if it is in memory, where each lookup returns the same one."""
+    if isinstance(store, PrefixedDataset):
+        store, key = store.dataset, f"{store.prefix}{key}"
+    if isinstance(store, OffloadedWeightsLoader):
+        store = store.state_dict
+    return store.get(key) if isinstance(store, dict) else None
+
+
+def _computed_in(layer: Any) -> torch.dtype:
+    """Return the dtype of the inputs that a layer expects; quantised ones say it in one place or another."""
+    said = (getattr(layer, "compute_dtype", None), *(getattr(t, "dtype", None) for t in (layer.weight, layer.bias)))
+    return next((dtype for dtype in said if dtype in FLOATING), torch.float32)
