@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .activations import Recording, measure_text_only, record
@@ -19,9 +19,8 @@ from .concepts import Concept, Pair
 from .config import BuildConfig
 from .errors import ConceptError, SiteError
 from .methods import NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
-from .sites import Site, base_linear, denoisers, find_sites, site_module
-from .stacking import StackedEdit, lora_factors
-from .weights import is_in_a_file, kept_weight, layer_response
+from .sites import Site, denoisers, find_sites
+from .weights import layer_response
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
 NEUTRAL_HIDDEN_ROWS = 2048  # of all neutral prompts together
@@ -170,20 +169,14 @@ def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: 
 
 
 def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: float) -> dict[str, Tensor]:
-    """Return `-strength * W @ write.T` per site, for stock LoRA loaders; nothing if a weight is in no memory."""
-    factors: dict[str, Tensor] = {}
-    networks = denoisers(pipe)
+    """Return `-strength * W @ write.T` per site, for stock LoRA loaders; nothing if a weight is out of reach."""
+    networks, factors = denoisers(pipe), {}
     for name, direction in directions.items():
         component, _, path = name.partition(".")
-        layer = base_linear(site_module(pipe, name))
-        weight = kept_weight(layer)
-        if weight is None or weight.is_meta or is_in_a_file(networks[component], path):
+        response = layer_response(networks[component], path, direction.write)
+        if response is None:
             return {}  # only this package's own loader, which needs no factor, can use the adapter
-        if type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point():
-            edit = StackedEdit(direction.read, strength * direction.write.T).to(weight.device)
-            factors[name] = lora_factors(weight.detach(), edit)[1].cpu()
-        else:
-            factors[name] = -strength * layer_response(layer, direction.write).T
+        factors[name] = (-strength * response.T).contiguous()
     return factors
 
 

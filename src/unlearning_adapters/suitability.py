@@ -11,7 +11,7 @@ from .adapter import Direction, UnlearningAdapter
 from .adapter_file import base_deviation
 from .errors import BaseMismatchError, FuseError, SiteError
 from .sites import base_linear, denoisers, site_module
-from .weights import is_in_a_file, is_plain, kept_weight
+from .weights import is_in_a_file, is_plain, kept_weight, layer_response
 
 # `base_deviation` is 1e-6 to 0.12 on the base that an adapter was built on, also quantised, and about 1 on another.
 OTHER_BASE = 0.3
@@ -84,20 +84,20 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
     """Return the adapter with a stock LoRA factor `-strength * W write^T` for each site, computed where it lacks one.
 
     Raises:
-        FuseError: If a factor is missing where the weight is fused or quantised.
+        FuseError: If a factor is missing where the weight is fused, or offloaded to a file.
     """
-    factors: dict[str, Tensor] = dict(adapter.lora_B)
+    factors, networks = dict(adapter.lora_B), denoisers(pipe)
     for site, direction in adapter.directions.items():
         if site in factors:
             continue
-        weight = None if site in fused else _plain_weight(pipe, site)
-        if weight is None:
+        component, _, path = site.partition(".")
+        response = None if site in fused else layer_response(networks[component], path, direction.write)
+        if response is None:
             raise FuseError(
                 f"The stock LoRA factor of {site} cannot be computed, since its weight is "
-                f"{'fused. Call unfuse_unlearning_adapters() first.' if site in fused else 'quantised or offloaded.'}"
+                f"{'fused. Call unfuse_unlearning_adapters() first.' if site in fused else 'offloaded to a file.'}"
             )
-        write = direction.write.float().to(weight.device)
-        factors[site] = (-adapter.strength * (weight.float() @ write.T)).cpu()
+        factors[site] = (-adapter.strength * response.T).contiguous()
     return replace(adapter, lora_B={site: factors[site] for site in adapter.directions})
 
 

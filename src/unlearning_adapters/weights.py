@@ -4,10 +4,13 @@ from typing import Any
 
 import torch
 from accelerate.hooks import SequentialHook
-from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, align_module_device
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, align_module_device, has_offloaded_params
 from torch import Tensor, nn
 
+from .sites import base_linear
+
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+BLOCK_ELEMENTS = 2**24  # so that no weight is widened to float32 as a whole
 GROUP_OFFLOADING = "group_offloading"  # as diffusers names its hook
 
 
@@ -53,24 +56,34 @@ def is_in_a_file(denoiser: nn.Module, path: str) -> bool:
     return False
 
 
-def layer_response(layer: nn.Module, rows: Tensor) -> Tensor:
-    """Return what a layer's weight makes of rows, `rows @ W.T`, through the layer's own forward.
+def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | None:
+    """Return what the weight of a layer makes of rows, `rows @ W.T`, or None if the weight is out of reach.
 
-    So it is known of quantised weights too, in whatever way they are stored. No hook of another edit takes part.
+    Quantised weights are asked through the layer's own forward, in whatever way they are stored; hooks take no part.
 
     Args:
-        layer: A Linear of any kind.
+        denoiser: The network that the path starts from.
+        path: Path of a Linear of any kind.
         rows: Shape (r, in_features).
 
     Returns:
         Shape (r, out_features), float32, on the CPU.
     """
+    layer: Any = base_linear(denoiser.get_submodule(path))
+    weight = kept_weight(layer)
+    if weight is None or is_in_a_file(denoiser, path) or (weight.is_meta and not has_offloaded_params(layer)):
+        return None
     with torch.no_grad(), align_module_device(layer):
-        weight: Any = layer.weight
-        x = rows.detach().to(weight.device, _computed_in(layer))
-        both = torch.cat([x, torch.zeros_like(x[:1])])
-        out: Tensor = type(layer).forward(layer, both)
-    return (out[:-1].float() - out[-1:].float()).cpu()
+        held = layer.weight if weight.is_meta else weight
+        if type(held) in (Tensor, nn.Parameter) and held.is_floating_point():
+            blocks = held.split(max(1, BLOCK_ELEMENTS // max(1, held.shape[1])))
+            return torch.cat([rows.to(held.device, torch.float32) @ block.float().T for block in blocks], dim=1).cpu()
+        x = rows.to(held.device, _computed_in(layer))
+        try:
+            out: Tensor = type(layer).forward(layer, torch.cat([x, torch.zeros_like(x[:1])])).float()
+        except (RuntimeError, TypeError):  # a kind of layer that wants its input otherwise
+            return None
+    return (out[:-1] - out[-1:]).cpu()
 
 
 def _stored(store: Any, key: str) -> Tensor | None:
@@ -84,5 +97,8 @@ def _stored(store: Any, key: str) -> Tensor | None:
 
 def _computed_in(layer: Any) -> torch.dtype:
     """Return the dtype of the inputs that a layer expects; quantised ones say it in one place or another."""
-    said = (getattr(layer, "compute_dtype", None), *(getattr(t, "dtype", None) for t in (layer.weight, layer.bias)))
+    said = (
+        getattr(layer, "compute_dtype", None),
+        *(getattr(t, "dtype", None) for t in (layer.weight, getattr(layer, "bias", None))),
+    )
     return next((dtype for dtype in said if dtype in FLOATING), torch.float32)
