@@ -1,4 +1,4 @@
-"""Ways to keep a denoiser's weights elsewhere between its calls, all of which run on a machine without an accelerator."""
+"""Ways to keep a denoiser's weights elsewhere between its calls, all of which run without an accelerator."""
 
 from __future__ import annotations
 

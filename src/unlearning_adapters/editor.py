@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .attach import LiveEdit, Seats, check_site, module_at
+from .checkpoint import SaveWarning
 from .errors import FuseError
 from .fuse import FusedWeight, check_fusable, check_fused, fuse_edit, restore_weight
 from .sites import base_linear
@@ -53,6 +54,7 @@ class Editor:
         self.plan = Plan()
         self.seats = Seats(denoiser)
         self.records: dict[str, tuple[StackedEdit, FusedWeight]] = {}
+        self.save_warning: SaveWarning | None = None
 
     @property
     def stack(self) -> Stack:
@@ -86,8 +88,16 @@ class Editor:
         self.plan = plan
         if plan.stack.loaded:
             setattr(self.denoiser, ATTRIBUTE, self)
+            self.save_warning = self.save_warning or SaveWarning(self.denoiser, self._acting_attached)
         elif hasattr(self.denoiser, ATTRIBUTE):
             delattr(self.denoiser, ATTRIBUTE)
+            if self.save_warning is not None:
+                self.save_warning.remove()
+                self.save_warning = None
+
+    def _acting_attached(self) -> list[str]:
+        stack = self.stack
+        return [name for name in stack.attached if stack.enabled and stack.loaded[name].strength]
 
     def _rewrite(self, held: dict[str, LiveEdit], wanted: Mapping[str, tuple[StackedEdit, bool]]) -> None:
         for path in held.keys() - wanted.keys():

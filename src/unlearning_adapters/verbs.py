@@ -38,7 +38,7 @@ def load_unlearning_adapter(
 
     The joint edit is `x' = x - V G^-1 L A x` (docs/maths.md 5): each concept's own read-out is scaled by 1 minus its
     own strength, in whatever order adapters are loaded. If adapters were disabled, they act again. An attached edit is
-    no part of what `pipe.save_pretrained` writes: fuse it first.
+    no part of what `pipe.save_pretrained` writes, which warns of it: fuse it first.
 
     Args:
         pipe: A diffusers pipeline.
