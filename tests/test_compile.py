@@ -1,10 +1,9 @@
-"""Compiled denoisers: right outputs, no recompile for a new strength, and the bits of the base after unloading."""
+"""Compiled denoisers: outputs as without compiling, no recompile for a new strength, and the base after unloading."""
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import planted as planting
 from planted import lora_that_reads, output, planted
 from test_verbs import close
 from tiny import tiny_wan_pipeline
@@ -12,7 +11,7 @@ from tiny import tiny_wan_pipeline
 
 @pytest.fixture
 def graphs():
-    """A compiler that counts what it compiles, and runs it without a code generator."""
+    """A compiler that counts what it compiles, and generates no code, so that the bits are those of eager calls."""
     torch.compiler.reset()
     yield CompileCounterWithBackend("eager")
     torch.compiler.reset()
@@ -20,6 +19,12 @@ def graphs():
 
 @pytest.fixture
 def pipe():
+    return tiny_wan_pipeline(layers=1)
+
+
+@pytest.fixture
+def twin():
+    """The same pipeline, which is not compiled; what it should do is tested elsewhere."""
     return tiny_wan_pipeline(layers=1)
 
 
@@ -35,112 +40,90 @@ def regional(pipe, backend) -> None:
     pipe.transformer.compile_repeated_blocks(backend=backend)
 
 
-def reference_output(*adapters, **options) -> torch.Tensor:
-    return planting.reference_output(*adapters, layers=1, **options)
-
-
-COMPILE = pytest.mark.parametrize("compile_it", [in_place, wrapped, regional])
-
-
-@COMPILE
-def test_compiled_before_loading(compile_it, graphs, pipe):
-    """In the order of a session: base, attached, two strengths, a second adapter, fused, unfused, unloaded."""
+@pytest.mark.parametrize("compile_it", [in_place, wrapped, regional])
+def test_compiled_before_loading(compile_it, graphs, pipe, twin):
+    """As in a session: base, attached, two strengths, a second adapter, fused, unfused, unloaded."""
     red, blue = planted(pipe), planted(pipe, "blue", seed=1)
     compile_it(pipe, graphs)
-    base = output(pipe)
-    assert graphs.frame_count and close(base, reference_output())
+    seen = [output(pipe)]
 
-    pipe.load_unlearning_adapter(red)
-    assert close(output(pipe), reference_output((red, 1.0)))
+    def both(verb: str, *arguments: object) -> None:
+        for each in (pipe, twin):
+            getattr(each, verb)(*arguments)
+        found = output(pipe)
+        assert torch.equal(found, output(twin))
+        assert not torch.equal(found, seen[-1]), "the verb did something"
+        seen.append(found)
+
+    assert graphs.frame_count and torch.equal(seen[0], output(twin))
+    both("load_unlearning_adapter", red)
     compiled = graphs.frame_count
-    for strength in (0.4, 1.7, 1.0):
-        pipe.set_unlearning_adapters("red", strength)
-        assert close(output(pipe), reference_output((red, strength)))
+    for strength in (0.4, 1.7):
+        both("set_unlearning_adapters", "red", strength)
     assert graphs.frame_count == compiled, "a new strength compiles nothing"
-
-    pipe.load_unlearning_adapter(blue)
-    assert close(output(pipe), reference_output((red, 1.0), (blue, 1.0)))
+    both("load_unlearning_adapter", blue)
     compiled = graphs.frame_count
-    pipe.set_unlearning_adapters(["red", "blue"], [0.3, 0.9])
-    assert close(output(pipe), reference_output((red, 0.3), (blue, 0.9)))
+    both("set_unlearning_adapters", ["red", "blue"], [0.3, 0.9])
     assert graphs.frame_count == compiled
+    both("fuse_unlearning_adapters")
+    both("unfuse_unlearning_adapters")
+    assert torch.equal(seen[-1], seen[-3])
+    both("unload_unlearning_adapters")
+    assert torch.equal(seen[-1], seen[0])
 
-    attached = output(pipe)
-    pipe.fuse_unlearning_adapters()
-    assert close(output(pipe), reference_output((red, 0.3), (blue, 0.9)))
-    pipe.unfuse_unlearning_adapters()
-    assert torch.equal(output(pipe), attached)
+
+@pytest.mark.parametrize(("compile_it", "fused"), [(in_place, True), (wrapped, False), (regional, True)])
+def test_compiled_after_loading(compile_it, fused, graphs, pipe, twin):
+    base, red = output(twin), planted(pipe)
+    for each in (pipe, twin):
+        each.load_unlearning_adapter(red)
+        if fused:
+            each.fuse_unlearning_adapters()
+    compile_it(pipe, graphs)
+    assert torch.equal(output(pipe), output(twin)) and not torch.equal(output(pipe), base)
+    if fused:
+        pipe.unfuse_unlearning_adapters()
+        twin.unfuse_unlearning_adapters()
+        assert torch.equal(output(pipe), output(twin))
+    compiled = graphs.frame_count
+    for strength in (0.4, 1.7):
+        for each in (pipe, twin):
+            each.set_unlearning_adapters("red", strength)
+        assert torch.equal(output(pipe), output(twin))
+    assert graphs.frame_count == compiled > 0
     pipe.unload_unlearning_adapters()
     assert torch.equal(output(pipe), base)
 
 
-@COMPILE
-@pytest.mark.parametrize("fused", [False, True])
-def test_compiled_after_loading(compile_it, fused, graphs, pipe):
-    red = planted(pipe)
-    pipe.load_unlearning_adapter(red)
-    if fused:
-        pipe.fuse_unlearning_adapters()
-    compile_it(pipe, graphs)
-    assert close(output(pipe), reference_output((red, 1.0)))
-    compiled = graphs.frame_count
-    assert compiled
-    if fused:
-        pipe.unfuse_unlearning_adapters()
-        assert close(output(pipe), reference_output((red, 1.0)))
-        compiled = graphs.frame_count
-    pipe.set_unlearning_adapters("red", 0.4)
-    assert close(output(pipe), reference_output((red, 0.4)))
-    assert graphs.frame_count == compiled
-    pipe.unload_unlearning_adapters()
-    fresh = tiny_wan_pipeline(layers=1)
-    compile_it(fresh, graphs)
-    assert torch.equal(output(pipe), output(fresh))
-
-
-def test_a_fused_weight_that_changes_compiles_nothing(graphs, pipe):
-    """Fusing again at another strength rewrites the same storage."""
-    red = planted(pipe)
-    pipe.load_unlearning_adapter(red)
-    pipe.fuse_unlearning_adapters()
-    in_place(pipe, graphs)
-    output(pipe)
-    pipe.unfuse_unlearning_adapters()
-    output(pipe)
-    compiled = graphs.frame_count
-    for strength in (0.5, 1.5):
-        pipe.set_unlearning_adapters("red", strength)
-        pipe.fuse_unlearning_adapters()
-        assert close(output(pipe), reference_output((red, strength)))
-        pipe.unfuse_unlearning_adapters()
-        assert close(output(pipe), reference_output((red, strength)))
-    assert graphs.frame_count == compiled
-
-
-def test_regional_compilation_follows_a_lora_that_comes_later(graphs, pipe):
+def test_a_lora_that_comes_after_regional_compilation_reads_the_edited_input(graphs, pipe, twin):
     red = planted(pipe)
     style = lora_that_reads(red, pipe)
-    pipe.load_unlearning_adapter(red)
+    for each in (pipe, twin):
+        each.load_unlearning_adapter(red)
     regional(pipe, graphs)
-    output(pipe)
-    pipe.load_lora_weights(style, adapter_name="style")
-    assert close(output(pipe), reference_output((red, 1.0), lora=style))
+    attached = output(pipe)
+    for each in (pipe, twin):
+        each.load_lora_weights(style, adapter_name="style")
+    with_style = output(pipe)
+    assert torch.equal(with_style, output(twin)) and not torch.equal(with_style, attached)
     pipe.unload_lora_weights()
-    assert close(output(pipe), reference_output((red, 1.0)))
+    assert torch.equal(output(pipe), attached)
 
 
-def test_generated_code_obeys_and_is_not_generated_anew(pipe):
-    """Once with the default backend."""
+def test_generated_code_obeys_and_is_not_generated_anew(pipe, twin):
+    """The default backend, on one block: its code rounds otherwise, so outputs are close and not equal."""
     red = planted(pipe)
     torch.compiler.reset()
-    pipe.transformer.compile_repeated_blocks()
+    regional(pipe, "inductor")
     base = output(pipe)
-    pipe.load_unlearning_adapter(red)
-    assert close(output(pipe), reference_output((red, 1.0)))
+    for each in (pipe, twin):
+        each.load_unlearning_adapter(red)
+    assert close(output(pipe), output(twin)) and not close(output(pipe), base)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for strength in (0.4, 1.7):
-            pipe.set_unlearning_adapters("red", strength)
-            assert close(output(pipe), reference_output((red, strength)))
+            for each in (pipe, twin):
+                each.set_unlearning_adapters("red", strength)
+            assert close(output(pipe), output(twin))
     pipe.unload_unlearning_adapters()
     assert torch.equal(output(pipe), base)
     torch.compiler.reset()
