@@ -217,3 +217,19 @@ def test_bitsandbytes_as_diffusers_loads_it_on_an_accelerator(bits, folder):
             pipe.fuse_unlearning_adapters()
         pipe.unload_unlearning_adapters()
         assert torch.equal(layer(rows) - layer(0 * rows), before)
+
+
+def test_dequantised_after_attaching_it_stays_edited_and_can_be_fused(folder):
+    """diffusers puts new layers in the place of the quantised ones."""
+    pipe = next(backend for backend in BACKENDS if backend.name == "gguf-Q8_0").pipeline(folder)
+    adapter, base = build_adapter(pipe, CONCEPT, BuildConfig(strength=1.0), progress=False), output(pipe)
+    pipe.load_unlearning_adapter(adapter)
+    attached = output(pipe)
+    pipe.transformer.dequantize()
+    assert type(site_module(pipe, SITE).weight).__name__ == "Parameter"
+    assert torch.equal(output(pipe), attached) and not torch.equal(attached, base)
+    pipe.fuse_unlearning_adapters()
+    torch.testing.assert_close(output(pipe), attached)
+    pipe.unfuse_unlearning_adapters()
+    pipe.unload_unlearning_adapters()
+    assert torch.equal(output(pipe), base)
