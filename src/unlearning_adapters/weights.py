@@ -46,14 +46,16 @@ def is_in_a_file(denoiser: nn.Module, path: str) -> bool:
         path: Path of the layer.
     """
     module: Any = denoiser
-    for part in ("", *path.split(".")):
-        module = module._modules.get(part) if part else module
-        module = None if module is None else module._modules.get("_orig_mod") or module
-        registry = getattr(module, "_diffusers_hook", None)
-        hook = None if registry is None else registry.get_hook(GROUP_OFFLOADING)
-        if hook is not None and hook.group.offload_to_disk_path is not None:
-            return True
-    return False
+    chain = [module]
+    for part in path.split("."):
+        module = module._modules[part]
+        module = module._modules.get("_orig_mod") or module
+        chain.append(module)
+    while isinstance(module := getattr(module, "base_layer", None), nn.Module):  # what LoRA layers wrap
+        chain.append(module)
+    registries = [each._diffusers_hook for each in chain if hasattr(each, "_diffusers_hook")]
+    hooks: list[Any] = [registry.get_hook(GROUP_OFFLOADING) for registry in registries]
+    return any(hook is not None and hook.group.offload_to_disk_path is not None for hook in hooks)
 
 
 def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | None:
