@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, WanPipeline
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cosine_similarity
 
 from planted import output
@@ -233,3 +234,27 @@ def test_dequantised_after_attaching_it_stays_edited_and_can_be_fused(folder):
     pipe.unfuse_unlearning_adapters()
     pipe.unload_unlearning_adapters()
     assert torch.equal(output(pipe), base)
+
+
+@pytest.mark.parametrize("name", ["bitsandbytes-4bit", "torchao-int8", "gguf-Q4_0"])
+def test_compiled_it_does_what_it_does_without(name, folder):
+    torch.compiler.reset()
+    quantise = next(backend for backend in BACKENDS if backend.name == name)
+    pipe, twin, graphs = quantise.pipeline(folder), quantise.pipeline(folder), CompileCounterWithBackend("eager")
+    adapter = build_adapter(pipe, CONCEPT, BuildConfig(strength=1.0), progress=False)
+    pipe.transformer.compile_repeated_blocks(backend=graphs)
+    base = output(pipe)
+    assert torch.equal(base, output(twin)) and graphs.frame_count
+    for each in (pipe, twin):
+        each.load_unlearning_adapter(adapter)
+    attached = output(pipe)
+    assert torch.equal(attached, output(twin)) and not torch.equal(attached, base)
+    compiled = graphs.frame_count
+    for strength in (0.4, 1.7):
+        for each in (pipe, twin):
+            each.set_unlearning_adapters("no-red", strength)
+        assert torch.equal(output(pipe), output(twin))
+    assert graphs.frame_count == compiled
+    pipe.unload_unlearning_adapters()
+    assert torch.equal(output(pipe), base)
+    torch.compiler.reset()
