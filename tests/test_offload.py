@@ -245,3 +245,17 @@ def test_a_whole_clip_with_offloading_to_an_accelerator(verb, pipe):
     assert torch.equal(clip(pipe), offloaded)
     pipe.remove_all_hooks()
     assert same({name: value.cpu() for name, value in weights(pipe).items()}, held)
+
+
+def test_a_folder_of_an_earlier_run_takes_a_fused_edit_back_and_leaves_an_attached_one(tmp_path):
+    """What docs/running.md warns of: diffusers does not write a file again that is there."""
+    options = {"offload_device": CPU, "offload_type": "leaf_level", "offload_to_disk_path": str(tmp_path)}
+    tiny_wan_pipeline().transformer.enable_group_offload(CPU, **options)
+    for fuse in (True, False):
+        pipe = tiny_wan_pipeline()
+        red = planted(pipe)
+        pipe.load_unlearning_adapter(red)
+        if fuse:
+            pipe.fuse_unlearning_adapters()
+        pipe.transformer.enable_group_offload(CPU, **options)
+        assert close(output(pipe), reference_output() if fuse else reference_output((red, 1.0)))
