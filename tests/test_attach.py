@@ -114,6 +114,31 @@ def test_other_hooks_stay_when_ours_goes(ours_first):
     assert list(linear._diffusers_hook.hooks) == ["other"]
 
 
+class Own(ModelHook):
+    """A hook with a forward of its own, as some caches of diffusers have."""
+
+    def new_forward(self, module, x):
+        return self.fn_ref.original_forward(x) + 1.0
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_a_hook_above_with_a_forward_of_its_own_stays_when_ours_goes(between):
+    """diffusers' `remove_hook` would switch it off."""
+    linear, x = nn.Linear(WIDTH, 7), tokens()
+    base = linear(x)
+    attach_edit(linear, edit())
+    registry = HookRegistry.check_if_exists_or_initialize(linear)
+    if between:
+        registry.register_hook(Add(1.0), "between")
+    registry.register_hook(Own(), "own")
+    assert not torch.equal(linear(x), base + 1.0)
+    detach_edit(linear)
+    expected = nn.functional.linear(x + 1.0 if between else x, linear.weight, linear.bias)
+    assert torch.equal(linear(x), expected + 1.0)
+    registry.remove_hook("own")
+    assert torch.equal(linear(x), expected)
+
+
 class Offload(accelerate.hooks.ModelHook):
     """As accelerate's offloading: what it does before a call must go on."""
 

@@ -266,13 +266,26 @@ def _unregister(module: nn.Module) -> None:
         return
     with _beneath_offloading(module):
         registry: Any = module._diffusers_hook
-        registry.remove_hook(HOOK, recurse=False)
+        _remove(registry, hook)
         # `remove_hook` leaves the class's own forward behind as an attribute of the instance.
         forward = module.__dict__.get("forward")
         if getattr(forward, "__func__", None) is type(module).forward:
             del module.__dict__["forward"]
     if hook.made_registry and not registry.hooks:
         del module._diffusers_hook
+
+
+def _remove(registry: Any, hook: ModelHook) -> None:
+    """Take a hook out of the chain of a registry, and leave the one above it whole.
+
+    `remove_hook` puts what is beneath in the place of the next hook's forward, also where that has one of its own,
+    which it so switches off silently: FasterCache on a denoiser, and what layerwise casting does on a LoRA layer.
+    """
+    above = registry._fn_refs[registry._hook_order.index(HOOK) + 1 :][:1]
+    own = [ref.forward for ref in above if ref.original_forward is not None]
+    registry.remove_hook(HOOK, recurse=False)
+    for ref, forward in zip(above, own, strict=False):
+        ref.forward, ref.original_forward = forward, hook.fn_ref.forward
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .activations import Recording, record
@@ -21,8 +21,8 @@ from .errors import ConceptError
 from .methods import NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
 from .pairs import Pair
 from .site_choice import choose_sites
-from .sites import Site, base_linear, check_not_empty, denoisers, site_module
-from .stacking import StackedEdit, lora_factors
+from .sites import Site, check_not_empty, denoisers
+from .weights import layer_response
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
 NEUTRAL_HIDDEN_ROWS = 2048  # of all neutral prompts together
@@ -180,14 +180,14 @@ def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: 
 
 
 def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: float) -> dict[str, Tensor]:
-    """Return `-strength * W @ write.T` per site, for stock LoRA loaders; nothing if a weight cannot be read."""
-    factors: dict[str, Tensor] = {}
+    """Return `-strength * W @ write.T` per site, for stock LoRA loaders; nothing if a weight is out of reach."""
+    networks, factors = denoisers(pipe), {}
     for name, direction in directions.items():
-        weight: Any = getattr(base_linear(site_module(pipe, name)), "weight", None)
-        if type(weight) not in (Tensor, nn.Parameter) or weight.is_meta or not weight.is_floating_point():
-            return {}  # quantised or offloaded: only this package's own loader, which needs no B, can use the adapter
-        edit = StackedEdit(direction.read, strength * direction.write.T).to(weight.device)
-        factors[name] = lora_factors(weight.detach(), edit)[1].cpu()
+        component, _, path = name.partition(".")
+        response = layer_response(networks[component], path, direction.write)
+        if response is None:
+            return {}  # only this package's own loader, which needs no factor, can use the adapter
+        factors[name] = (-strength * response.T).contiguous()
     return factors
 
 

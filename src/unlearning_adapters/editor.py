@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .attach import LiveEdit, Seats, check_site, is_wrapped, module_at
+from .checkpoint import SaveWarning
 from .errors import FuseError
 from .fuse import (
     changed_since_fused,
@@ -33,6 +34,7 @@ from .fused_weight import FusedWeight
 from .sites import base_linear, check_not_empty
 from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
 from .stacking import BLOCK_ELEMENTS, StackedEdit
+from .weights import is_in_a_file, kept_weight
 
 ATTRIBUTE = "_unlearning_adapters"
 
@@ -68,6 +70,7 @@ class Editor:
         self.records: dict[str, tuple[StackedEdit, FusedWeight]] = {}
         self.samples: dict[str, torch.Tensor] = {}  # some rows of each weight with a fused edit
         self.changed: set[str] = set()  # layers whose original weight is lost, since it changed while it was fused
+        self.save_warning: SaveWarning | None = None
 
     @property
     def stack(self) -> Stack:
@@ -93,13 +96,12 @@ class Editor:
         """Bring weights and hooks in line with a plan that was checked, from whatever state they are in."""
         in_weight = self._in_weight(plan)
         for path in self._outdated(plan):
-            restore_weight(self._linear(path).weight, self.records[path][1], path)
+            restore_weight(self._weight(path), self.records[path][1], path)
             del self.records[path]
         for path, edit in in_weight.items():
             if path not in self.records:
-                linear = self._linear(path)
-                self.records[path] = edit, fuse_edit(linear, edit, path)
-                self.samples[path] = sample_rows(linear.weight).clone()
+                self.records[path] = edit, fuse_edit(self._linear(path), edit, path)
+                self.samples[path] = sample_rows(self._weight(path)).clone()
         on_input = dict(plan.attached)
         for path in plan.fused.keys() - in_weight.keys():
             whole = whole_edit(plan.stack, path)
@@ -111,8 +113,16 @@ class Editor:
         self.plan = plan
         if plan.stack.loaded:
             setattr(self.denoiser, ATTRIBUTE, self)
+            self.save_warning = self.save_warning or SaveWarning(self.denoiser, self._acting_attached)
         elif hasattr(self.denoiser, ATTRIBUTE):
             delattr(self.denoiser, ATTRIBUTE)
+            if self.save_warning is not None:
+                self.save_warning.remove()
+                self.save_warning = None
+
+    def _acting_attached(self) -> list[str]:
+        stack = self.stack
+        return [name for name in stack.attached if stack.enabled and stack.loaded[name].strength]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def settle(self) -> None:
@@ -125,13 +135,13 @@ class Editor:
         with _editing():
             for path, (_, record) in list(self.records.items()):
                 linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
-                if _is_intact(linear, record, path) if wrapped else looks_fused(linear, self.samples[path]):
+                if _is_intact(linear, record, path) if wrapped else self._looks_fused(path):
                     continue
                 del self.records[path]
                 if path in self.seats.replaced:  # by another base, which holds no edit
                     self.changed.discard(path)
                     continue
-                _take_out(linear.weight, record)
+                _take_out(self._weight(path), record)
                 self.changed.add(path)
                 lost.append(path)
             self.carry_out(self.plan)
@@ -150,22 +160,29 @@ class Editor:
             if path in held:
                 held[path].rewrite(edit, on)
             else:
-                device = getattr(getattr(self._linear(path), "weight", None), "device", edit.read.device)
+                device = getattr(self._weight(path), "device", edit.read.device)
                 held[path] = LiveEdit(edit if device.type == "meta" else edit.to(device), on)
 
     def _check(self, plan: Plan) -> None:
         for path in {**plan.attached, **plan.fused}:
             check_site(self.denoiser, path)
             check_not_empty(self.denoiser, path)
-        for path in self._outdated(plan):
+        outdated = self._outdated(plan)
+        for path in outdated:
             check_not_empty(self.denoiser, path)
+            self._check_in_memory(path)
             check_fused(self._linear(path), self.records[path][1], path)
         for path in self.changed:
             if not same_edit(plan.fused.get(path), self.plan.fused.get(path)):
                 raise FuseError(changed_since_fused(path))
         owners: dict[int, str] = {}
         for path, edit in plan.fused.items():
-            other = owners.setdefault(check_fusable(self._linear(path), edit, path).data_ptr(), path)
+            if path in self.records and path not in outdated:
+                weight = self._weight(path)
+            else:
+                self._check_in_memory(path)
+                weight = check_fusable(self._linear(path), edit, path)
+            other = owners.setdefault(weight.data_ptr() or id(weight), path)  # 0 on the meta device
             if other != path:
                 raise FuseError(f"{path} and {other} share one weight, which holds one edit only. Attach the adapter.")
 
@@ -175,8 +192,15 @@ class Editor:
             path: edit
             for path, edit in plan.fused.items()
             if not is_wrapped(module_at(self.denoiser, path))
-            and (path in self.records or not getattr(getattr(self._linear(path), "weight", None), "is_meta", False))
+            and (path in self.records or not getattr(self._weight(path), "is_meta", False))
         }
+
+    def _check_in_memory(self, path: str) -> None:
+        if is_in_a_file(self.denoiser, path):
+            raise FuseError(
+                f"The weight of {path} is offloaded to a file, from which every call reads it anew, so that it cannot "
+                "be fused or restored. Load the model again and fuse before offloading, or attach the adapter."
+            )
 
     def _outdated(self, plan: Plan) -> list[str]:
         wanted = self._in_weight(plan)
@@ -185,11 +209,18 @@ class Editor:
     def _weights_changed(self) -> bool:
         if self.records.keys() != self._in_weight(self.plan).keys():  # settling was interrupted
             return True
-        return not all(looks_fused(self._linear(path), self.samples[path]) for path in self.records)
+        return not all(self._looks_fused(path) for path in self.records)
+
+    def _looks_fused(self, path: str) -> bool:
+        # What stands in memory for a weight in a file means nothing.
+        return looks_fused(self._linear(path), self.samples[path]) or is_in_a_file(self.denoiser, path)
 
     def _linear(self, path: str) -> Any:
         module = module_at(self.denoiser, path)
         return module if module is None else base_linear(module)
+
+    def _weight(self, path: str) -> Any:
+        return kept_weight(self._linear(path))
 
 
 def editor_of(denoiser: nn.Module) -> Editor:
@@ -232,8 +263,8 @@ def _is_intact(linear: Any, record: FusedWeight, path: str) -> bool:
     try:
         check_fused(linear, record, path)
     except FuseError:
-        weight = getattr(linear, "weight", None)
-        if not isinstance(weight, torch.Tensor) or weight.is_meta or tuple(weight.shape) != record.shape:
+        weight = kept_weight(linear)
+        if weight is None or weight.is_meta or tuple(weight.shape) != record.shape:
             raise
         return False
     return True

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .errors import FuseError
 from .fused_weight import FusedWeight, Trace, bits_of
 from .stacking import StackedEdit
+from .weights import is_plain, kept_weight
 
 # Elements per block: 2 MB in float32 on a CPU. Smaller blocks cost calls, larger ones leave the cache.
 BLOCK_ELEMENTS = 2**19
@@ -30,7 +31,6 @@ BLOCK_ELEMENTS_ON_DEVICE = 2**24
 PART_ELEMENTS = 2**20
 MAX_PARTS = 8
 ROWS_COMPARED = 8  # of each fused weight, before a call
-FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 T = TypeVar("T")
 _UNDO = "Nothing was changed. Undo that first, or load the base model again."
 
@@ -104,8 +104,8 @@ def sample_rows(weight: Tensor) -> Tensor:
 
 def looks_fused(linear: nn.Module, sample: Tensor) -> bool:
     """Whether a few rows, all of which a LoRA would change, are as fusing left them; True if none can be compared."""
-    weight = getattr(linear, "weight", None)
-    if not isinstance(weight, Tensor) or not is_plain(weight) or weight.is_meta or weight.dtype != sample.dtype:
+    weight = kept_weight(linear)
+    if weight is None or not is_plain(weight) or weight.is_meta or weight.dtype != sample.dtype:
         return True
     rows = sample_rows(weight)
     return rows.shape != sample.shape or torch.equal(rows, sample.to(rows.device))
@@ -113,8 +113,8 @@ def looks_fused(linear: nn.Module, sample: Tensor) -> bool:
 
 def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     """Return the weight of a layer, or raise `FuseError` if an edit cannot be written into it."""
-    weight = getattr(linear, "weight", None)
-    if not isinstance(linear, nn.Linear) or not isinstance(weight, Tensor):
+    weight = kept_weight(linear)
+    if not isinstance(linear, nn.Linear) or weight is None:
         raise FuseError(f"{name} is a {type(linear).__name__}, not a plain Linear. Attach the adapter, do not fuse it.")
     if not is_plain(weight):
         raise FuseError(
@@ -130,17 +130,12 @@ def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     return weight
 
 
-def is_plain(weight: Tensor) -> bool:
-    """Whether a weight holds its values as they are: quantised ones are subclasses of Tensor, or of another dtype."""
-    return type(weight) in (nn.Parameter, Tensor) and weight.dtype in FLOATING
-
-
 def check_fused(linear: nn.Module, record: FusedWeight, name: str) -> Tensor:
     """Return the weight of a layer if it is what fusing made of it, bit for bit; else raise `FuseError`."""
-    weight = getattr(linear, "weight", None)
+    weight = kept_weight(linear)
     shape, dtype = record.shape, record.value.dtype
-    if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or weight.dtype != dtype:
-        now = f"{tuple(weight.shape)} {weight.dtype}" if isinstance(weight, Tensor) else f"of a {type(linear).__name__}"
+    if weight is None or tuple(weight.shape) != shape or weight.dtype != dtype:
+        now = f"{tuple(weight.shape)} {weight.dtype}" if weight is not None else f"of a {type(linear).__name__}"
         raise FuseError(f"The weight of {name} was {shape} {dtype} when it was fused, and now it is {now}. {_UNDO}")
     if weight.is_meta:
         raise FuseError(

@@ -144,7 +144,8 @@ def _solve(rows: Tensor, targets: Tensor, ridge: float) -> Tensor:
         solved: Tensor = torch.linalg.solve(dense, targets.T)
         return solved.T
     inner = rows @ rows.T + ridge * torch.eye(count, dtype=rows.dtype, device=rows.device)
-    return (targets - (torch.linalg.solve(inner, rows @ targets.T)).T @ rows) / ridge
+    inside: Tensor = torch.linalg.solve(inner, rows @ targets.T)
+    return (targets - inside.T @ rows) / ridge
 
 
 def _factored(matrix: Tensor, rank: int, device: torch.device) -> Direction:

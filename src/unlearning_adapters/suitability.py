@@ -10,8 +10,8 @@ from torch import Tensor
 from .adapter import Direction, UnlearningAdapter
 from .adapter_file import base_deviation
 from .errors import BaseMismatchError, FuseError, SiteError
-from .fuse import is_plain
 from .sites import base_linear, denoisers, site_module
+from .weights import is_in_a_file, is_plain, kept_weight, layer_response
 
 # `base_deviation` is 1e-6 to 0.12 on the base that an adapter was built on, also quantised, and about 1 on another.
 OTHER_BASE = 0.3
@@ -82,20 +82,20 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
     """Return the adapter with a stock LoRA factor `-strength * W write^T` for each site, computed where it lacks one.
 
     Raises:
-        FuseError: If a factor is missing where the weight is fused or quantised.
+        FuseError: If a factor is missing where the weight is fused, or offloaded to a file.
     """
-    factors: dict[str, Tensor] = dict(adapter.lora_B)
+    factors, networks = dict(adapter.lora_B), denoisers(pipe)
     for site, direction in adapter.directions.items():
         if site in factors:
             continue
-        weight = None if site in fused else _plain_weight(pipe, site)
-        if weight is None:
-            cure = "fused. Call unfuse_unlearning_adapters() first."
-            if site not in fused:
-                cure = "quantised or offloaded. Load the base without quantisation and offloading."
+        component, _, path = site.partition(".")
+        response = None if site in fused else layer_response(networks[component], path, direction.write)
+        if response is None:
+            cure = "offloaded to a file. Load the base without offloading."
+            if site in fused:
+                cure = "fused. Call unfuse_unlearning_adapters() first."
             raise FuseError(f"The stock LoRA factor of {site} cannot be computed, since its weight is {cure}")
-        write = direction.write.float().to(weight.device)
-        factors[site] = (-adapter.strength * (weight.float() @ write.T)).cpu()
+        factors[site] = (-adapter.strength * response.T).contiguous()
     return replace(adapter, lora_B={site: factors[site] for site in adapter.directions})
 
 
@@ -117,8 +117,11 @@ def _some_rows(matrix: Tensor) -> Tensor:
 
 
 def _plain_weight(pipe: Any, site: str) -> Tensor | None:
-    weight = getattr(base_linear(site_module(pipe, site)), "weight", None)
-    return weight.detach() if isinstance(weight, Tensor) and is_plain(weight) and not weight.is_meta else None
+    component, _, path = site.partition(".")
+    weight = kept_weight(base_linear(site_module(pipe, site)))
+    if weight is None or weight.is_meta or not is_plain(weight) or is_in_a_file(denoisers(pipe)[component], path):
+        return None
+    return weight.detach()
 
 
 def _base(adapter: UnlearningAdapter) -> str:
