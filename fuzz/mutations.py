@@ -176,9 +176,7 @@ def _entry(file: File, random: Random) -> None:
     elif kind == 1:
         pair[0], other[0] = other[0], pair[0]
     elif kind == 2:
-        pair[0] = random.choice(
-            (random.choice(TEXTS), pair[0] + "\n", pair[0].upper() if isinstance(pair[0], str) else 1)
-        )
+        pair[0] = random.choice((random.choice(TEXTS), f"{pair[0]}\n", str(pair[0]).upper(), 1))
     elif kind == 3 and isinstance(_value(pair[1], "shape"), list):
         shape = _value(pair[1], "shape")
         shape[:] = random.choice((shape[::-1], [1, *shape], shape[:1], [random.choice(INTEGERS) for _ in shape]))
