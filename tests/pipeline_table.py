@@ -118,7 +118,11 @@ the video" read text that has met the video in an earlier block, so that their i
 """
 NOTES = """
 - **One stream** (CogVideoX, ConsisID, MiniMax H3): no Linear in the blocks reads text alone. The site is the text
-  projection in front of them; to edit inside of the blocks, select `"hidden"` sites, which read text and video.
+  projection in front of them: `patch_embed.text_proj` (CogVideoX, ConsisID), `context_embedder` (MiniMax H3). To edit
+  inside of the blocks, select `"hidden"` sites, which read text and video.
+- **Two streams, then one**: the single blocks of HunyuanVideo and Motif, and the shared ones of EasyAnimate, join text
+  and video, so there the projection in front is a site as well: `context_embedder.proj_in` (HunyuanVideo, FramePack),
+  `context_embedder.linear_1` (Motif), `text_proj` and `text_proj_t5` (EasyAnimate).
 - **Two streams** (HunyuanVideo, Mochi, EasyAnimate, Motif): after the first block the text tokens have seen the video.
 - **Two towers** (Cosmos 3): the text has a tower of its own, which the video reads and which never sees the video.
 - **Image keys** (`add_k_proj` in Wan, SkyReels, ChronoEdit; `k_img` in Cosmos) read a picture and are no text sites.
@@ -128,8 +132,8 @@ NOTES = """
 - SANA-WM's refiner keeps the audio layers of LTX-2 and never calls them: they are no sites.
 - IP-Adapters keep their projections inside of attention processors: they are not found and not edited.
 
-- **Why the projection in one stream**: an edit of a layer that reads text and video at once would also move the video's
-  own tokens. In front of the blocks the prompt is still alone, so the edit there touches nothing else.
+- **Why the projection**: a layer that reads text and video at once would apply an edit to the video's own tokens, too.
+  In front of the blocks the prompt is still alone, so an edit there touches nothing else.
 - **Steps**: what text sites read depends on the timestep in LTX-2.3 (`prompt_scale_shift_table`) and Kandinsky (text
   blocks); directions are built from the first step.
 

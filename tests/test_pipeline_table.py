@@ -36,7 +36,6 @@ PENDING = {
     "LatteTransformer3DModel", "MiniMaxH3Transformer3DModel", "MochiTransformer3DModel", "MotifVideoTransformer3DModel",
     "SanaVideoTransformer3DModel", "SanaWMLTX2RefinerTransformer3DModel", "SanaWMTransformer3DModel",
     "UNet2DConditionModel", "UNet3DConditionModel", "UNetMotionModel", "UNetSpatioTemporalConditionModel",
-    "WanAnimate2Transformer3DModel",
 }  # fmt: skip
 
 

@@ -340,7 +340,7 @@ def check_file_and_stack(
     case: Whole, pipe: Any, adapter: UnlearningAdapter, attached: Tensor, word: Tensor, folder: Path
 ) -> None:
     """A file gives the same bits; a second adapter acts beside it, the same in either order."""
-    second = planted(pipe, "second", seed=7, sites="text" if case.reads_text else "hidden")
+    second = planted(pipe, "second", seed=7, strength=4.0, sites="text" if case.reads_text else "hidden")
     load_unlearning_adapter(pipe, adapter.save_pretrained(folder))
     assert torch.equal(output(case, pipe, UNSAFE), attached)
     load_unlearning_adapter(pipe, second)

@@ -12,6 +12,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LTX2ConditionPipeline,
     LTX2DFRPipeline,
+    LTX2DFRTemporalRefinePipeline,
     LTX2HDRPipeline,
     LTX2ImageToVideoPipeline,
     LTX2InContextPipeline,
@@ -25,6 +26,7 @@ from diffusers import (
     LTXVideoTransformer3DModel,
 )
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from diffusers.pipelines.ltx2.pipeline_ltx2_hdr_lora import LTX2HDRReferenceCondition
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
@@ -130,6 +132,24 @@ def frames() -> torch.Tensor:
     return torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0))
 
 
+def temporal_refine() -> LTX2DFRTemporalRefinePipeline:
+    parts = ltx2_parts(per_token=True, use_keyframes_abs_pos_embedding=True)
+    parts["scheduler"] = LTXEulerAncestralRFScheduler(eta=1.0)
+    upsampler = made(
+        LTX2LatentUpsamplerModel, in_channels=4, mid_channels=32, num_blocks_per_stage=1, spatial_upsample=False,
+        temporal_upsample=True,
+    )  # fmt: skip
+    return quiet(LTX2DFRTemporalRefinePipeline(**parts, temporal_latent_upsampler=upsampler))
+
+
+def first_pass() -> dict[str, Any]:
+    """What `LTX2DFRPipeline` returns for 9 frames: a canvas of 13, its last frame as a keyframe, and sound."""
+    shapes = {"latents": (1, 4, 4, 8, 8), "keyframes_latents": (1, 4, 1, 8, 8), "audio_latents": (1, 2, 14, 2)}
+    maker = torch.Generator().manual_seed(0)
+    given = {name: torch.randn(shape, generator=maker) for name, shape in shapes.items()}
+    return {**given, "keyframe_positions": [12], "num_frames": 13}
+
+
 CONDITION = LTX2VideoCondition(frames=frames(), index=0, strength=1.0, crf=0)  # no compression, which needs PyAV
 AS_2_3 = {
     "per_token": True,
@@ -161,4 +181,7 @@ CASES = (
     Whole("LTX2DFRPipeline", "LTX-2",
           lambda: ltx2(LTX2DFRPipeline, per_token=True, use_keyframes_abs_pos_embedding=True),
           {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16, "sigmas": [1.0, 0.5]}),
+    Whole("LTX2DFRTemporalRefinePipeline", "LTX-2", temporal_refine,
+          {**first_pass(), "height": 32, "width": 32, "max_sequence_length": 16, "sigmas": [0.8]},
+          takes="the result of LTX2DFRPipeline", batch_size=1),
 )  # fmt: skip
