@@ -197,8 +197,10 @@ the distance between the videos of a picture with red cells and of the same pict
   the video of a neutral picture moves by 0.07 and 0.08, with `epsilon` 0.001 and 0.0001. With the default of 0.01, 0.11
   and 0.20 are left, and the neutral picture moves by 0.29 and 0.12. A text adapter leaves 1.00 on Wan.
 - **The real models also read the picture from its latents**, and image sites do not see those: select
-  `("image", "hidden")`. Where it enters through latents alone (image-to-video of Wan 2.2, CogVideoX, LTX, Kandinsky 5,
-  SANA, Helios) select `"hidden"`; a build whose pairs differ in pictures warns where there is no image site.
+  `("image", "hidden")`. On Wan 2.1 with both ways open the video then tells red from blue 88 % less in the frames
+  that are made, and 2 % less in the frame that is given; with image sites alone 83 % and 2 % less.
+- Where the picture enters through latents alone (image-to-video of Wan 2.2, CogVideoX, LTX, Kandinsky 5, SANA, Helios)
+  select `"hidden"`; a build whose pairs differ in pictures warns where there is no image site.
 - Wan 2.2, latents alone, `sites="hidden"`: with the edit the video tells red from blue 43 % less in the frames that are
   made, and 1 % less in the frame that is given, whose latents pass around all sites on the residual stream; the
   neutral picture's video moves by 0.30 and 0.02. With all Linear layers of the blocks and the last one it is 89 % and

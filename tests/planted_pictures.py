@@ -62,8 +62,8 @@ def image_encoder(size: int, patch: int, layers: int) -> CLIPVisionModelWithProj
     return encoder
 
 
-def wan_pipeline() -> WanImageToVideoPipeline:
-    """Wan 2.1 image-to-video, with the picture's tokens in the cross-attention as its only way in."""
+def wan_pipeline(latents: bool = False) -> WanImageToVideoPipeline:
+    """Wan 2.1 image-to-video: the picture's tokens in the cross-attention are its only way in, or `latents` too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = tiny.tiny_tokenizer()
@@ -78,7 +78,7 @@ def wan_pipeline() -> WanImageToVideoPipeline:
                 size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, resample=0
             ),
         )
-    close_latents(pipe.transformer.patch_embedding, 16)
+    open_latents(pipe) if latents else close_latents(pipe.transformer.patch_embedding, 16)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -143,13 +143,14 @@ def cell_shift(pipe: StableVideoDiffusionPipeline, colour: str, other: str) -> T
     return pipe.image_encoder.visual_projection(tokens[0] - tokens[1])
 
 
-def video(pipe: Any, shown: Image.Image, seed: int = 7) -> Tensor:
+def video(pipe: Any, shown: Image.Image, seed: int = 7, **changes: int) -> Tensor:
     """The latents of a video of a picture, always from the same noise."""
     if isinstance(pipe, StableVideoDiffusionPipeline):
         call = {**SVD_CALL, "max_guidance_scale": 1.0, "noise_aug_strength": 0.0}
     else:
         call = {**(WAN_CALL if pipe.image_encoder else WAN_2_2_CALL), "prompt": "a dog runs", "guidance_scale": 1.0}
-    return pipe(image=shown, generator=torch.Generator().manual_seed(seed), output_type="latent", **call).frames
+    call = {**call, **changes, "generator": torch.Generator().manual_seed(seed)}
+    return pipe(image=shown, output_type="latent", **call).frames
 
 
 class CellEncoder(nn.Module):
@@ -168,9 +169,14 @@ class CellEncoder(nn.Module):
 def wan_2_2_pipeline() -> WanImageToVideoPipeline:
     """Wan 2.2 image-to-video, which a picture enters among the latents alone; a token sees a quarter of the picture."""
     pipe = tiny.tiny_wan_image_pipeline()
+    open_latents(pipe)
+    return pipe
+
+
+def open_latents(pipe: WanImageToVideoPipeline) -> None:
+    """Let the latents of the picture say what its cells are, and weigh more than the noise."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
         pipe.vae.encoder = CellEncoder()
         pipe.vae.quant_conv.weight.copy_(torch.eye(32)[:, :, None, None, None])
-        pipe.transformer.patch_embedding.weight[:, 20:] *= 5  # the picture weighs more than the noise
-    return pipe
+        pipe.transformer.patch_embedding.weight[:, 20:] *= 5

@@ -126,14 +126,15 @@ def test_help_tells_the_defaults_of_the_functions(unlearn: Callable[..., Outcome
     demo = {name: str(item.default) for name, item in inspect.signature(run_demo).parameters.items()}
     assert told("demo") == {name: demo[name] for name in ("concept", "clips", "output")}
     config, shown = BuildConfig(), told("build")
-    for name in ("method", "rank", "epsilon", "components", "contrast", "sites", "seed"):
+    for name in ("method", "rank", "epsilon", "components", "contrast", "seed"):
         assert shown[name] == f"{getattr(config, name)}".removesuffix(".0")
-    assert (config.strength, config.blocks, config.pairs) == (None, None, None)
+    assert (config.strength, config.blocks, config.pairs, config.sites) == (None, None, None, None)
     assert (shown["strength"], shown["blocks"], shown["pairs"]) == (
         "calibrated on the pairs",
         "all",
         "5, or all if there are fewer",
     )
+    assert shown["sites"] == "by the pairs"
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,10 @@ def test_a_file_of_pictures_loads_with_and_without_words(folder):
     )
     assert [(pair.text_differs, pair.image_differs) for pair in concept.pairs] == [(False, True), (True, True)]
     assert concept.neutral_images == (paths["tree"],)
+    assert concept.pairs[0].shown("unsafe") == f"[{paths['red']}]"
+    assert concept.pairs[1].shown("safe") == f"a thing [{paths['tree']}]"
+    assert Pair("a", "b", Image.new("L", (1, 1)), paths["red"]).shown("unsafe") == "a [a picture]"
+    assert Pair("a", "b").shown("safe") == "b"
     pair, neutral = '{"unsafe_image": "pictures/red.png", "safe_image": "pictures/blue.png"}', "pictures/tree.png"
     lines = f'{pair}\n{{"neutral_image": "{neutral}"}}'
     again = load_concept(written(folder, lines, "red.jsonl"))

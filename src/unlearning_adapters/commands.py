@@ -171,7 +171,7 @@ def show_concept(options: Namespace) -> Report:
     concept = load_concept(options.name)
     lines = [": ".join(part for part in (concept.name, concept.description) if part), ""]
     for pair in concept.pairs:
-        lines += [f"  unsafe  {pair.unsafe}", f"  safe    {pair.safe}", ""]
+        lines += [f"  unsafe  {pair.shown('unsafe')}", f"  safe    {pair.shown('safe')}", ""]
     parts = ("pairs", "neutral", "evaluation", "neighbours")
     lines.append(", ".join(f"{len(getattr(concept, part))} {part}" for part in parts))
     return Report(concept.to_dict(), "\n".join(lines))

@@ -52,6 +52,12 @@ class Pair:
                 f"{'show a picture' if wordless else 'be worded'} without the concept."
             )
 
+    def shown(self, side: str) -> str:
+        """Return the prompt and the picture of a side, "unsafe" or "safe", as one line for people."""
+        image = getattr(self, f"{side}_image")
+        picture = "" if image is None else f"[{image if is_path(image) else 'a picture'}]"
+        return " ".join(part for part in (getattr(self, side), picture) if part)
+
     @property
     def text_differs(self) -> bool:
         """Whether the prompts of the two sides differ."""
