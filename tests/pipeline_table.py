@@ -83,7 +83,7 @@ EDITED = {
     "Wan22VaceModular": "the VACE blocks read the prompt and are edited",
     **dict.fromkeys(PIPELINES["LTX2VideoTransformer3DModel"].split(), "the sound's cross-attention is edited too"),
     "Kandinsky6TI2VA": "the sound's cross-attention is edited too",
-    "StableVideoDiffusion": "takes no prompt; only hidden sites",
+    "StableVideoDiffusion": "takes no prompt; image sites",
 }
 # Two denoisers, both edited.
 TWO = {"Wan", "WanImageToVideo", "WanVACE", "LucyEdit", "Wan22Modular", "Wan22Image2VideoModular", "Wan22VaceModular"}
