@@ -152,7 +152,7 @@ def _unchanged(pipe: Any, seed: int) -> Iterator[None]:
             if hasattr(component, "set_timesteps"):
                 stack.enter_context(_same_scheduler(component))
             elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
-                stack.enter_context(_disabled_guider(component))
+                stack.enter_context(_guider_off(component, modular=hasattr(pipe, "blocks")))
         if any(_is_compiled(component) for component in components):
             # Hooks that were set after the compilation are only called by the uncompiled code.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -197,9 +197,17 @@ def _same_scheduler(scheduler: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _disabled_guider(guider: Any) -> Iterator[None]:
+def _guider_off(guider: Any, *, modular: bool) -> Iterator[None]:
+    """Let a guider ask for the conditional prediction alone.
+
+    Blocks of modular pipelines fail if their guider is disabled, for they then miss the embedding of the negative
+    prompt (diffusers 0.42.1: Wan raises UnboundLocalError, LTX ValueError). There guidance starts after the last step.
+    """
     before = dict(vars(guider))
-    guider.disable()
+    if modular and hasattr(guider, "_start"):
+        vars(guider).update(_start=1.0, _step=None, _num_inference_steps=None)
+    else:
+        guider.disable()
     try:
         yield
     finally:
