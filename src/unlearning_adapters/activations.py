@@ -91,7 +91,7 @@ def record(
     seeds = [seed + index for index in range(len(prompts))] if isinstance(seed, int) else list(seed)
     pictures = list(images) if images is not None and "image" in run.accepted else [None] * len(prompts)
 
-    size = 1 if run.takes_image or any(picture is not None for picture in pictures) else batch_size
+    size = 1 if run.one_by_one or any(picture is not None for picture in pictures) else batch_size
     inputs = list(zip(prompts, seeds, pictures, strict=True))
     with tqdm(total=len(inputs), desc=description, unit="prompt", disable=not progress) as bar:
         while (recording := _gather(run, _Taps(pipe, sites, needed, max_rows), inputs, size, bar)) is None:

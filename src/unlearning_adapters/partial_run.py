@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils import load_image
 from PIL import Image
@@ -30,6 +31,7 @@ GUIDANCE_OFF = {
     "pag_scale": 0.0,
 }
 GUIDANCE_ONLY = {"guidance_scale_2", "negative_prompt"}  # of no use without guidance
+SCHEDULE = {"sigmas", "timesteps"}
 SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
 TEMPORAL_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 SIDE_MULTIPLE = 32  # some pipelines refuse other sizes
@@ -59,16 +61,18 @@ class PartialRun:
         given = dict(call_kwargs or {})
         check_keys(f"call_kwargs for {type(pipe).__name__}", given, self.accepted)
         small = _small_video(pipe) if text_only else {}
-        if {"sigmas", "timesteps"} & set(given):
+        if SCHEDULE & set(given):
             small.pop("num_inference_steps", None)
         self.arguments = self._only_accepted({**small, **given, **_no_guidance(self.accepted), "output_type": "latent"})
         for name in GUIDANCE_ONLY:
             self.arguments.pop(name, None)
 
     @property
-    def takes_image(self) -> bool:
-        """Whether each call gets an image, so that prompts are passed one by one."""
-        return "image" in self.arguments or "image" in self.required
+    def one_by_one(self) -> bool:
+        """Whether each call gets pictures, or tensors made of them, so that prompts are passed one by one."""
+        if "image" in self.required or "image" in self.arguments:
+            return True
+        return any(_holds_pictures(value) for name, value in self.arguments.items() if name not in SCHEDULE)
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], image: Any = None) -> bool:
         """Run until a hook raises `StopRun`, or to the end; return whether it was stopped.
@@ -112,6 +116,12 @@ def _parameters(pipe: Any) -> tuple[set[str], set[str]]:
     parameters = inspect.signature(type(pipe).__call__).parameters
     names = [name for name, item in parameters.items() if name != "self" and item.kind is not item.VAR_KEYWORD]
     return set(names), {name for name in names if parameters[name].default is inspect.Parameter.empty}
+
+
+def _holds_pictures(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_pictures, value))
+    return isinstance(value, (Image.Image, np.ndarray, torch.Tensor))
 
 
 def _no_guidance(accepted: set[str]) -> dict[str, float]:
