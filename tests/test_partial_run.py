@@ -8,6 +8,7 @@ from unlearning_adapters.partial_run import PartialRun
 from unlearning_adapters.sites import find_sites
 from whole_t5 import SIZE, make_cogvideox, make_cogvideox_video
 from whole_t5 import VIDEO as COG_VIDEO
+from whole_unet import ZERO, make_zero
 
 PROMPTS = ("a red car moves left on the street", "two blue cats")
 
@@ -26,3 +27,15 @@ def test_a_pipeline_that_is_given_a_video_gets_one_prompt_at_a_time():
 @pytest.mark.parametrize("schedule", [{"timesteps": torch.tensor([900, 500])}, {"timesteps": [900, 500]}])
 def test_a_schedule_is_no_picture(schedule):
     assert not PartialRun(make_cogvideox(), {**SIZE, **schedule}, text_only=True).one_by_one
+
+
+def test_a_pipeline_that_is_always_guided_shows_the_rows_of_its_prompts_alone():
+    pipe = make_zero()
+    with pytest.raises(TypeError, match="expected Tensor as element 0 in argument 0, but got NoneType"):
+        pipe(prompt=PROMPTS[0], guidance_scale=1.0, **ZERO)  # a defect of diffusers 0.42.1
+    sites = find_sites(pipe)
+    recording = record(pipe, PROMPTS, sites, call_kwargs=ZERO, progress=False)
+    for prompt, rows in zip(PROMPTS, recording.rows[0], strict=True):
+        tokens = pipe.tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
+        expected = pipe.text_encoder(tokens)[0][0]
+        assert torch.equal(rows.unique(dim=0), expected.unique(dim=0))

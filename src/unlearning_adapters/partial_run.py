@@ -30,6 +30,8 @@ GUIDANCE_OFF = {
     "audio_stg_scale": 0.0,
     "pag_scale": 0.0,
 }
+# Fails with guidance off (diffusers 0.42): there the first half of the batch is the unconditional prompt.
+ALWAYS_GUIDED = {"TextToVideoZeroPipeline"}
 GUIDANCE_ONLY = {"guidance_scale_2", "negative_prompt"}  # of no use without guidance
 SCHEDULE = {"sigmas", "timesteps"}
 SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
@@ -63,7 +65,9 @@ class PartialRun:
         small = _small_video(pipe) if text_only else {}
         if SCHEDULE & set(given):
             small.pop("num_inference_steps", None)
-        self.arguments = self._only_accepted({**small, **given, **_no_guidance(self.accepted), "output_type": "latent"})
+        self.guided = type(pipe).__name__ in ALWAYS_GUIDED
+        without = {} if self.guided else _no_guidance(self.accepted)
+        self.arguments = self._only_accepted({**small, **given, **without, "output_type": "latent"})
         for name in GUIDANCE_ONLY:
             self.arguments.pop(name, None)
 
