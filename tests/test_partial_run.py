@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
-from unlearning_adapters.activations import record
+from test_activations import count_hooks
+from unlearning_adapters.activations import measure_text_only, record
 from unlearning_adapters.partial_run import PartialRun
 from unlearning_adapters.sites import find_sites
 from whole_t5 import SIZE, make_cogvideox, make_cogvideox_video
@@ -39,3 +41,11 @@ def test_a_pipeline_that_is_always_guided_shows_the_rows_of_its_prompts_alone():
         tokens = pipe.tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
         expected = pipe.text_encoder(tokens)[0][0]
         assert torch.equal(rows.unique(dim=0), expected.unique(dim=0))
+
+
+def test_a_stopped_run_gives_the_attention_processors_back():
+    pipe = make_zero()
+    before = pipe.unet.attn_processors
+    assert all(type(processor) is AttnProcessor2_0 for processor in before.values())
+    assert measure_text_only(pipe, call_kwargs=ZERO)
+    assert pipe.unet.attn_processors == before and count_hooks(pipe) == 0

@@ -163,6 +163,8 @@ def _unchanged(pipe: Any, seed: int) -> Iterator[None]:
         stack.enter_context(_own_random_state(seed))
         stack.enter_context(_same_attributes(pipe))
         for component in components:
+            if hasattr(component, "set_attn_processor"):
+                stack.enter_context(_same_processors(component))
             if hasattr(component, "set_timesteps"):
                 stack.enter_context(_same_scheduler(component))
             elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
@@ -197,6 +199,17 @@ def _same_attributes(pipe: Any) -> Iterator[None]:
         for name, value in before.items():
             if name == "_progress_bar_config" or value is None or isinstance(value, (bool, int, float, str)):
                 vars(pipe)[name] = value
+
+
+@contextmanager
+def _same_processors(network: Any) -> Iterator[None]:
+    """Restore attention processors: some pipelines swap them for a run, and swap them back in their last lines."""
+    before = dict(network.attn_processors)
+    try:
+        yield
+    finally:
+        if any(before.get(name) is not processor for name, processor in network.attn_processors.items()):
+            network.set_attn_processor(before)
 
 
 @contextmanager
