@@ -10,7 +10,7 @@ from unlearning_adapters.partial_run import PartialRun
 from unlearning_adapters.sites import find_sites
 from whole_t5 import SIZE, make_cogvideox, make_cogvideox_video
 from whole_t5 import VIDEO as COG_VIDEO
-from whole_unet import ZERO, make_zero
+from whole_unet import FRAMES, ZERO, make_svd, make_zero
 
 PROMPTS = ("a red car moves left on the street", "two blue cats")
 
@@ -49,3 +49,14 @@ def test_a_stopped_run_gives_the_attention_processors_back():
     assert all(type(processor) is AttnProcessor2_0 for processor in before.values())
     assert measure_text_only(pipe, call_kwargs=ZERO)
     assert pipe.unet.attn_processors == before and count_hooks(pipe) == 0
+
+
+def test_stable_video_diffusion_is_recorded_without_guidance():
+    pipe = make_svd()
+    run = PartialRun(pipe, FRAMES, text_only=False)
+    assert run.arguments["min_guidance_scale"] == run.arguments["max_guidance_scale"] == 1.0
+    batches = []
+    handle = pipe.unet.register_forward_pre_hook(lambda _module, args: batches.append(len(args[0])))
+    run(["unused"], [0])
+    handle.remove()
+    assert batches == [1, 1]

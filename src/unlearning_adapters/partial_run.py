@@ -23,6 +23,8 @@ from .sites import denoisers
 # Guidance, each kind at the value that switches it off.
 GUIDANCE_OFF = {
     "guidance_scale": 1.0,
+    "min_guidance_scale": 1.0,
+    "max_guidance_scale": 1.0,
     "audio_guidance_scale": 1.0,
     "modality_scale": 1.0,
     "audio_modality_scale": 1.0,
