@@ -8,6 +8,7 @@ from test_activations import count_hooks
 from unlearning_adapters.activations import measure_text_only, record
 from unlearning_adapters.partial_run import PartialRun
 from unlearning_adapters.sites import find_sites
+from whole_minimax import make_minimax
 from whole_t5 import SIZE, make_cogvideox, make_cogvideox_video
 from whole_t5 import VIDEO as COG_VIDEO
 from whole_unet import FRAMES, ZERO, make_svd, make_zero
@@ -60,3 +61,10 @@ def test_stable_video_diffusion_is_recorded_without_guidance():
     run(["unused"], [0])
     handle.remove()
     assert batches == [1, 1]
+
+
+def test_the_smallest_video_of_minimax_is_one_that_it_accepts():
+    pipe = make_minimax()
+    run = PartialRun(pipe, {"height": 8, "width": 8}, text_only=True)
+    assert run.arguments["num_frames"] == 120
+    assert measure_text_only(pipe, call_kwargs={"height": 8, "width": 8})[0].module == "context_embedder"

@@ -149,6 +149,8 @@ def _small_video(pipe: Any) -> dict[str, Any]:
         patch = UNET_SIDE
     side = math.lcm(_factor(pipe, SPATIAL_FACTORS, 8) * int(patch), SIDE_MULTIPLE)
     frames = _factor(pipe, TEMPORAL_FACTORS, 1) + 1
+    if hasattr(pipe, "min_duration"):  # MiniMax H3 refuses shorter videos
+        frames = math.ceil(pipe.min_duration * pipe.fps)
     return {"height": side, "width": side, "num_frames": frames, **few}
 
 
