@@ -283,7 +283,8 @@ def check_found(case: Whole, pipe: Any, adapter: UnlearningAdapter) -> None:
 
 def check_measured(case: Whole, pipe: Any, adapter: UnlearningAdapter) -> None:
     """Measurement agrees with the finder: sites read the prompt alone, but for those that have seen the video."""
-    measured = {site.name for site in measure_text_only(pipe, call_kwargs=case.call)} if case.reads_text else set()
+    call = {**case.call, "image": picture(0)} if case.pictures else case.call
+    measured = {site.name for site in measure_text_only(pipe, call_kwargs=call)} if case.reads_text else set()
     kinds = {type(network).__name__ for network in denoisers(pipe).values()}
     mixed = [tiny.mixed for tiny in TINY if tiny.model in kinds and tiny.mixed]
     alone = {site for site in adapter.sites if case.reads_text and not any(re.search(part, site) for part in mixed)}
@@ -339,7 +340,7 @@ def check_file_and_stack(
     case: Whole, pipe: Any, adapter: UnlearningAdapter, attached: Tensor, word: Tensor, folder: Path
 ) -> None:
     """A file gives the same bits; a second adapter acts beside it, the same in either order."""
-    second = planted(pipe, "second", seed=7, sites="text" if case.reads_text else "hidden")
+    second = planted(pipe, "second", seed=7, strength=4.0, sites="text" if case.reads_text else "hidden")
     load_unlearning_adapter(pipe, adapter.save_pretrained(folder))
     assert torch.equal(output(case, pipe, UNSAFE), attached)
     load_unlearning_adapter(pipe, second)
@@ -349,5 +350,6 @@ def check_file_and_stack(
     alone = output(case, pipe, UNSAFE)
     load_unlearning_adapter(pipe, adapter)
     assert torch.equal(output(case, pipe, UNSAFE), both)
-    assert min((both - attached).norm(), (both - alone).norm()) > 0.05 * word, "one of two adapters hardly acts"
+    second_acts, first_acts = (both - attached).norm() / word, (both - alone).norm() / word
+    assert min(second_acts, first_acts) > 0.02, f"first acts {first_acts:.3f}, second {second_acts:.3f}"
     unload_unlearning_adapters(pipe)
