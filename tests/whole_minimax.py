@@ -66,5 +66,6 @@ def make_minimax() -> Any:
 
 CASES = (
     Whole("MiniMaxH3ModularPipeline", "MiniMax-H3", make_minimax, {"num_inference_steps": 3, "height": 8, "width": 8},
-          run={"output": ["latents", "audio_latents"], "output_type": "np"}, batch_size=1),
+          run={"output": ["latents", "audio_latents"], "output_type": "np"}, batch_size=1,
+          remarks="takes one prompt a call: build with `batch_size=1`"),
 )  # fmt: skip
