@@ -28,15 +28,6 @@ from unlearning_adapters.cli import main
 from whole import Broken, NotRun, Whole
 
 SOURCES = Path(diffusers.__file__).parent
-# Families whose whole pipelines are not in the table yet.
-PENDING = {
-    "AllegroTransformer3DModel", "CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel",
-    "EasyAnimateTransformer3DModel", "HunyuanVideo15Transformer3DModel", "HunyuanVideoFramepackTransformer3DModel",
-    "HunyuanVideoTransformer3DModel", "I2VGenXLUNet", "Kandinsky5Transformer3DModel", "Kandinsky6Transformer3DModel",
-    "LatteTransformer3DModel", "MiniMaxH3Transformer3DModel", "MochiTransformer3DModel", "MotifVideoTransformer3DModel",
-    "SanaVideoTransformer3DModel", "SanaWMLTX2RefinerTransformer3DModel", "SanaWMTransformer3DModel",
-    "UNet2DConditionModel", "UNet3DConditionModel", "UNetMotionModel", "UNetSpatioTemporalConditionModel",
-}  # fmt: skip
 
 
 @cache
@@ -99,7 +90,7 @@ def test_a_row_says_no_more_than_the_cases():
 
 def test_every_family_is_run_as_a_whole():
     whole = {row["denoiser"] for row in rows() if row["tested"] == "whole"}
-    assert set(PIPELINES) - whole <= PENDING
+    assert set(PIPELINES) == whole
 
 
 def test_open_doors_are_those_that_were_measured():

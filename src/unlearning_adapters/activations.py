@@ -93,10 +93,10 @@ def record(
     seeds = [seed + index for index in range(len(prompts))] if isinstance(seed, int) else list(seed)
     pictures = list(images) if images is not None and run.image else [None] * len(prompts)
 
-    size = 1 if run.needs_image or any(picture is not None for picture in pictures) else batch_size
+    size = 1 if run.one_by_one or any(picture is not None for picture in pictures) else batch_size
     inputs = list(zip(prompts, seeds, pictures, strict=True))
     with tqdm(total=len(inputs), desc=description, unit="prompt", disable=not progress) as bar:
-        while (recording := _gather(run, _Taps(pipe, sites, needed, max_rows), inputs, size, bar)) is None:
+        while (recording := _gather(run, _Taps(run, sites, needed, max_rows), inputs, size, bar)) is None:
             size = 1  # some denoisers join all prompts of a batch to one sequence of tokens
     return recording
 
@@ -182,9 +182,10 @@ def _gather(
 class _Taps:
     """Hooks on the sites, and the rows that they gathered so far."""
 
-    def __init__(self, pipe: Any, sites: Sequence[Site], needed: Mapping[str, int], max_rows: int | None) -> None:
-        networks = denoisers(pipe)
-        self.modules = {site.name: site_module(pipe, site.name) for site in sites}
+    def __init__(self, run: PartialRun, sites: Sequence[Site], needed: Mapping[str, int], max_rows: int | None) -> None:
+        networks = denoisers(run.pipe)
+        self.modules = {site.name: site_module(run.pipe, site.name) for site in sites}
+        self.guided = run.guided
         self.networks = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
         self.sites, self.needed, self.max_rows = sites, needed, max_rows
         self.leaders: dict[str, str] = {}  # site -> the site of its group that is recorded
@@ -227,6 +228,8 @@ class _Taps:
             self.leaders[site.name] = self.fed.setdefault(identity, (tensor, site.name))[1]
         if self.leaders[site.name] != site.name:
             return
+        if self.guided:
+            tensor = tensor.chunk(2)[1]
         self.packed = self.prompts > 1 and (
             tensor.shape[0] % self.prompts > 0 or (tensor.ndim == 2 and tensor.shape[0] != self.prompts)
         )

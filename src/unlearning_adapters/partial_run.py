@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils import load_image
 from PIL import Image
@@ -32,7 +33,10 @@ GUIDANCE_OFF = {
     "audio_stg_scale": 0.0,
     "pag_scale": 0.0,
 }
+# Fails with guidance off (diffusers 0.42): there the first half of the batch is the unconditional prompt.
+ALWAYS_GUIDED = {"TextToVideoZeroPipeline"}
 GUIDANCE_ONLY = {"guidance_scale_2", "negative_prompt"}  # of no use without guidance
+SCHEDULE = {"sigmas", "timesteps"}
 SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
 TEMPORAL_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 SIDE_MULTIPLE = 32  # some pipelines refuse other sizes
@@ -64,9 +68,11 @@ class PartialRun:
         given = dict(call_kwargs or {})
         check_keys(f"call_kwargs for {type(pipe).__name__}", given, self.accepted)
         small = _small_video(pipe) if any_video else {}
-        if {"sigmas", "timesteps"} & set(given):
+        if SCHEDULE & set(given):
             small.pop("num_inference_steps", None)
-        self.arguments = self._only_accepted({**small, **given, **_no_guidance(self.accepted), "output_type": "latent"})
+        self.guided = type(pipe).__name__ in ALWAYS_GUIDED
+        without = {} if self.guided else _no_guidance(self.accepted)
+        self.arguments = self._only_accepted({**small, **given, **without, "output_type": "latent"})
         for name in GUIDANCE_ONLY:
             self.arguments.pop(name, None)
 
@@ -76,9 +82,11 @@ class PartialRun:
         return "prompt" in self.accepted
 
     @property
-    def needs_image(self) -> bool:
-        """Whether each call gets an image, so that prompts are passed one by one."""
-        return self.image in self.arguments or self.image in self.required
+    def one_by_one(self) -> bool:
+        """Whether each call gets pictures, or tensors made of them, so that prompts are passed one by one."""
+        if self.image in self.arguments or self.image in self.required:
+            return True
+        return any(_holds_pictures(value) for name, value in self.arguments.items() if name not in SCHEDULE)
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], image: Any = None) -> bool:
         """Run until a hook raises `StopRun`, or to the end; return whether it was stopped.
@@ -124,6 +132,12 @@ def _parameters(pipe: Any) -> tuple[set[str], set[str]]:
     return set(names), {name for name in names if parameters[name].default is inspect.Parameter.empty}
 
 
+def _holds_pictures(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_pictures, value))
+    return isinstance(value, (Image.Image, np.ndarray, torch.Tensor))
+
+
 def _no_guidance(accepted: set[str]) -> dict[str, float]:
     if "true_cfg_scale" in accepted:  # `guidance_scale` is then an embedding that the denoiser was trained with
         return {"true_cfg_scale": 1.0}
@@ -144,6 +158,8 @@ def _small_video(pipe: Any) -> dict[str, Any]:
         patch = UNET_SIDE
     side = math.lcm(_factor(pipe, SPATIAL_FACTORS, 8) * int(patch), SIDE_MULTIPLE)
     frames = _factor(pipe, TEMPORAL_FACTORS, 1) + 1
+    if hasattr(pipe, "min_duration"):  # MiniMax H3 refuses shorter videos
+        frames = math.ceil(pipe.min_duration * pipe.fps)
     return {"height": side, "width": side, "num_frames": frames, **few}
 
 
@@ -160,6 +176,8 @@ def _unchanged(pipe: Any, seed: int) -> Iterator[None]:
         stack.enter_context(_own_random_state(seed))
         stack.enter_context(_same_attributes(pipe))
         for component in components:
+            if hasattr(component, "set_attn_processor"):
+                stack.enter_context(_same_processors(component))
             if hasattr(component, "set_timesteps"):
                 stack.enter_context(_same_scheduler(component))
             elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
@@ -194,6 +212,17 @@ def _same_attributes(pipe: Any) -> Iterator[None]:
         for name, value in before.items():
             if name == "_progress_bar_config" or value is None or isinstance(value, (bool, int, float, str)):
                 vars(pipe)[name] = value
+
+
+@contextmanager
+def _same_processors(network: Any) -> Iterator[None]:
+    """Restore attention processors: some pipelines swap them for a run, and swap them back in their last lines."""
+    before = dict(network.attn_processors)
+    try:
+        yield
+    finally:
+        if any(before.get(name) is not processor for name, processor in network.attn_processors.items()):
+            network.set_attn_processor(before)
 
 
 @contextmanager
