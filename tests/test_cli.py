@@ -30,6 +30,7 @@ HELP = [
     ["build"],
     ["inspect"],
     ["apply"],
+    ["eval"],
     ["push"],
     ["pull"],
     ["concepts"],

@@ -28,10 +28,11 @@ BUILD_OPTIONS = ("method", "strength", "rank", "epsilon", "components", "contras
 
 @dataclass(frozen=True)
 class Report:
-    """What a command found: `data` for --json, `text` for people."""
+    """What a command found: `data` for --json, `text` for people; with a `failure` the exit code is 1."""
 
     data: dict[str, Any]
     text: str
+    failure: str = ""
 
 
 def demo(options: Namespace) -> Report:
