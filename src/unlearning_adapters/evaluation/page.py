@@ -58,12 +58,12 @@ def render_body(report: Report, folder: Path) -> str:
         _header(data, report.edited),
         _cards(data, report.edited),
         _arms(data),
+        gallery(report, folder),
         _strengths(data),
         _leakage(data, report.edited),
         _frames(data, report.edited),
         _table(data),
         _paired(data),
-        gallery(report, folder),
         _facts(data),
     ]
     return "\n".join(part for part in parts if part)

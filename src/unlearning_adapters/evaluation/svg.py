@@ -27,7 +27,7 @@ class Mark:
     look: str = "base"
 
 
-def intervals(marks: Sequence[Mark], title: str, width: int = 520, label_width: int = 190) -> str:
+def intervals(marks: Sequence[Mark], title: str, width: int = 520, label_width: int = 206) -> str:
     """Draw one row per mark on a scale from 0 to 1: a dot, its interval, and the number beside it."""
     scale = width - label_width - 60
     height = ROW * len(marks) + 26
@@ -35,7 +35,7 @@ def intervals(marks: Sequence[Mark], title: str, width: int = 520, label_width: 
     for index, mark in enumerate(marks):
         y = ROW * index + ROW / 2
         parts.append(
-            f'<text x="{label_width - 12}" y="{y + 4}" text-anchor="end">{escape(_short(mark.label, 30))}</text>'
+            f'<text x="{label_width - 12}" y="{y + 4}" text-anchor="end">{escape(_short(mark.label, 28))}</text>'
         )
         if mark.value is None:
             parts.append(f'<text class="muted" x="{label_width + 6}" y="{y + 4}">not applicable</text>')
@@ -48,7 +48,7 @@ def intervals(marks: Sequence[Mark], title: str, width: int = 520, label_width: 
 
 
 def curves(
-    series: Mapping[str, Sequence[tuple[float, float, float, float]]], title: str, x_label: str, width: int = 520
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]], title: str, x_label: str, width: int = 760
 ) -> str:
     """Draw lines over a scale from 0 to 1, with their intervals as bands.
 
@@ -66,9 +66,9 @@ def curves(
         y = top + high * (1 - tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="muted" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for x in dict.fromkeys(xs) if len({*xs}) <= 9 else (min(xs), max(xs)):
+    for x in _ticks(xs):
         place = left + (right - left) * (x - low) / span
-        parts.append(f'<text class="muted" x="{place:.1f}" y="{top + high + 18}" text-anchor="middle">{x:g}</text>')
+        parts.append(f'<text class="muted" x="{place:.1f}" y="{top + high + 18}" text-anchor="middle">{x:.3g}</text>')
     taken: list[float] = []
     for name, points in series.items():
         drawn = [
@@ -127,11 +127,21 @@ def matrix(
                 f'fill-opacity="{strength:.2f}"/>'
             )
             text = ("" if value == 0 else f"{value:+.2f}") if signed else f"{value:.2f}"
-            ink = "strong" if strength > 0.55 else "muted"
+            ink = "strong" if strength > 0.55 else ("" if strength > 0.2 else "muted")
             parts.append(
                 f'<text class="{ink}" x="{x + wide / 2}" y="{y + high / 2 + 4}" text-anchor="middle">{text}</text>'
             )
     return _svg(left + wide * len(columns) + 4, top + high * len(rows) + 4, title, parts)
+
+
+def _ticks(xs: Sequence[float]) -> list[float]:
+    """Return values to write below an axis: those of the points, without such as would touch."""
+    least, span = min(xs), max(xs) - min(xs)
+    chosen = [least]
+    for x in sorted({*xs}):
+        if x - chosen[-1] >= 0.08 * span and x > least:
+            chosen.append(x)
+    return chosen
 
 
 def _grid(left: float, scale: float, height: float) -> str:
