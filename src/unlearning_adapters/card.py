@@ -63,18 +63,23 @@ class Measured:
 
     @classmethod
     def from_result(cls, result: Mapping[str, Any], method: str = "ridge") -> "Measured":
-        """Read the result of `run_demo`, or one concept of `benchmarks/erasure.json`.
+        """Read the result of `run_demo`, the report of an evaluation, or one concept of `benchmarks/erasure.json`.
 
         Args:
             result: The dictionary, with a value, an interval and counts per rate and arm.
             method: Method of the adapter, which names its arm in a benchmark.
 
         Raises:
-            ConfigError: If the base, the adapter, the control, or one of their rates is missing or not a number.
+            ConfigError: If the base, the adapter, the control, or one of their rates is missing or not a number, or the
+                report says of itself that it is void.
         """
+        if result.get("status") == "void":
+            reasons = " ".join(map(str, result.get("reasons", ())))
+            raise ConfigError(f"The measured result is void and cannot go on a card: {reasons[:300]}")
         try:
             benchmark = "arms" in result
-            names = ("base", method, "random") if benchmark else ("base", "attached", "random_direction")
+            edited = "edited" if "schema" in result else method
+            names = ("base", edited, "random") if benchmark else ("base", "attached", "random_direction")
             arms = result["arms"] if benchmark else result
             table = {
                 title: {rate: _read_cell(arms[name], rate) for rate in RATES}

@@ -27,6 +27,7 @@ def eval_options(command: ArgumentParser) -> None:
     add("--fused", action="store_true", help="write the adapter into the weights for its arm")
     add("--no-controls", dest="controls", action="store_false", help="run no controls; the report is then void")
     add("--gate", type=float, metavar="X", help="share of forget prompts that the base must show (default: 0.9 or 0.5)")
+    add("--features", metavar="NAME", help="take Frechet and kernel distances: 'random', or package.module:callable")
     add("--rescore", metavar="DIR", help="compute the report of a run anew; nothing is generated")
     add(
         "--fail-under",
@@ -80,6 +81,7 @@ def _evaluate(options: Namespace, wanted: dict[str, float] | None) -> Report:
         fused=options.fused,
         strengths=options.strengths,
         gate=options.gate,
+        features=_features(options.features),
         output=options.output,
         process=process,
     )
@@ -124,7 +126,7 @@ def _rescore(options: Namespace, wanted: dict[str, float] | None) -> Report:
     from .evaluation.evaluate import rescore
 
     thresholds = _pairs(options.threshold, "--threshold")
-    report = rescore(options.rescore, options.detector, thresholds, options.gate)
+    report = rescore(options.rescore, options.detector, thresholds, options.gate, _features(options.features))
     return _written(report, options.output or options.rescore, wanted)
 
 
@@ -154,6 +156,19 @@ def _written(report: Any, folder: str, wanted: dict[str, float] | None) -> Repor
     files = [str(file) for file in (path, path.with_suffix(".md"), page)]
     data = {**{name: value for name, value in report.data.items() if name not in ("samples", "suite")}, "files": files}
     return Report({**data, "failures": failed}, "\n".join((text, *files)), "; ".join(failed))
+
+
+def _features(name: str | None) -> Any:
+    """Return the network of the distances: "random", or what a module holds."""
+    if name is None or name == "random":
+        return name
+    from importlib import import_module
+
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise EvaluationError(f"Cannot load --features {name!r}: {error}. Give package.module:callable.") from error
 
 
 def _call(texts: list[str]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def evaluate(
     fused: bool = False,
     strengths: Sequence[float] = (),
     gate: float | None = None,
+    features: Any = None,
     output: str | Path | None = None,
     progress: bool = True,
     process: Process | None = None,
@@ -62,6 +63,8 @@ def evaluate(
         strengths: Further strengths of the adapter, each an arm "strength-<value>".
         gate: Least share of forget prompts that the base must show, else no other arm is run; None takes 0.9 for
             suites with a target and 0.5 for others, 0 turns it off.
+        features: Network for Frechet and kernel distances, see `measure_distances`, or "random" for a fixed random one;
+            None takes no distances.
         output: Folder of rows and clips; an interrupted run goes on from there. None takes a temporary one.
         progress: Whether to show progress bars.
         process: This process among all of a run; None asks the launcher's environment.
@@ -89,8 +92,8 @@ def evaluate(
         if own.count > 1:
             raise EvaluationError("Several processes need a folder that all of them see. Give `output`.")
         with tempfile.TemporaryDirectory(prefix="unlearning-evaluation-") as folder:
-            return _evaluate(pipe, chosen, watching, planned, seeds, gate, Path(folder), progress, own)
-    return _evaluate(pipe, chosen, watching, planned, seeds, gate, Path(output), progress, own)
+            return _evaluate(pipe, chosen, watching, planned, seeds, gate, features, Path(folder), progress, own)
+    return _evaluate(pipe, chosen, watching, planned, seeds, gate, features, Path(output), progress, own)
 
 
 def rescore(
@@ -98,6 +101,7 @@ def rescore(
     detectors: Sequence[Any] | Mapping[str, Any] | None = None,
     thresholds: Mapping[str, float] | None = None,
     gate: float | None = None,
+    features: Any = None,
     progress: bool = True,
 ) -> Report:
     """Compute the report of a run anew, with other thresholds or detectors; nothing is generated.
@@ -107,6 +111,7 @@ def rescore(
         detectors: Detectors that look at the stored clips; None keeps what was seen, and needs the same detectors.
         thresholds: Threshold by the name of a detector.
         gate: Least share of forget prompts that the base must show; None keeps that of the run.
+        features: As for `evaluate`.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -127,7 +132,7 @@ def rescore(
     record |= {"detectors": [detector.describe() for detector in watching]}
     record |= {} if gate is None else {"gate": gate}
     _write_record(Path(folder), record)
-    return make_report(record, store.rows(), suite, watching)
+    return make_report(record, store.rows(), suite, watching, _distances(store, suite, features))
 
 
 def as_suite(adapter: UnlearningAdapter | None, suite: Suite | Concept | str | Path | None) -> Suite:
@@ -197,6 +202,7 @@ def _evaluate(
     arms: Mapping[str, Arm],
     seeds: Sequence[int] | None,
     gate: float | None,
+    features: Any,
     folder: Path,
     progress: bool,
     process: Process,
@@ -221,9 +227,17 @@ def _evaluate(
             break
     if process.main:
         _write_record(folder, record)
-    report = make_report(record, store.rows(), suite, detectors)
+    report = make_report(record, store.rows(), suite, detectors, _distances(store, suite, features))
     process.wait()
     return report
+
+
+def _distances(store: Store, suite: Suite, features: Any) -> dict[str, Any] | None:
+    if features is None:
+        return None
+    from .distances import distances_of_arms
+
+    return distances_of_arms(store, suite, None if features == "random" else features)
 
 
 def _stops_at_gate(record: Mapping[str, Any], store: Store, suite: Suite, detectors: Sequence[Detector]) -> bool:

@@ -38,6 +38,7 @@ def to_markdown(data: Mapping[str, Any]) -> str:
     lines.append(_row(["mean difference from the base", *(number(drift(arm)) for arm in arms.values())]))
     lines += ["", "Rates: value [95 % Wilson interval] (counts). n/a: not applicable, which is not zero.", ""]
     lines += _paired(arms)
+    lines += _distances(arms)
     lines += _detectors(data)
     lines += _conditions(data)
     return "\n".join(lines) + "\n"
@@ -98,6 +99,23 @@ def _paired(arms: Mapping[str, Any]) -> list[str]:
                     _row([arm["title"], title, *counts, f"{test['difference']:+.2f}", p_text(test["p_value"])])
                 )
     return [*lines, ""]
+
+
+def _distances(arms: Mapping[str, Any]) -> list[str]:
+    taken = [(arm["title"], arm["distance"]) for arm in arms.values() if arm["distance"]]
+    if not taken:
+        return []
+    lines = ["## Distances from the base, on prompts that must survive", ""]
+    for title, found in taken:
+        if "error" in found:
+            lines.append(f"- {title}: {NOT_APPLICABLE}. {found['error']}")
+            continue
+        floor = found["floor"]
+        lines.append(
+            f"- {title}: Frechet {found['frechet']:.4g} (floor {floor['frechet']:.4g} at {floor['clips']} clips), kernel "
+            f"{found['kernel']:.4g} (floor {floor['kernel']:.4g}), features {found['features']}, {found['clips']} clips"
+        )
+    return [*lines, "", "They measure quality, not erasure.", ""]
 
 
 def _detectors(data: Mapping[str, Any]) -> list[str]:

@@ -93,7 +93,11 @@ def read_report(source: str | Path) -> Report:
 
 
 def make_report(
-    record: Mapping[str, Any], rows: Mapping[Key, Row], suite: Suite, detectors: Sequence[Detector]
+    record: Mapping[str, Any],
+    rows: Mapping[Key, Row],
+    suite: Suite,
+    detectors: Sequence[Detector],
+    distances: Mapping[str, Any] | None = None,
 ) -> Report:
     """Compute the report of a run from its rows; nothing is generated.
 
@@ -102,6 +106,7 @@ def make_report(
         rows: Rows by key.
         suite: The suite.
         detectors: The detectors, with the thresholds to apply; the first of the kind "concept" gives the main numbers.
+        distances: Frechet and kernel distances by arm, if they were taken.
     """
     watching = [detector for detector in detectors if detector.kind == "concept"]
     if not watching:
@@ -121,6 +126,8 @@ def make_report(
             found = measure_samples(samples[detector.name][name], suite.factor)
             floor = measure_samples(samples[detector.name][BASE], suite.factor).floor
             arms[name]["detectors"][detector.name] = _detector(found, floor, detector)
+    for name in arms:
+        arms[name]["distance"] = (distances or {}).get(name)
     repeat = arms.pop(AGAIN, None)
     gate = gate_of(suite, record.get("gate"))
     verdict = judge_report(suite, detectors, rates, arms, gate, None if repeat is None else repeat["drift"]["all"])
