@@ -18,7 +18,8 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "imageio", 
 # What `unlearn --help`, `unlearn inspect` and `import unlearning_adapters` load.
 LIGHT = (
     "__init__.py", "__main__.py", "cli.py", "commands.py", "errors.py", "config.py", "prompts.py", "concept_file.py",
-    "concepts.py", "evaluate_command.py", "adapter_file.py", "adapter_header.py", "adapter_record.py", "adapter_source.py",
+    "concepts.py", "evaluate_command.py", "adapter_file.py", "adapter_header.py", "adapter_record.py",
+    "adapter_source.py",
 )  # fmt: skip
 JUNK = re.compile(
     r"(^|/)(__pycache__|\.DS_Store|Thumbs\.db|\.(pytest|mypy|ruff)_cache|\.hypothesis|\.venv|node_modules|dist|build|runs)(/|$)"

@@ -112,8 +112,9 @@ def _distances(arms: Mapping[str, Any]) -> list[str]:
             continue
         floor = found["floor"]
         lines.append(
-            f"- {title}: Frechet {found['frechet']:.4g} (floor {floor['frechet']:.4g} at {floor['clips']} clips), kernel "
-            f"{found['kernel']:.4g} (floor {floor['kernel']:.4g}), features {found['features']}, {found['clips']} clips"
+            f"- {title}: Frechet {found['frechet']:.4g} (floor {floor['frechet']:.4g} at {floor['clips']} clips), "
+            f"kernel {found['kernel']:.4g} (floor {floor['kernel']:.4g}), features {found['features']}, "
+            f"{found['clips']} clips"
         )
     return [*lines, "", "They measure quality, not erasure.", ""]
 
