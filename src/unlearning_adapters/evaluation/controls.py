@@ -14,6 +14,8 @@ from unlearning_adapters.sites import denoisers
 
 from .arms import Arm, adapter_arm, check_unedited
 
+WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
 
 def random_arm(adapter: UnlearningAdapter, strength: float | None = None, fused: bool = False, seed: int = 0) -> Arm:
     """Return the arm of a random direction, as strong as the adapter and at the same sites.
@@ -113,6 +115,8 @@ def destructible_weights(pipe: Any) -> list[Tensor]:
 def flip_signs(weight: Tensor, share: float, seed: int) -> None:
     """Change the sign of a random share of a weight's entries in place; twice is bit for bit not at all."""
     generator = torch.Generator("cpu").manual_seed(seed)
+    whole = WHOLE_NUMBERS[weight.element_size()]  # bits, so that what is no number keeps its bits as well
+    sign = torch.iinfo(whole).min
     for row in weight:
         chosen = torch.rand(row.shape, generator=generator) < share
-        row.copy_(torch.where(chosen.to(row.device), -row, row))
+        row.view(whole).bitwise_xor_(chosen.to(row.device, whole) * sign)

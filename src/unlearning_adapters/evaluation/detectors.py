@@ -163,6 +163,8 @@ def as_detection(result: Any, name: str = "detector") -> Detection:
     if isinstance(result, Mapping) and all(isinstance(value, str) for value in result.values()):
         return Detection(labels=dict(result))
     try:
+        if result is None:
+            raise TypeError
         scores = np.asarray(result.detach().cpu() if hasattr(result, "detach") else result, dtype=np.float64)
     except (TypeError, ValueError):
         scores = np.empty((0, 0))
@@ -230,7 +232,8 @@ def as_detectors(values: Sequence[Any] | Mapping[str, Any]) -> tuple[Detector, .
         EvaluationError: If two have one name.
     """
     named = values.items() if isinstance(values, Mapping) else ((None, value) for value in values)
-    found = [load_detector(value) if isinstance(value, str) else as_detector(value, name) for name, value in named]
+    loaded = [(name, load_detector(value) if isinstance(value, str) else value) for name, value in named]
+    found = [as_detector(value, name) for name, value in loaded]
     names = [detector.name for detector in found]
     for index, name in enumerate(names):
         if name in names[:index]:

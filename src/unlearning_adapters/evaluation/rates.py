@@ -21,7 +21,8 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
     share, extra = hits / count, z * z / count
     middle = share + extra / 2
     half = z * sqrt(share * (1 - share) / count + extra / (4 * count))
-    return max(0.0, (middle - half) / (1 + extra)), min(1.0, (middle + half) / (1 + extra))
+    low, high = (middle - half) / (1 + extra), (middle + half) / (1 + extra)
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding must not put the share outside
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from unlearning_adapters.concepts import Concept
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.prompts import is_prompt, plain, show, similarity
 
-from .metrics import FORGET, NEIGHBOUR, ROLES, UNRELATED
+from .metrics import FORGET, GENERIC, NEIGHBOUR, ROLES, UNRELATED
 
 NEAR = 0.75  # similarity from which a test prompt counts as too near to a pair
 
@@ -193,7 +193,7 @@ class Suite:
         """Return test prompts that are too near to a side of a pair: prompt, side and their similarity (Jaccard)."""
         found = []
         for part in self.sets:
-            for prompt in part.prompts if part.held_out else ():
+            for prompt in part.prompts if part.held_out and part.role not in (UNRELATED, GENERIC) else ():
                 near = max(((similarity(prompt.text, side), side) for side in self.sides), default=(0.0, ""))
                 if near[0] >= NEAR or plain(prompt.text) == plain(near[1]):
                     found.append((prompt.text, near[1], round(near[0], 3)))

@@ -80,14 +80,15 @@ def suite_from_dict(values: Any, folder: Path | None = None) -> Suite:
 
     Args:
         values: A mapping with "sets", a list of sets or a mapping of sets by name. A set has a "role", and "prompts", a
-            list of texts or of mappings, or a "file" with prompts.
+            list of texts or of mappings, or a "file" with prompts. A plain list stands for the prompts of a set that is
+            named after its role.
         folder: Folder to which the paths of files are relative.
     """
     if not isinstance(values, Mapping) or "sets" not in values:
         raise EvaluationError(f"Expected a suite to be a mapping with `name` and `sets`, but got {show(values)}.")
     check_keys("a suite", values, SUITE_KEYS)
     given = values["sets"]
-    listed = [{"name": name, **part} for name, part in given.items()] if isinstance(given, Mapping) else given
+    listed = [_named(name, part) for name, part in given.items()] if isinstance(given, Mapping) else given
     if not isinstance(listed, list):
         raise EvaluationError(f"Expected `sets` to be a list or a mapping, but got {show(given)}.")
     sets = [part for index, entry in enumerate(listed, start=1) for part in _sets(index, entry, folder)]
@@ -146,6 +147,13 @@ def _grouped(entries: list[dict[str, Any]], role: str) -> list[PromptSet]:
         group = groups.setdefault((name, own_role), [])
         group.append(_prompt(entry, number))
     return [PromptSet(name, own_role, tuple(prompts)) for (name, own_role), prompts in groups.items()]
+
+
+def _named(name: Any, part: Any) -> Any:
+    """Return a set of a mapping by name; a plain list stands for its prompts."""
+    if isinstance(part, list):
+        return {"name": name, "prompts": part}
+    return {"name": name, **part} if isinstance(part, Mapping) else part
 
 
 def _sets(index: int, entry: Any, folder: Path | None) -> list[PromptSet]:
