@@ -135,7 +135,8 @@ def launch(folder: Path, adapter: Path, suite: Path) -> subprocess.Popen[bytes]:
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--main_process_port", "0", "-m", "unlearning_adapters", "eval", "shapeworld", adapter, "-o", folder,
-        "--suite", suite, "--gate", "0", "--no-controls", "--device", "cpu", "--detector", "shapes", "--detector", "motion", "--json",
+        "--suite", suite, "--gate", "0", "--no-controls", "--device", "cpu", "--detector", "shapes",
+        "--detector", "motion", "--json",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
         ConceptError,
         ConfigError,
         DenoiserError,
+        EvaluationError,
         FuseError,
         HubError,
         SiteError,
         UnlearningError,
     )
+    from .evaluation.evaluate import evaluate, rescore
+    from .evaluation.suite import Suite
+    from .evaluation.suite_file import read_suite
     from .shapeworld.model import load_shapeworld
     from .sites import find_sites
     from .verbs import (
@@ -60,10 +64,12 @@ __all__ = [
     "ConfigError",
     "DenoiserError",
     "Direction",
+    "EvaluationError",
     "FuseError",
     "HubError",
     "Pair",
     "SiteError",
+    "Suite",
     "UnlearningAdapter",
     "UnlearningError",
     "__version__",
@@ -71,6 +77,7 @@ __all__ = [
     "delete_unlearning_adapters",
     "disable_unlearning_adapters",
     "enable_unlearning_adapters",
+    "evaluate",
     "find_sites",
     "fuse_unlearning_adapters",
     "get_active_unlearning_adapters",
@@ -81,6 +88,8 @@ __all__ = [
     "load_shapeworld",
     "load_unlearning_adapter",
     "push_unlearning_adapter",
+    "read_suite",
+    "rescore",
     "save_adapter",
     "save_unlearning_adapter",
     "set_unlearning_adapters",
@@ -95,6 +104,9 @@ _MODULES = {
     "concepts": ("Concept", "Pair", "load_concept"),
     "config": ("BuildConfig",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "evaluation.evaluate": ("evaluate", "rescore"),
+    "evaluation.suite": ("Suite",),
+    "evaluation.suite_file": ("read_suite",),
     "shapeworld.model": ("load_shapeworld",),
     "sites": ("find_sites",),
     "verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),

@@ -23,6 +23,7 @@ def eval_options(command: ArgumentParser) -> None:
     add("--call", metavar="NAME=VALUE", action="append", default=[], help="argument of the pipeline's call; repeat it")
     add("--negative-prompt", metavar="TEXT", help="add an arm: the base with this negative prompt")
     add("--without-words", action="store_true", help="add an arm: the base, the concept's words left out of prompts")
+    add("--reseeded", action="store_true", help="add an arm: the base with other noise, the scale for all drift")
     add("--rival", metavar="ADAPTER", action="append", default=[], help="add an arm with another adapter; repeat it")
     add("--fused", action="store_true", help="write the adapter into the weights for its arm")
     add("--no-controls", dest="controls", action="store_false", help="run no controls; the report is then void")
@@ -112,11 +113,13 @@ def _suite(options: Namespace, adapter: Any) -> Any:
 
 
 def _further_arms(options: Namespace, suite: Any) -> dict[str, Any]:
-    from .evaluation.arms import adapter_arm, negative_prompt_arm, reworded_arm
+    from .evaluation.arms import adapter_arm, negative_prompt_arm, reseeded_arm, reworded_arm
 
     arms = {f"rival-{index}": adapter_arm(source, part="reference") for index, source in enumerate(options.rival, 1)}
     if options.negative_prompt:
         arms["negative-prompt"] = negative_prompt_arm(options.negative_prompt)
+    if options.reseeded:
+        arms["reseeded"] = reseeded_arm()
     if options.without_words:
         arms["without-words"] = reworded_arm(suite.words)
     return arms

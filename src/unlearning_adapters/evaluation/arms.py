@@ -40,6 +40,7 @@ class Arm:
         title: A few words for people.
         call: Arguments of the pipeline's call that this arm adds, such as {"negative_prompt": "red"}.
         reword: What it does to each prompt; None leaves prompts alone.
+        reseed: Number that is added to each seed.
         details: What a report must say about it, such as the adapter's strength and hash.
     """
 
@@ -48,6 +49,7 @@ class Arm:
     title: str = ""
     call: Mapping[str, Any] = field(default_factory=dict)
     reword: Callable[[str], str] | None = None
+    reseed: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self, case: Case) -> str:
@@ -139,6 +141,13 @@ def reworded_arm(words: tuple[str, ...], replacement: str = "") -> Arm:
         "base, concept's words left out" if not replacement else f"base, concept's words replaced by {replacement!r}"
     )
     return Arm(lambda _: contextlib.nullcontext(), "reference", title, reword=reword, details={"words": list(words)})
+
+
+def reseeded_arm(offset: int = 1) -> Arm:
+    """Return the base with other noise: how far clips of one prompt are apart anyway, the scale for all drift."""
+    return Arm(
+        lambda _: contextlib.nullcontext(), "reference", "base, other noise", reseed=offset, details={"reseed": offset}
+    )
 
 
 def check_unedited(pipe: Any) -> None:

@@ -40,7 +40,7 @@ def generate_clip(pipe: Any, case: Case, call: Mapping[str, Any], text: str | No
 
         arguments["image"] = load_image(case.prompt.image)
     generator = torch.Generator(GENERATOR_DEVICE).manual_seed(case.seed)
-    output = pipe(text or case.prompt.text, generator=generator, output_type="np", **arguments)
+    output = pipe(prompt=text or case.prompt.text, generator=generator, output_type="np", **arguments)
     if not hasattr(output, "frames"):
         raise EvaluationError(
             f"{type(pipe).__name__} returned no frames: only pipelines that make clips are evaluated."

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -85,7 +85,8 @@ def make_row(run: Run, name: str, arm: Arm, case: Case, conditions: str) -> Row:
     """Make one clip, look at it, and return its row; an error of the pipeline becomes a row that says so."""
     start = time.perf_counter()
     try:
-        clip = generate_clip(run.pipe, case, {**run.suite.generation, **arm.call}, arm.text(case))
+        asked = replace(case, seed=case.seed + arm.reseed)
+        clip = generate_clip(run.pipe, asked, {**run.suite.generation, **arm.call}, arm.text(case))
     except Exception as error:  # of a foreign pipeline: anything; the row counts as an error
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         return Row(name, *case.key, conditions, error=text)
