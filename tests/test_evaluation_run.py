@@ -199,7 +199,9 @@ def test_thresholds_and_detectors_change_without_the_model(report: Report, folde
 
 def test_a_report_enters_a_card(report: Report, adapter: UnlearningAdapter) -> None:
     text = card.render_card(adapter.info, "org/no-red", sites=len(adapter.sites), result=report.data)
-    assert "Measured at strength 1.2 on 3 held-out prompts" in text and "0.00 [0.00, 0.56] (0/3)" in text
+    other = card.render_card(adapter.info, result={**report.data, "neighbours": 7})
+    assert "Measured at strength 1.2 on 3 held-out prompts that name the concept and 7 that name its" in other
+    assert "that name the concept and 3 that name its" in text and "0.00 [0.00, 0.56] (0/3)" in text
     with pytest.raises(ConfigError, match="is void and cannot go on a card: No control"):
         card.render_card(adapter.info, result={**report.data, "status": "void", "reasons": ["No control."]})
 

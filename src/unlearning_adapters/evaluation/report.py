@@ -11,7 +11,7 @@ from unlearning_adapters.errors import EvaluationError
 from .arms import BASE, RANDOM
 from .compare import compare_arms, compare_scores, compare_with_control, drift_by_role, scores_of
 from .detectors import Detector
-from .metrics import FORGET, ArmRates, Sample, measure_samples, rate_to_dict
+from .metrics import FORGET, NEIGHBOUR, ArmRates, Sample, measure_samples, rate_to_dict
 from .rates import Rate, correct_rate
 from .rows import Key, Row
 from .run import AGAIN
@@ -139,6 +139,7 @@ def make_report(
             "cautions": list(verdict.cautions),
             "concept": suite.name,
             "clips": sum(sample.role == FORGET for sample in main[BASE]),
+            "neighbours": sum(sample.role == NEIGHBOUR for sample in main[BASE]),
             "gate": gate,
             "gate_failures": check_gate(rates[BASE], arms[BASE]["shown"]["value"], gate),
             "arms": arms,
