@@ -37,7 +37,7 @@ def gallery(report: Report, folder: Path) -> str:
     for title, note, chosen in (
         ("Prompts that ask for the concept", "A random sample, drawn by a fixed seed.", draw(forget)),
         ("Prompts that must survive", "A random sample, drawn by a fixed seed.", draw(others)),
-        ("Worst cases", "First clips that still show the concept, then lost neighbours, then failures.",
+        ("Worst cases", "Clips that still show the concept, then lost neighbours, failures, and what is unclear.",
          worst_cases(data, edited)),
     ):  # fmt: skip
         shown = "".join(clips.show(sample, ("base", edited)) for sample in chosen)

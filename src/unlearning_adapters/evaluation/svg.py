@@ -70,7 +70,7 @@ def curves(
         place = left + (right - left) * (x - low) / span
         parts.append(f'<text class="muted" x="{place:.1f}" y="{top + high + 18}" text-anchor="middle">{x:.3g}</text>')
     taken: list[float] = []
-    for name, points in series.items():
+    for name, points in sorted(series.items(), key=lambda item: -item[1][-1][1] if item[1] else 0.0):
         drawn = [
             (left + (right - left) * (x - low) / span, *(top + high * (1 - v) for v in rest)) for x, *rest in points
         ]
