@@ -30,6 +30,7 @@ HELP = [
     ["build"],
     ["inspect"],
     ["apply"],
+    ["eval"],
     ["export"],
     ["push"],
     ["pull"],

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
         ConceptError,
         ConfigError,
         DenoiserError,
+        EvaluationError,
         FuseError,
         HubError,
         SiteError,
         UnlearningError,
     )
+    from .evaluation.evaluate import evaluate, rescore
+    from .evaluation.suite import Suite
+    from .evaluation.suite_file import read_suite
     from .export import ExportedLora, export_lora
     from .pairs import Pair
     from .shapeworld.model import load_shapeworld
@@ -64,11 +68,13 @@ __all__ = [
     "DenoiserError",
     "DenoiserPipeline",
     "Direction",
+    "EvaluationError",
     "ExportedLora",
     "FuseError",
     "HubError",
     "Pair",
     "SiteError",
+    "Suite",
     "UnlearningAdapter",
     "UnlearningError",
     "__version__",
@@ -76,6 +82,7 @@ __all__ = [
     "delete_unlearning_adapters",
     "disable_unlearning_adapters",
     "enable_unlearning_adapters",
+    "evaluate",
     "export_lora",
     "find_sites",
     "fuse_unlearning_adapters",
@@ -87,6 +94,8 @@ __all__ = [
     "load_shapeworld",
     "load_unlearning_adapter",
     "push_unlearning_adapter",
+    "read_suite",
+    "rescore",
     "save_adapter",
     "save_unlearning_adapter",
     "set_unlearning_adapters",
@@ -104,6 +113,9 @@ _MODULES = {
     "export": ("ExportedLora", "export_lora"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "pairs": ("Pair",),
+    "evaluation.evaluate": ("evaluate", "rescore"),
+    "evaluation.suite": ("Suite",),
+    "evaluation.suite_file": ("read_suite",),
     "shapeworld.model": ("load_shapeworld",),
     "sites": ("find_sites",),
     "verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),

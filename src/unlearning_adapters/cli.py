@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from . import commands
+from . import commands, evaluate_command
 from .config import METHODS
 from .errors import UnlearningError
 from .export_command import export, export_options
@@ -36,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Libraries print what they like: stdout belongs to the result alone.
         with contextlib.redirect_stdout(sys.stderr), _plain_warnings():
             report: commands.Report = options.run(options)
-        print(json.dumps(report.data, allow_nan=False) if hasattr(options, "json") else report.text, flush=True)
+        if report.data:  # nothing to tell in the other processes of a launcher
+            print(json.dumps(report.data, allow_nan=False) if hasattr(options, "json") else report.text, flush=True)
+        if report.failure:
+            raise UnlearningError(report.failure)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader has gone, as in `unlearn concepts | head -1`
@@ -180,6 +183,12 @@ COMMANDS: tuple[tuple[str, str, Callable[[Options], None], Callable[..., command
     ("inspect", "show what an adapter file says about itself", _inspect_options, commands.inspect),
     ("apply", "generate clips with adapters on a pipeline", _apply_options, commands.apply),
     ("export", "write adapters as a plain LoRA, or a pipeline with them fused", export_options, export),
+    (
+        "eval",
+        "measure what an adapter removes and what it keeps",
+        evaluate_command.eval_options,
+        evaluate_command.run_eval,
+    ),
     ("push", "push an adapter and its card to the Hub", _push_options, commands.push),
     ("pull", "download an adapter, its card and its clips from the Hub", _pull_options, commands.pull),
     (

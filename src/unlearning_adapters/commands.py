@@ -28,11 +28,12 @@ BUILD_OPTIONS = ("method", "strength", "rank", "epsilon", "components", "contras
 
 @dataclass(frozen=True)
 class Report:
-    """What a command found: `data` for --json, `text` for people, and the exit code."""
+    """What a command found: `data` for --json, `text` for people, the exit code, and why it is not 0."""
 
     data: dict[str, Any]
     text: str
     code: int = 0
+    failure: str = ""
 
 
 def demo(options: Namespace) -> Report:
