@@ -142,7 +142,7 @@ def _diff(options: Namespace, wanted: dict[str, float] | None) -> Report:
     before, after = (read_report(source) for source in options.subjects[1:])
     found = diff_reports(before, after)
     failed = [] if wanted is None else failures(after, wanted)
-    return Report({**found.to_dict(), "failures": failed}, found.to_text(), "; ".join(failed))
+    return Report({**found.to_dict(), "failures": failed}, found.to_text(), failure="; ".join(failed))
 
 
 def _written(report: Any, folder: str, wanted: dict[str, float] | None) -> Report:
@@ -158,7 +158,7 @@ def _written(report: Any, folder: str, wanted: dict[str, float] | None) -> Repor
     failed = [] if wanted is None else failures(report, wanted)
     files = [str(file) for file in (path, path.with_suffix(".md"), page)]
     data = {**{name: value for name, value in report.data.items() if name not in ("samples", "suite")}, "files": files}
-    return Report({**data, "failures": failed}, "\n".join((text, *files)), "; ".join(failed))
+    return Report({**data, "failures": failed}, "\n".join((text, *files)), failure="; ".join(failed))
 
 
 def _features(name: str | None) -> Any:
