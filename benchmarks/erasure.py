@@ -15,14 +15,15 @@ from typing import Any
 import torch
 
 from unlearning_adapters import BuildConfig, build_adapter, load_concept, load_shapeworld
-from unlearning_adapters.shapeworld.evaluate import Arm, Suite, accuracy, measure
+from unlearning_adapters.evaluation.metrics import RATES, ArmRates
+from unlearning_adapters.shapeworld.evaluate import Suite, accuracy, measure
 from unlearning_adapters.shapeworld.generate import GENERATION
 from unlearning_adapters.shapeworld.prompts import draw_prompts
 from unlearning_adapters.verbs import load_unlearning_adapter, unload_unlearning_adapters
 
 PAIRS = 5
 SEED = 417  # of the prompts and the noise; no other file uses it
-COLUMNS = ("concept_rate", "valid_rate", "context_kept", "preservation", "worst_neighbour", "motion_ratio")
+COLUMNS = (*RATES, "motion_ratio")
 
 
 def config_of(method: str) -> BuildConfig:
@@ -39,7 +40,7 @@ def measure_concept(pipe: Any, name: str, methods: list[str], clips: int, synony
     for method in methods:
         adapter = build_adapter(pipe, concept, config_of(method), progress=False)
         load_unlearning_adapter(pipe, adapter)
-        arm: Arm = measure(pipe, suite, progress=f"{name} {method}")
+        arm: ArmRates = measure(pipe, suite, progress=f"{name} {method}")
         unload_unlearning_adapters(pipe)
         arms[method] = {"strength": adapter.strength, **arm.to_dict(base)}
     return {"clips": clips, "synonyms": synonyms, "arms": arms}

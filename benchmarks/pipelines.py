@@ -9,6 +9,7 @@ import torch
 
 from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import load_concept
+from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.shapeworld.generate import GENERATION
 from unlearning_adapters.shapeworld.model import load_shapeworld
 from unlearning_adapters.verbs import load_unlearning_adapter, unload_unlearning_adapters
@@ -25,12 +26,13 @@ PROMPT = "a red circle moves left on a black background"
 def benchmark_build(sizes: Sizes) -> Iterator[Row]:
     """Compare a build for text sites with one full generation, at ShapeWorld's size and for a larger video."""
     pipe, concept = load_shapeworld(), load_concept(CONCEPT)
+    config = BuildConfig(pairs=len(concept.pairs))
     pipe.set_progress_bar_config(disable=True)
     recording = {"max_sequence_length": GENERATION["max_sequence_length"]}
     for case, settings in (("shapeworld", GENERATION), ("larger-video", {**GENERATION, **sizes.large_video})):
 
         def build() -> None:
-            build_adapter(pipe, concept, progress=False, call_kwargs=recording)
+            build_adapter(pipe, concept, config, progress=False, call_kwargs=recording)
 
         def generate(settings: dict[str, Any] = settings) -> None:
             pipe(PROMPT, generator=torch.Generator().manual_seed(0), **settings)

@@ -189,6 +189,14 @@ class _Handler(BaseHTTPRequestHandler):
         repository.refs[branch] = self._commit_of(repository, start)
         self._answer(200, {})
 
+    def tag(self, name: str, revision: str) -> None:
+        repository = self._repository(name, write=True)
+        tag = json.loads(self.body)["tag"]
+        if tag in repository.refs:
+            raise _Refusal(409, "", "Reference already exists")
+        repository.refs[tag] = self._commit_of(repository, revision)
+        self._answer(200, {})
+
     def validate(self) -> None:
         self._answer(200, {"errors": [], "warnings": []})
 
@@ -281,6 +289,7 @@ _ROUTES = (
     ("GET", f"/api/models/{_NAME}/revision/(.+)", _Handler.info),
     ("GET", f"/api/models/{_NAME}/tree/(refs/pr/[0-9]+|[^/]+)", _Handler.tree),
     ("POST", f"/api/models/{_NAME}/branch/(.+)", _Handler.branch),
+    ("POST", f"/api/models/{_NAME}/tag/(.+)", _Handler.tag),
     ("POST", f"/api/models/{_NAME}/preupload/(.+)", _Handler.preupload),
     ("POST", f"/api/models/{_NAME}/commit/(.+)", _Handler.commit),
     ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler.batch),

@@ -44,13 +44,14 @@ def planted(
 
 
 @torch.no_grad()
-def output(pipe: WanPipeline, component: str = "transformer") -> Tensor:
-    """What a denoiser predicts for a fixed input."""
+def output(pipe: WanPipeline, component: str = "transformer", *, scale: float | None = None) -> Tensor:
+    """What a denoiser predicts for a fixed input; `scale` is the one of `attention_kwargs`."""
     denoiser = getattr(pipe, component)
     maker = torch.Generator().manual_seed(0)
     latents, prompt = (torch.randn(shape, generator=maker) for shape in ((1, 16, 2, 4, 4), (1, 12, TEXT_DIM)))
     dtype = denoiser.patch_embedding.weight.dtype
-    return denoiser(latents.to(dtype), torch.tensor([500]), prompt.to(dtype), return_dict=False)[0]
+    options = {} if scale is None else {"attention_kwargs": {"scale": scale}}
+    return denoiser(latents.to(dtype), torch.tensor([500]), prompt.to(dtype), return_dict=False, **options)[0]
 
 
 def reference_output(

@@ -79,3 +79,44 @@ def leace_eraser(concept: Array, safe: Array) -> Array:
 def nearest_distances(rows: Array, others: Array) -> Array:
     """Distance of each row to the nearest of the others, by two loops."""
     return np.array([min(np.sqrt(((row - other) ** 2).sum()) for other in others) for row in rows])
+
+
+def uce_weight(
+    weight: Array, concepts: Array, guides: Array, preserved: Array, ridge: float, erase: float, keep: float
+) -> Array:
+    """UCE's closed form for one weight, as the paper sums it up: values times inverse of moments."""
+    features = weight.shape[1]
+    value, moment = ridge * weight, ridge * np.eye(features)
+    for concept, guide in zip(concepts, guides, strict=True):
+        value = value + erase * np.outer(weight @ guide, concept)
+        moment = moment + erase * np.outer(concept, concept)
+    for token in preserved:
+        value = value + keep * np.outer(weight @ token, token)
+        moment = moment + keep * np.outer(token, token)
+    return value @ np.linalg.inv(moment)
+
+
+def rece_weights(
+    weights: list[Array], concepts: Array, guides: Array, preserved: Array, rounds: int, search: float = 0.1
+) -> list[Array]:
+    """RECE's loop: UCE on every weight, then on the tokens that bring the old values back most, again and again."""
+    features = weights[0].shape[1]
+    penalty = search * np.trace(sum(weight.T @ weight for weight in weights)) / features
+    current, tokens = weights, concepts
+    for _ in range(rounds + 1):
+        ridge = 0.1 * (tokens**2).sum(axis=1).mean() / 768
+        current = [uce_weight(weight, tokens, guides, preserved, ridge, 1.0, 0.1) for weight in current]
+        left = penalty * np.eye(features) + sum(weight.T @ weight for weight in current)
+        right = sum(weight.T @ old for weight, old in zip(current, weights, strict=True))
+        tokens = np.stack([np.linalg.inv(left) @ right @ concept for concept in concepts])
+    return current
+
+
+def cure_eraser(forget: Array, retain: Array, sharpness: float) -> Array:
+    """CURE's `I - (P_f - P_f P_r)` from eigenvectors of the dense moments."""
+    projectors = []
+    for rows in (forget, retain):
+        values, vectors = np.linalg.eigh(rows.T @ rows)
+        share = np.clip(values, 0, None) / values.sum()
+        projectors.append(vectors @ np.diag(sharpness * share / ((sharpness - 1) * share + 1)) @ vectors.T)
+    return np.eye(forget.shape[1]) - projectors[0] + projectors[0] @ projectors[1]

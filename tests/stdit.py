@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from denoiser_inputs import Noise, Words
+from denoiser_inputs import Words
 
 WIDTH, HEADS, TEXT, TOKENS = 32, 4, 24, 8
 
@@ -85,21 +85,9 @@ class STDiT(nn.Module):
         return self.final_layer(x).unflatten(2, size[1:])
 
 
-def run(model: nn.Module, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-    """Predict once for each prompt from the noise of its seed."""
+def run(model: nn.Module, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Tensor:
+    """Predict once for each prompt from the noise of its generator."""
     text = torch.cat([Words(prompt)(1, TOKENS, TEXT) for prompt in prompts])
-    noise = torch.cat([Noise(seed)(1, 4, 2, 8, 8) for seed in seeds])
+    noise = torch.cat([torch.randn(1, 4, 2, 8, 8, generator=generator) for generator in generators])
     with torch.no_grad():
         return model(noise, torch.full((len(prompts),), 0.5), text)
-
-
-class Wrapped:
-    """What makes a pipeline of any module: the component's name, and a call."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.components = {"transformer": model}
-
-    def __call__(self, prompt: str | list[str], generator: torch.Generator | list[torch.Generator]) -> Tensor:
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        generators = [generator] if isinstance(generator, torch.Generator) else generator
-        return run(self.components["transformer"], prompts, [item.initial_seed() for item in generators])

@@ -17,8 +17,15 @@ from forge import INFO, OTHER, SITE, file_bytes, join, planted_adapter, small_we
 from unlearning_adapters import adapter_header, sites
 from unlearning_adapters.adapter import AdapterInfo, Direction, UnlearningAdapter
 from unlearning_adapters.adapter_file import inspect_adapter, load_adapter, save_adapter
-from unlearning_adapters.adapter_header import MAX_FILE_BYTES, read_header
-from unlearning_adapters.adapter_record import COMPONENTS
+from unlearning_adapters.adapter_header import (
+    MAX_FILE_BYTES,
+    MAX_HEADER_BYTES,
+    factor_key,
+    read_header,
+    read_key,
+    write_key,
+)
+from unlearning_adapters.adapter_record import COMPONENTS, MAX_SITES
 from unlearning_adapters.errors import AdapterFileError
 
 READ, FACTOR, WRITE = f"{SITE}.lora_A.weight", f"{SITE}.lora_B.weight", f"unlearning.lora_V.{SITE}"
@@ -114,6 +121,8 @@ def deep(levels: int) -> str:
         ('{"a": ' + "9" * 5000 + "}", "an integer has 5000 digits, and the limit is 19"),
         (deep(6), "nested 7 levels deep, and the limit is 6"),
         (deep(100_000), "nested 100,001 levels deep, and the limit is 6"),
+        ("[" * 2**20, "not with '{'"),
+        ("{" * 2**20, "its header has 1,048,576 brackets, quotes, commas and colons, and the limit is 524,288"),
         ('{"a": "' + "[" * 50, "not strict JSON: Unterminated string"),
         ('{"__metadata__": []}', "`__metadata__` of its header is not an object of texts"),
         ('{"__metadata__": {"unlearning_adapter": {}}}', "`__metadata__` of its header is not an object of texts"),
@@ -232,6 +241,14 @@ def test_a_flood_of_tensors_is_refused(tmp_path, blob):
     refuse(tmp_path, with_header(blob, flood), "it has 12,289 tensors, and the limit is 12,288")
 
 
+def test_the_largest_layout_that_is_allowed_fits_the_limits_of_json():
+    names = [f"transformer.blocks.{number}.layer" for number in range(MAX_SITES)]
+    shapes = {key(name): (1, 1) for name in names for key in (read_key, factor_key, write_key)}
+    raw = adapter_header.encode_header(AdapterInfo(**INFO).to_dict(), names, shapes)
+    header = read_header(io.BytesIO(raw), len(raw) + 4 * len(shapes), "file")
+    assert len(header.shapes) == 3 * MAX_SITES and len(raw) < MAX_HEADER_BYTES
+
+
 def test_the_largest_layout_that_is_meant_fits():
     names = [
         f"{part}.blocks.{block}.layer_{site}" for part in COMPONENTS[:2] for block in range(60) for site in range(12)
@@ -272,3 +289,31 @@ def test_changed_bytes_end_in_our_error_or_in_a_valid_adapter(changes):
         except AdapterFileError:
             return
         save_adapter(adapter, path)  # which checks it in full
+
+
+# A LoRA that was exported from adapters.
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ('{"adapters": [{"concept": "red"}]}', "it is a LoRA that was exported from 'red', for one base at fixed"),
+        ('{"adapters": [{"concept": "red"}, {"concept": 3}, 4]}', r"exported from \['red', 3\], for one base"),
+        ('{"adapters": [{"concept": "\\u001b[2J"}]}', r"exported from '\\x1b\[2J', for one base"),
+        ('{"adapters": 7}', "exported from an adapter, for one base"),
+        ("{}", "exported from an adapter, for one base"),
+        (json.dumps({"adapters": [{"concept": "x" * 9999}]}), r"exported from 'x+\.\.\., for one base"),
+        ("[", "its record is not strict JSON"),
+        ("[" * 99, "its record is nested 99 levels deep"),
+    ],
+)
+def test_an_exported_lora_is_told_from_an_adapter(tmp_path, blob, record: str, text: str) -> None:
+    exported = with_header(
+        blob, lambda header: header.update(__metadata__={"format": "pt", "unlearning_export": record})
+    )
+    refuse(tmp_path, exported, text)
+
+
+def test_an_adapter_with_the_record_of_an_export_is_refused(tmp_path, blob) -> None:
+    both = with_header(blob, lambda header: header["__metadata__"].update(unlearning_export="{}"))
+    refuse(tmp_path, both, "unknown key 'unlearning_export' in its metadata")

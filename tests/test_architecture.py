@@ -18,7 +18,9 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "imageio", 
 # What `unlearn --help`, `unlearn inspect` and `import unlearning_adapters` load.
 LIGHT = (
     "__init__.py", "__main__.py", "cli.py", "commands.py", "errors.py", "config.py", "prompts.py", "concept_file.py",
-    "concepts.py", "adapter_file.py", "adapter_header.py", "adapter_record.py", "adapter_source.py",
+    "pictures.py", "pairs.py", "concepts.py", "adapter_file.py", "adapter_header.py", "adapter_record.py",
+    "adapter_source.py", "concept_lint.py", "lint_command.py", "evaluate_command.py", "export_command.py",
+    "pipelines_command.py",
 )  # fmt: skip
 JUNK = re.compile(
     r"(^|/)(__pycache__|\.DS_Store|Thumbs\.db|\.(pytest|mypy|ruff)_cache|\.hypothesis|\.venv|node_modules|dist|build|runs)(/|$)"
@@ -29,7 +31,7 @@ TEXT = (".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".jsonl", ".cfg
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PYTHON = [*SOURCES, *sorted((ROOT / "tests").glob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
-PYTHON += sorted((ROOT / "benchmarks").rglob("*.py"))
+PYTHON += [path for folder in ("benchmarks", "fuzz", "tests/hostile") for path in sorted((ROOT / folder).rglob("*.py"))]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PYTHON}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -7,7 +7,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
 from planted import bits, direction
-from unlearning_adapters.attach import HOOK, LiveEdit, Seats, attach_edit, detach_edit, lora_branches, module_at
+from unlearning_adapters.attach import HOOK, LiveEdit, Seats, attach_edit, detach_edit, is_wrapped, module_at
 from unlearning_adapters.errors import DenoiserError
 from unlearning_adapters.stacking import StackedEdit, stack_directions
 
@@ -112,6 +112,31 @@ def test_other_hooks_stay_when_ours_goes(ours_first):
     detach_edit(linear)
     assert torch.equal(linear(x), with_other)
     assert list(linear._diffusers_hook.hooks) == ["other"]
+
+
+class Own(ModelHook):
+    """A hook with a forward of its own, as some caches of diffusers have."""
+
+    def new_forward(self, module, x):
+        return self.fn_ref.original_forward(x) + 1.0
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_a_hook_above_with_a_forward_of_its_own_stays_when_ours_goes(between):
+    """diffusers' `remove_hook` would switch it off."""
+    linear, x = nn.Linear(WIDTH, 7), tokens()
+    base = linear(x)
+    attach_edit(linear, edit())
+    registry = HookRegistry.check_if_exists_or_initialize(linear)
+    if between:
+        registry.register_hook(Add(1.0), "between")
+    registry.register_hook(Own(), "own")
+    assert not torch.equal(linear(x), base + 1.0)
+    detach_edit(linear)
+    expected = nn.functional.linear(x + 1.0 if between else x, linear.weight, linear.bias)
+    assert torch.equal(linear(x), expected + 1.0)
+    registry.remove_hook("own")
+    assert torch.equal(linear(x), expected)
 
 
 class Offload(accelerate.hooks.ModelHook):
@@ -261,10 +286,10 @@ class Lora(nn.Module):
 PATHS = ("blocks.0.to_k", "blocks.1.to_k", "blocks.1.to_v")
 
 
-def seated(denoiser: nn.Module, *, branches: bool = False) -> Seats:
+def seated(denoiser: nn.Module) -> Seats:
     seats = Seats(denoiser)
     for number, path in enumerate(PATHS):
-        (seats.branches if branches else seats.sites)[path] = LiveEdit(edit(seed=number))
+        seats.sites[path] = LiveEdit(edit(seed=number))
     seats.seat()
     return seats
 
@@ -304,21 +329,34 @@ def test_a_lora_that_goes_leaves_the_edit_on_the_layer():
     assert torch.equal(denoiser(x), expected)
 
 
-def test_of_a_fused_site_only_the_branch_of_a_lora_is_edited():
-    denoiser, x = Denoiser(), tokens()
-    seats = seated(denoiser, branches=True)
-    expected = Denoiser()
-    expected.load_state_dict(denoiser.state_dict())
-    assert torch.equal(denoiser(x), expected(x)), "no LoRA, nothing to edit"
-    wrapper = Lora(denoiser.blocks[0].to_k)
-    denoiser.blocks[0].to_k = wrapper
-    denoiser(x)
-    assert torch.equal(wrapper.base_layer.read, x)
-    assert (wrapper.lora_A["style"].read @ seats.branches["blocks.0.to_k"].edit.read.T).abs().max() < 1e-5
-    wrapper.lora_A["second"] = Layer(1)
-    denoiser(x)
-    assert all(HOOK in layer._diffusers_hook.hooks for layer in wrapper.lora_A.values())
-    assert lora_branches(wrapper) == list(wrapper.lora_A.values())
+@pytest.mark.parametrize("event", ["call", "save", "load"])
+def test_what_comes_or_goes_around_a_layer_with_a_fused_edit_is_told_before_it_matters(event):
+    denoiser, x, told, changed = Denoiser(), tokens(), [], []
+    before = trace(denoiser)
+    seats = Seats(denoiser, lambda: told.append(is_wrapped(denoiser.blocks[0].to_k)), lambda: bool(changed))
+    seats.wrapped = {PATHS[0]: False}
+    seats.seat()
+
+    def happen():
+        told.clear()
+        state = denoiser.state_dict() if event == "save" else {}
+        denoiser(x) if event == "call" else denoiser.load_state_dict(state, strict=False)
+        return list(told)
+
+    assert happen() == [], "nothing is new"
+    layer = denoiser.blocks[0].to_k
+    denoiser.blocks[0].to_k = Lora(layer)
+    assert set(happen()) == {True}
+    seats.wrapped = {PATHS[0]: True}
+    assert happen() == []
+    denoiser.blocks[0].to_k = layer
+    assert set(happen()) == {False}
+    seats.wrapped = {PATHS[0]: False}
+    changed.append("a weight")
+    assert set(happen()) == {False}
+    seats.wrapped = {}
+    seats.seat()
+    assert happen() == [] and trace(denoiser) == before and not seats.handles
 
 
 def test_a_copy_of_an_edited_denoiser_is_refused():

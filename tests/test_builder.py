@@ -208,6 +208,16 @@ def test_fewer_pairs_are_used_if_asked_for():
         build(pipe, pairs=9)
 
 
+def test_five_pairs_are_used_by_default_the_first_ones():
+    pipe = tiny.tiny_wan_pipeline()
+    more = (*CONCEPT.pairs, Pair("red trees stand in a house", "white trees stand in a house"))
+    larger = Concept("no-red", more, neutral=NEUTRAL)
+    five, six = build(pipe, larger), build(pipe, larger, pairs=6)
+    assert torch.equal(five.directions[KEY].write, build(pipe).directions[KEY].write)
+    assert not torch.allclose(five.directions[KEY].write, six.directions[KEY].write)
+    assert five.strength == build(pipe).strength
+
+
 def test_without_neutral_prompts_it_builds_and_says_so():
     pipe = tiny.tiny_wan_pipeline()
     bare = Concept("bare", CONCEPT.pairs)
@@ -237,8 +247,16 @@ def test_pairs_of_pictures_are_built_at_hidden_sites_and_refused_at_text_sites()
     for config in (BuildConfig("mean", sites="hidden", steps=1), BuildConfig("cpca", sites="hidden", steps=1)):
         adapter = build_adapter(pipe, concept, config, progress=False, call_kwargs=tiny.CALL)
         assert len(adapter.directions) == 6
-    with pytest.raises(ConceptError, match=r"At the site 'transformer\.blocks\.0\.attn2\.to_k': .* the same"):
+    refused = pytest.raises(ConceptError, match=r"At the site 'transformer\.blocks\.0\.attn2\.to_k': .* the same")
+    warned = pytest.warns(
+        UserWarning,
+        match=r"The pairs of 'pictures' differ in their pictures, but WanImageToVideoPipeline has no layer that reads "
+        r"the picture alone.*build with sites=\"hidden\"",
+    )
+    with refused, warned:
         build_adapter(pipe, concept, progress=False, call_kwargs=tiny.CALL)
+    with pytest.raises(SiteError, match=r"No image site was found in transformer .*Select 'hidden' sites"):
+        build_adapter(pipe, concept, BuildConfig(sites="image"), progress=False, call_kwargs=tiny.CALL)
 
 
 def test_low_precision_and_two_denoisers_build():

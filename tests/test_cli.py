@@ -30,12 +30,16 @@ HELP = [
     ["build"],
     ["inspect"],
     ["apply"],
+    ["eval"],
+    ["export"],
     ["push"],
     ["pull"],
     ["concepts"],
     ["concepts", "list"],
     ["concepts", "show"],
     ["concepts", "new"],
+    ["concepts", "lint"],
+    ["pipelines"],
 ]
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "huggingface_hub")
 Outcome = tuple[int, str, str]
@@ -102,7 +106,7 @@ def loaded_by(*arguments: object, before: str = "") -> set[str]:
 def test_the_table_of_commands_is_what_help_lists(unlearn: Callable[..., Outcome]) -> None:
     code, out, err = unlearn("--help")
     assert (code, err) == (0, "")
-    assert re.findall(r"^    (\w+) ", out, flags=re.MULTILINE) == [name for name, *_ in cli.COMMANDS]
+    assert re.findall(r"^    (\w+)(?= |$)", out, flags=re.MULTILINE) == [name for name, *_ in cli.COMMANDS]
     assert {command[0] for command in HELP} == {name for name, *_ in cli.COMMANDS}
 
 
@@ -123,10 +127,15 @@ def test_help_tells_the_defaults_of_the_functions(unlearn: Callable[..., Outcome
     demo = {name: str(item.default) for name, item in inspect.signature(run_demo).parameters.items()}
     assert told("demo") == {name: demo[name] for name in ("concept", "clips", "output")}
     config, shown = BuildConfig(), told("build")
-    for name in ("method", "rank", "epsilon", "components", "contrast", "sites", "seed"):
+    for name in ("method", "rank", "epsilon", "components", "contrast", "seed"):
         assert shown[name] == f"{getattr(config, name)}".removesuffix(".0")
-    assert (config.strength, config.blocks, config.pairs) == (None, None, None)
-    assert (shown["strength"], shown["blocks"], shown["pairs"]) == ("calibrated on the pairs", "all", "all")
+    assert (config.strength, config.blocks, config.pairs, config.sites) == (None, None, None, None)
+    assert (shown["strength"], shown["blocks"], shown["pairs"]) == (
+        "calibrated on the pairs",
+        "all",
+        "5, or all if there are fewer",
+    )
+    assert shown["sites"] == "by the pairs"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +181,7 @@ def test_help_and_inspect_import_nothing_heavy(adapter_folder: Path) -> None:
     assert loaded_by("inspect", adapter_folder) == set()
     assert loaded_by("inspect", adapter_folder, "--json") == set()
     assert loaded_by("concepts") == set()
+    assert loaded_by("pipelines") == set()
 
 
 def test_the_check_of_imports_sees_them() -> None:

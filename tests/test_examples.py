@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from unlearning_adapters.adapter_file import FILE_NAME, load_adapter
 
@@ -74,6 +75,17 @@ def test_fuse_and_save(tmp_path: Path) -> None:
     assert float(saved) < 1e-3
     assert "unfused, bit for bit the base: True" in out
     assert (tmp_path / "shapeworld-without-red" / "model_index.json").is_file()
+
+
+def test_export(tmp_path: Path) -> None:
+    out = run_example("06_export", tmp_path)
+    assert written(out) == [tmp_path / "lora" / FILE_NAME, tmp_path / "no-red-no-left.safetensors"]
+    assert f"{FILE_NAME} of rank 2 for 12 layers: transformer of shapeworld\n" in out
+    changes, differs = (float(value) for value in re.findall(r"(?:up to|at most) (\S+)$", out, flags=re.MULTILINE))
+    assert changes > 1 and differs < 1e-3
+    assert out.rstrip().endswith(" with diffusion_model.blocks.0.cross_attn.k.lora_A.weight, ...")
+    found = load_file(tmp_path / "no-red-no-left.safetensors")
+    assert len(found) == 24 and all(name.startswith("diffusion_model.blocks.") for name in found)
 
 
 @pytest.mark.parametrize("name", ["01_build"])

@@ -51,6 +51,7 @@ def test_the_reader_of_the_specification_reads_our_files(tmp_path, monkeypatch):
         f"| sites; tensors | {adapter_record.MAX_SITES:,}; {3 * adapter_record.MAX_SITES:,} |",
         f"| rank | {adapter_header.MAX_RANK} |",
         f"no more than {adapter_record.MAX_DEPTH} levels of nesting",
+        f"no more than {adapter_record.MAX_MARKS:,} of the characters",
         f"Texts have at most {adapter_record.MAX_TEXT:,} characters",
         f"one line of 1 to {adapter_record.MAX_NAME} characters each",
         f"number from 0 to {MAX_STRENGTH:g}: the default strength",

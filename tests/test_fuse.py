@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -33,6 +33,17 @@ def exact(weight: torch.Tensor, joint: StackedEdit) -> torch.Tensor:
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(fuse, "BLOCK_ELEMENTS", 5 * 40)  # 5 blocks of 24 rows, the last one not full
+
+
+@pytest.fixture
+def three_parts(monkeypatch, small_blocks):
+    """Parts of 2, 2 and 1 blocks, each on a thread of its own."""
+    monkeypatch.setattr(fuse, "PART_ELEMENTS", 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    assert torch.get_num_threads() == 3, "the number of threads is changed"
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("cycles", [1, 20])
@@ -68,7 +79,7 @@ def test_a_plain_difference_would_not_restore_it():
     back = (linear.weight.detach().float() + record.left @ record.right).bfloat16()
     missed = (back != before).float().mean()
     assert 0.001 < missed < 0.1
-    assert len(record.index) == pytest.approx(float(missed) * before.numel(), rel=0.2)
+    assert len(record.value) == pytest.approx(float(missed) * before.numel(), rel=0.2)
 
 
 @settings(max_examples=40, deadline=None)
@@ -79,6 +90,7 @@ def test_a_plain_difference_would_not_restore_it():
     scale=st.sampled_from([1e-9, 1e-6, 1e-3, 1.0, 100.0]),
     seed=st.integers(0, 10_000),
 )
+@example(dtype=torch.float64, shape=(1, 5), strength=1.0, scale=1e-9, seed=597)  # two zeros change their signs
 def test_unfuse_restores_every_bit_of_any_weight(dtype, shape, strength, scale, seed):
     linear = layer(*shape, dtype=dtype, seed=seed)
     with torch.no_grad():
@@ -121,9 +133,68 @@ def test_restoring_does_not_depend_on_threads_or_blocks(monkeypatch):
     assert torch.equal(bits(linear.weight), before)
 
 
-def test_the_record_is_small():
-    linear = layer(1024, 1024, torch.bfloat16)
-    share = fuse_edit(linear, edit(1024)).nbytes / linear.weight.nbytes
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parts_that_are_fused_side_by_side_make_up_the_whole(dtype, three_parts):
+    linear, joint = layer(dtype=dtype), edit(strengths=(1.0, 0.7))
+    before, expected = bits(linear.weight), exact(linear.weight.detach(), joint)
+    assert fuse._parts(linear.weight) == [slice(0, 10), slice(10, 20), slice(20, 24)]
+    record = fuse_edit(linear, joint)
+    error = (linear.weight.detach().double() - expected).abs()
+    assert torch.all(error <= HALF_ULP[dtype] * expected.abs() + 2e-7)
+    unfuse_edit(linear, record)
+    assert torch.equal(bits(linear.weight), before)
+
+
+def test_a_part_that_cannot_be_fused_undoes_the_others(three_parts):
+    linear = layer(dtype=torch.bfloat16)
+    with torch.no_grad():
+        linear.weight[23, 5] = float("nan")
+    before, taken = bits(linear.weight), []
+    add = fuse._Block.add
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fuse._Block, "add", lambda block, *args: (taken.append(args[2]), add(block, *args)))
+        with pytest.raises(FuseError, match="not finite, so that it cannot be fused. Nothing was changed"):
+            fuse_edit(linear, edit())
+    assert taken.count(1) == 4, "four blocks were written, and then restored"
+    assert torch.equal(bits(linear.weight), before)
+
+
+def test_a_part_that_cannot_be_restored_fuses_the_others_again(three_parts, monkeypatch):
+    linear = layer(dtype=torch.bfloat16)
+    record = fuse_edit(linear, edit())
+    fused, add = bits(linear.weight), fuse._Block.add
+
+    def add_otherwise(block, left, right, sign):
+        add(block, left, right, sign)
+        if sign == 1 and torch.equal(left, record.left[10:15]):
+            block.result[0, 0] += 1.0
+
+    monkeypatch.setattr(fuse._Block, "add", add_otherwise)
+    with pytest.raises(FuseError, match="rounds otherwise"):
+        unfuse_edit(linear, record)
+    assert torch.equal(bits(linear.weight), fused)
+
+
+def test_the_missed_elements_of_all_pages_are_found_again():
+    """The pages are of 65,536 elements, and begin within rows."""
+    linear = layer(500, 333, torch.bfloat16)
+    before = linear.weight.detach().clone()
+    record = fuse_edit(linear, edit(333))
+    trial = (linear.weight.detach().float() + record.left * record.right).bfloat16()
+    missed = (bits(trial) != bits(before)).view(-1).nonzero().view(-1)
+    assert len(record.pages) == 4 and len(missed) > 1000
+    index, value = record.missed(slice(0, 500))
+    assert torch.equal(index, missed) and torch.equal(value, before.view(-1)[missed])
+    for rows in (slice(0, 1), slice(190, 210), slice(499, 500)):
+        index, value = record.missed(rows)
+        inside = missed[(missed >= rows.start * 333) & (missed < rows.stop * 333)]
+        assert torch.equal(index + rows.start * 333, inside) and torch.equal(value, before.view(-1)[inside])
+
+
+@pytest.mark.parametrize(("width", "strength"), [(1024, 1.0), (1024, 2.0), (5120, 1.0)])
+def test_the_record_is_small(width, strength):
+    linear = layer(512, width, torch.bfloat16)
+    share = fuse_edit(linear, edit(width, strengths=(strength,))).nbytes / linear.weight.nbytes
     assert 0.01 < share <= 0.15
 
 
@@ -148,7 +219,7 @@ def test_any_layout_of_the_weight_will_do(small_blocks):
     shifted.weight.data = torch.cat([torch.zeros(1), plain.weight.data.view(-1)])[1:].view(24, 40)
     records = [fuse_edit(linear, edit()) for linear in (plain, strided, shifted)]
     for linear, record in zip((plain, strided, shifted), records, strict=True):
-        assert torch.equal(linear.weight, plain.weight) and torch.equal(record.index, records[0].index)
+        assert torch.equal(linear.weight, plain.weight) and torch.equal(record.place, records[0].place)
     unfuse_edit(strided, records[1])
     assert torch.equal(bits(strided.weight), bits(layer().weight))
 
@@ -168,7 +239,7 @@ def test_nothing_to_remove_changes_nothing():
     linear = layer()
     before = bits(linear.weight)
     record = fuse_edit(linear, edit(strengths=(0.0,)))
-    assert torch.equal(bits(linear.weight), before) and len(record.index) == 0
+    assert torch.equal(bits(linear.weight), before) and len(record.value) == 0
     unfuse_edit(linear, record)
     assert torch.equal(bits(linear.weight), before)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import reference
+from unlearning_adapters import stacking
 from unlearning_adapters.adapter import Direction
 from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.stacking import (
@@ -24,6 +25,7 @@ from unlearning_adapters.stacking import (
     project_lora,
     stack_directions,
     stack_report,
+    stacked_factors,
     weight_factor,
 )
 
@@ -87,6 +89,9 @@ def test_the_edit_equals_the_dense_reference(seeds: list[int], strengths: list[f
     assume(stack_report(directions, dials) == StackReport())
     active = [(d, s) for d, s in zip(directions, dials, strict=True) if s > 0]
     assume(active)
+    # A row that shares most of itself with stronger ones has another L (docs/maths.md 5, rule 3); no report says so.
+    L = stacking._plan(stacking._active_rows(directions, dials)).dials
+    assume(torch.equal(L, L.diag().diag()))
     matrix = reference.dense_edit(
         [d.read.double().numpy() for d, _ in active],
         [d.write.double().numpy() for d, _ in active],
@@ -291,6 +296,34 @@ def test_the_edited_weight_is_the_weight_of_the_edited_input() -> None:
     assert lora_A.shape == (3, 24) and lora_B.shape == (7, 3)
     torch.testing.assert_close(x @ (weight + lora_B @ lora_A).T, after, atol=1e-4, rtol=1e-4)
     assert (after - x @ weight.T).abs().max() > 0.1
+
+
+def test_factors_come_from_the_outputs_of_the_writes_as_from_the_weight() -> None:
+    weight, one, two = random_rows(5, 7, 24), oblique(1, rank=2), oblique(2)
+    twin = Direction(two.read.clone(), two.write.clone())
+    gap = Direction(*(torch.cat([rows[:1], torch.zeros(1, 24), rows[1:]]) for rows in (one.read, one.write)))
+    cases = ([one, two], [1.0, 1.4]), ([two, gap, twin], [0.5, 1.0, 0.9]), ([two], [1.3]), ([one, two], [0.0, 1.0])
+    for directions, strengths in cases:
+        edit = stack_directions(directions, strengths)
+        outputs = [weight @ direction.write.T for direction in directions]
+        lora_A, lora_B = stacked_factors(directions, strengths, outputs)
+        expected_A, expected_B = lora_factors(weight, edit)
+        assert torch.equal(lora_A, expected_A) and lora_B.dtype == torch.float32
+        torch.testing.assert_close(lora_B, expected_B)
+        A, V = (torch.cat([getattr(direction, part) for direction in directions]) for part in ("read", "write"))
+        if directions == [one, two] and all(strengths):
+            matrix = reference.dense_edit([A[:2].numpy(), A[2:].numpy()], [V[:2].numpy(), V[2:].numpy()], strengths)
+            delta = weight.double() @ torch.from_numpy(matrix) - weight.double()
+            torch.testing.assert_close((lora_B @ lora_A).double(), delta, atol=1e-4, rtol=1e-4)
+            assert delta.abs().max() > 0.1
+    assert [tuple(part.shape) for part in stacked_factors([one], [0.0], [weight @ one.write.T])] == [(0, 24), (7, 0)]
+
+
+def test_outputs_that_do_not_fit_are_refused() -> None:
+    one, two = oblique(1, rank=2), oblique(2)
+    for outputs in ([torch.zeros(7, 2), torch.zeros(6, 1)], [torch.zeros(7, 1), torch.zeros(7, 1)]):
+        with pytest.raises(ConfigError, match=r"outputs of one height and of the ranks \[2, 1\], but got the shapes"):
+            stacked_factors([one, two], [1.0, 1.0], outputs)
 
 
 def test_a_weight_is_read_in_blocks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .adapter import AdapterInfo, Direction, UnlearningAdapter
     from .adapter_file import inspect_adapter, load_adapter, save_adapter
     from .builder import build_adapter
-    from .concepts import Concept, Pair, load_concept
+    from .concepts import Concept, load_concept
     from .config import BuildConfig
     from .errors import (
         AdapterFileError,
@@ -24,11 +24,17 @@ if TYPE_CHECKING:
         ConceptError,
         ConfigError,
         DenoiserError,
+        EvaluationError,
         FuseError,
         HubError,
         SiteError,
         UnlearningError,
     )
+    from .evaluation.evaluate import evaluate, rescore
+    from .evaluation.suite import Suite
+    from .evaluation.suite_file import read_suite
+    from .export import ExportedLora, export_lora
+    from .pairs import Pair
     from .shapeworld.model import load_shapeworld
     from .sites import find_sites
     from .verbs import (
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
         unfuse_unlearning_adapters,
         unload_unlearning_adapters,
     )
+    from .wrapped import DenoiserPipeline, wrap_denoiser
 
     __version__: str
 
@@ -59,11 +66,15 @@ __all__ = [
     "ConceptError",
     "ConfigError",
     "DenoiserError",
+    "DenoiserPipeline",
     "Direction",
+    "EvaluationError",
+    "ExportedLora",
     "FuseError",
     "HubError",
     "Pair",
     "SiteError",
+    "Suite",
     "UnlearningAdapter",
     "UnlearningError",
     "__version__",
@@ -71,6 +82,8 @@ __all__ = [
     "delete_unlearning_adapters",
     "disable_unlearning_adapters",
     "enable_unlearning_adapters",
+    "evaluate",
+    "export_lora",
     "find_sites",
     "fuse_unlearning_adapters",
     "get_active_unlearning_adapters",
@@ -81,23 +94,32 @@ __all__ = [
     "load_shapeworld",
     "load_unlearning_adapter",
     "push_unlearning_adapter",
+    "read_suite",
+    "rescore",
     "save_adapter",
     "save_unlearning_adapter",
     "set_unlearning_adapters",
     "unfuse_unlearning_adapters",
     "unload_unlearning_adapters",
+    "wrap_denoiser",
 ]
 
 _MODULES = {
     "adapter": ("AdapterInfo", "Direction", "UnlearningAdapter"),
     "adapter_file": ("inspect_adapter", "load_adapter", "save_adapter"),
     "builder": ("build_adapter",),
-    "concepts": ("Concept", "Pair", "load_concept"),
+    "concepts": ("Concept", "load_concept"),
     "config": ("BuildConfig",),
+    "export": ("ExportedLora", "export_lora"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "pairs": ("Pair",),
+    "evaluation.evaluate": ("evaluate", "rescore"),
+    "evaluation.suite": ("Suite",),
+    "evaluation.suite_file": ("read_suite",),
     "shapeworld.model": ("load_shapeworld",),
     "sites": ("find_sites",),
     "verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),
+    "wrapped": ("DenoiserPipeline", "wrap_denoiser"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

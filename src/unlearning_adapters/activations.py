@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .errors import ConfigError, DenoiserError, SiteError
+from .input_hooks import count_calls, on_input
 from .partial_run import PartialRun, StopRun
 from .sites import Site, denoisers, find_sites, site_module
 
@@ -59,19 +61,19 @@ def record(
 ) -> Recording:
     """Run a pipeline on some prompts, without guidance, and return what the sites read.
 
-    Each run is stopped after the last call of a site that is needed: the first call of the denoiser for text sites,
-    and its first `steps` calls for hidden ones. Nothing is left behind, also if the pipeline raises.
+    Each run is stopped after the last call of a site that is needed: the first call of the denoiser for text and image
+    sites, and its first `steps` calls for hidden ones. Nothing is left behind, also if the pipeline raises.
 
     Args:
         pipe: A diffusers pipeline; it is used as it is, with its own loop.
-        prompts: Prompts.
+        prompts: Prompts; a pipeline that takes none, Stable Video Diffusion, reads the images alone.
         sites: Sites as `find_sites` returns them.
         images: Picture of each prompt or None, for image-to-video pipelines; others ignore them.
         steps: Number of denoising steps that are recorded at hidden sites.
         batch_size: Number of prompts per call of the pipeline.
         seed: Seed of the noise; one for all prompts, which then get seed, seed + 1, ..., or one per prompt.
-        max_rows: Largest number of rows kept per prompt and call: at text sites those that differ most, so that words
-            are kept and padding is not; at hidden sites evenly spaced ones. None: all at text sites, 64 at hidden ones.
+        max_rows: Largest number of rows kept per prompt and call: at text and image sites those that differ most, so
+            that words are kept and padding is not; at hidden sites evenly spaced ones, 64 unless it is set.
         call_kwargs: Further arguments of the pipeline's call, such as {"height": 480, "max_sequence_length": 512}.
         progress: Whether to show a progress bar.
         description: Its label.
@@ -85,16 +87,16 @@ def record(
     """
     if not prompts or not sites:
         raise ConfigError(f"Expected prompts and sites, but got {len(prompts)} prompts and {len(sites)} sites.")
-    needed = {site.name: 1 if site.kind == "text" else steps for site in sites}
+    needed = {site.name: steps if site.kind == "hidden" else 1 for site in sites}
     _check_no_cache(denoisers(pipe), max(needed.values()))
-    run = PartialRun(pipe, call_kwargs, text_only=all(site.kind == "text" for site in sites))
+    run = PartialRun(pipe, call_kwargs, any_video=all(site.kind != "hidden" for site in sites))
     seeds = [seed + index for index in range(len(prompts))] if isinstance(seed, int) else list(seed)
-    pictures = list(images) if images is not None and "image" in run.accepted else [None] * len(prompts)
+    pictures = list(images) if images is not None and run.image else [None] * len(prompts)
 
-    size = 1 if run.takes_image or any(picture is not None for picture in pictures) else batch_size
+    size = 1 if run.one_by_one or any(picture is not None for picture in pictures) else batch_size
     inputs = list(zip(prompts, seeds, pictures, strict=True))
     with tqdm(total=len(inputs), desc=description, unit="prompt", disable=not progress) as bar:
-        while (recording := _gather(run, _Taps(pipe, sites, needed, max_rows), inputs, size, bar)) is None:
+        while (recording := _gather(run, _Taps(run, sites, needed, max_rows), inputs, size, bar)) is None:
             size = 1  # some denoisers join all prompts of a batch to one sequence of tokens
     return recording
 
@@ -115,20 +117,51 @@ def measure_text_only(pipe: Any, *, call_kwargs: Mapping[str, Any] | None = None
     Raises:
         DenoiserError: If the pipeline has no denoiser, or its projections are fused.
     """
+    return _measure(pipe, call_kwargs, "text")
+
+
+def measure_image_only(pipe: Any, *, call_kwargs: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
+    """Find by measurement the sites whose input depends on the picture alone.
+
+    An input that differs between two pictures, and between neither two prompts nor two seeds of the noise, is
+    image-only. It takes four runs that are stopped after the first call of each denoiser.
+
+    Args:
+        pipe: A diffusers pipeline.
+        call_kwargs: Further arguments of its call.
+
+    Returns:
+        The sites of kind "image", in the order of the modules; none if the pipeline takes no picture.
+
+    Raises:
+        DenoiserError: If the pipeline has no denoiser, or its projections are fused.
+    """
+    return _measure(pipe, call_kwargs, "image")
+
+
+def _measure(pipe: Any, call_kwargs: Mapping[str, Any] | None, kind: str) -> tuple[Site, ...]:
+    """Return the sites whose input changes with the prompt, or the picture, and with nothing else that is varied."""
     sites = find_sites(pipe, "*")
-    run = PartialRun(pipe, call_kwargs, text_only=True)
-    if "prompt" not in run.accepted:
+    run = PartialRun(pipe, call_kwargs, any_video=True)
+    if not (run.image if kind == "image" else run.takes_prompt):
         return ()
-    first, other_prompt, other_seed = (
-        _probe(pipe, run, sites, prompt, seed) for prompt, seed in ((PROBES[0], 0), (PROBES[1], 0), (PROBES[0], 1))
-    )
+    pictures = _probe_pictures() if kind == "image" else (None, None)
+    base = _probe(pipe, run, sites, PROBES[0], 0, pictures[0])
+    changed = {"seed": (PROBES[0], 1, pictures[0]), "text": (PROBES[1], 0, pictures[0])}
+    if kind == "image":
+        changed["image"] = (PROBES[0], 0, pictures[1])
+    probes = {name: _probe(pipe, run, sites, *inputs) for name, inputs in changed.items()}
     return tuple(
-        Site(site.component, site.module, site.in_features, site.out_features, "text")
+        Site(site.component, site.module, site.in_features, site.out_features, kind)
         for site in sites
-        if site.name in first
-        and _alike(first[site.name], other_seed.get(site.name))
-        and not _alike(first[site.name], other_prompt.get(site.name))
+        if site.name in base
+        and all(_alike(base[site.name], probes[name].get(site.name)) == (name != kind) for name in probes)
     )
+
+
+def _probe_pictures() -> tuple[Image.Image, Image.Image]:
+    """Return two pictures that are unlike each other."""
+    return Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")
 
 
 def _gather(
@@ -149,9 +182,10 @@ def _gather(
 class _Taps:
     """Hooks on the sites, and the rows that they gathered so far."""
 
-    def __init__(self, pipe: Any, sites: Sequence[Site], needed: Mapping[str, int], max_rows: int | None) -> None:
-        networks = denoisers(pipe)
-        self.modules = {site.name: site_module(pipe, site.name) for site in sites}
+    def __init__(self, run: PartialRun, sites: Sequence[Site], needed: Mapping[str, int], max_rows: int | None) -> None:
+        networks = denoisers(run.pipe)
+        self.modules = {site.name: site_module(run.pipe, site.name) for site in sites}
+        self.guided = run.guided
         self.networks = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
         self.sites, self.needed, self.max_rows = sites, needed, max_rows
         self.leaders: dict[str, str] = {}  # site -> the site of its group that is recorded
@@ -166,9 +200,9 @@ class _Taps:
         self.fed: dict[tuple[Any, ...], tuple[Tensor, str]] = {}
         self.prompts, self.base = prompts, {name: len(rows) for name, rows in self.rows.items()}
         with ExitStack() as stack:
-            calls = _count_calls(stack, self.networks, self._end_call)
+            calls = count_calls(stack, self.networks, self._end_call)
             for site in watched:
-                _on_input(stack, self.modules[site.name], self._reader(site, calls))
+                on_input(stack, self.modules[site.name], self._reader(site, calls))
             try:
                 yield
             finally:
@@ -189,11 +223,13 @@ class _Taps:
         if site.name not in self.leaders:
             identity = (site.kind, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, _version(tensor))
             if site.kind == "hidden":  # large: keep alive only the last one, which its neighbour may share
-                self.fed = {key: value for key, value in self.fed.items() if key[0] == "text" or key == identity}
+                self.fed = {key: value for key, value in self.fed.items() if key[0] != "hidden" or key == identity}
             # Kept alive until the end of the run, so that an equal address means the same tensor.
             self.leaders[site.name] = self.fed.setdefault(identity, (tensor, site.name))[1]
         if self.leaders[site.name] != site.name:
             return
+        if self.guided:
+            tensor = tensor.chunk(2)[1]
         self.packed = self.prompts > 1 and (
             tensor.shape[0] % self.prompts > 0 or (tensor.ndim == 2 and tensor.shape[0] != self.prompts)
         )
@@ -207,7 +243,7 @@ class _Taps:
             if site.kind == "hidden":
                 part = _evenly(part, self.max_rows or HIDDEN_ROWS)
             rows = _distinct(part.to("cpu", torch.float32))
-            kept[first + index].append(_most_different(rows, self.max_rows) if site.kind == "text" else rows)
+            kept[first + index].append(rows if site.kind == "hidden" else _most_different(rows, self.max_rows))
 
     def _end_call(self, component: str, calls: int) -> None:
         """Give up on the sites of a component that its call did not reach."""
@@ -235,25 +271,6 @@ class _Taps:
         index = {leader: group for group, leader in enumerate(self.rows)}
         rows = tuple(tuple(_distinct(torch.cat(calls)) for calls in per_prompt) for per_prompt in self.rows.values())
         return Recording(rows, {site.name: index[self.leaders[site.name]] for site in self.sites})
-
-
-def _count_calls(stack: ExitStack, networks: Mapping[str, nn.Module], end: Callable[[str, int], None]) -> Counter[str]:
-    """Count the calls of each denoiser from their begin on, and tell the end of each."""
-    calls: Counter[str] = Counter()
-    for name, network in networks.items():
-        begin = network.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
-        stack.callback(begin.remove)
-        stack.callback(network.register_forward_hook(lambda *_, name=name: end(name, calls[name])).remove)
-    return calls
-
-
-def _on_input(stack: ExitStack, module: nn.Module, read: Callable[[Tensor], None]) -> None:
-    """Show a module's input to a function, however it is passed: some blocks call `proj(input=x)`."""
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        read(args[0] if args else next(iter(kwargs.values())))
-
-    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
 
 def _version(tensor: Tensor) -> int:
@@ -295,7 +312,9 @@ def _check_no_cache(networks: Mapping[str, nn.Module], steps: int) -> None:
             )
 
 
-def _probe(pipe: Any, run: PartialRun, sites: Sequence[Site], prompt: str, seed: int) -> dict[str, Tensor]:
+def _probe(
+    pipe: Any, run: PartialRun, sites: Sequence[Site], prompt: str, seed: int, image: Image.Image | None
+) -> dict[str, Tensor]:
     """Return some values of each site's input in the first call of each denoiser."""
     networks = denoisers(pipe)
     open_calls = set(networks)
@@ -308,16 +327,16 @@ def _probe(pipe: Any, run: PartialRun, sites: Sequence[Site], prompt: str, seed:
 
     def reader(site: Site) -> Callable[[Tensor], None]:
         def read(tensor: Tensor) -> None:
-            if site.component in open_calls and site.name not in values:
+            if calls[site.component] and site.component in open_calls and site.name not in values:
                 values[site.name] = _evenly(tensor.detach().flatten(), PROBE_VALUES).to("cpu", torch.float32)
 
         return read
 
     with ExitStack() as stack:
-        _count_calls(stack, networks, end)
+        calls = count_calls(stack, networks, end)
         for site in sites:
-            _on_input(stack, site_module(pipe, site.name), reader(site))
-        run([prompt], [seed])
+            on_input(stack, site_module(pipe, site.name), reader(site))
+        run([prompt], [seed], image)
     return values
 
 

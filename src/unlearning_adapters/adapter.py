@@ -21,10 +21,13 @@ class Direction:
     Args:
         read: Rows a_j, shape (rank, in_features), float32.
         write: Rows w_j, shape (rank, in_features), float32, with `read @ write.T` the identity.
+        additive: Whether it is an edit of another kind, as UCE's, whose `read @ write.T` is no identity: it is taken
+            as it stands, and stacks by adding.
     """
 
     read: Tensor
     write: Tensor
+    additive: bool = False
 
     def __post_init__(self) -> None:
         if self.read.ndim != 2 or self.read.shape != self.write.shape:

@@ -42,7 +42,7 @@ def save_adapter(adapter: UnlearningAdapter, destination: str | Path) -> Path:
     Raises:
         AdapterFileError: If the adapter could not be loaded again; a file that is already there stays as it is.
     """
-    path = _destination(destination)
+    path = file_at(destination)
     blob = _encode(adapter)
     try:
         _decode(blob, read_header(io.BytesIO(blob), len(blob), str(path)), str(path))
@@ -50,6 +50,11 @@ def save_adapter(adapter: UnlearningAdapter, destination: str | Path) -> Path:
         raise AdapterFileError(
             f"Cannot save the adapter {adapter.info.concept!r}, since it could not be loaded again: {error}"
         ) from error
+    return write_whole(path, blob)
+
+
+def write_whole(path: Path, blob: bytes) -> Path:
+    """Write a file whole or not at all, with the folders that it lies in, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
@@ -61,6 +66,25 @@ def save_adapter(adapter: UnlearningAdapter, destination: str | Path) -> Path:
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+def file_at(destination: str | Path) -> Path:
+    """Return the path of the file that a destination means: itself, or `FILE_NAME` in a folder.
+
+    Raises:
+        AdapterFileError: If it is a file of another kind.
+    """
+    path = Path(destination)
+    if path.is_dir():
+        return path / FILE_NAME
+    if path.suffix == ".safetensors":
+        return path
+    if path.suffix.lower() in PICKLES or path.exists():
+        raise AdapterFileError(
+            f"Cannot save an adapter as {str(path)!r}: adapters are .safetensors files. "
+            "Name a folder, or a path that ends in .safetensors."
+        )
+    return path / FILE_NAME
 
 
 def load_adapter(
@@ -181,20 +205,6 @@ def base_deviation(adapter: UnlearningAdapter, weights: Mapping[str, Tensor]) ->
     return largest
 
 
-def _destination(destination: str | Path) -> Path:
-    path = Path(destination)
-    if path.is_dir():
-        return path / FILE_NAME
-    if path.suffix == ".safetensors":
-        return path
-    if path.suffix.lower() in PICKLES or path.exists():
-        raise AdapterFileError(
-            f"Cannot save an adapter as {str(path)!r}: adapters are .safetensors files. "
-            "Name a folder, or a path that ends in .safetensors."
-        )
-    return path / FILE_NAME
-
-
 def _encode(adapter: UnlearningAdapter) -> bytes:
     tensors = _tensors(adapter)
     shapes = {name: (int(tensor.shape[0]), int(tensor.shape[1])) for name, tensor in tensors.items()}
@@ -260,7 +270,7 @@ def _decode(blob: bytes, header: FileHeader, name: str) -> UnlearningAdapter:
         tensors = safetensors.torch.load(blob)
     except safetensors.SafetensorError as error:
         raise bad_file(name, f"safetensors refuses it: {error}") from error
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):  # safetensors gives them in an order that changes from call to call
         if not tensor.isfinite().all():
             raise bad_file(
                 name, f"the tensor {key!r} holds {int((~tensor.isfinite()).sum())} values that are not finite"

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from .adapter_record import MAX_SITES, bad_file, canonical_json, check_record, shorten, strict_json
 
 HEADER_KEY = "unlearning_adapter"
+EXPORT_KEY = "unlearning_export"  # of a plain LoRA that was made of adapters
 MAX_FILE_BYTES = 512 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_RANK = 64
@@ -65,8 +66,16 @@ def encode_header(info: Mapping[str, Any], sites: Sequence[str], shapes: Mapping
 
     `safetensors.serialize` is not used: it writes the two metadata keys in an order that changes from run to run.
     """
-    record = canonical_json({**info, "strength": float(info["strength"]), "sites": list(sites)})
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt", HEADER_KEY: record}}
+    return _encode(HEADER_KEY, {**info, "strength": float(info["strength"]), "sites": list(sites)}, shapes)
+
+
+def encode_lora_header(record: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> bytes:
+    """Return the same for a plain LoRA, with a record of the adapters that it was made of."""
+    return _encode(EXPORT_KEY, record, shapes)
+
+
+def _encode(key: str, record: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", key: canonical_json(record)}}
     begin = 0
     for name in sorted(shapes):
         rows, columns = shapes[name]
@@ -134,6 +143,13 @@ def _metadata(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise bad_file(name, "the `__metadata__` of its header is not an object of texts")
     if HEADER_KEY not in metadata:
+        if EXPORT_KEY in metadata:
+            raise bad_file(
+                name,
+                f"it is a LoRA that was exported from {_exported_from(metadata[EXPORT_KEY], name)}, for one base at "
+                "fixed strengths",
+                "Load it with pipe.load_lora_weights, or load the adapters that it was made of.",
+            )
         lora = sum("lora" in key.lower() for key in entries)
         if lora:
             raise bad_file(
@@ -151,6 +167,13 @@ def _metadata(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
     if metadata.get("format") != "pt":
         raise bad_file(name, f"the `format` of its metadata is {shorten(metadata.get('format'))}, not 'pt'")
     return strict_json(metadata[HEADER_KEY], name, "record")
+
+
+def _exported_from(text: str, name: str) -> str:
+    """Return the concepts that the record of an exported LoRA names; nobody has checked it."""
+    adapters = strict_json(text, name, "record").get("adapters")
+    known = [item.get("concept") for item in adapters if isinstance(item, dict)] if isinstance(adapters, list) else []
+    return shorten(known[0]) if len(known) == 1 else shorten(known) if known else "an adapter"
 
 
 def _check_layout(tensors: Mapping[str, Any], data_bytes: int, name: str) -> dict[str, tuple[int, int]]:

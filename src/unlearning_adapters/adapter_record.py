@@ -16,9 +16,11 @@ MAX_SITES = 4096  # two denoisers of 60 blocks with twelve sites each have 1,440
 MAX_NAME = 200
 MAX_TEXT = 4096
 MAX_DEPTH = 6
+# Of the signs that structure JSON: the largest layout has 320,000, and 8 MiB of brackets would take 230 MiB.
+MAX_MARKS = 2**19
 
 _SITE = re.compile(rf"(?:{'|'.join(COMPONENTS)})(?:\.(?!__)[A-Za-z0-9_]+)+")
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _TEXTS = ("concept", "method", "base_model", "base_revision", "pipeline", "pairs_hash", "description")
 _TABLES = ("settings", "denoisers", "versions")
 INFO_KEYS = frozenset((*_TEXTS, *_TABLES, "strength", "format_version"))
@@ -50,7 +52,7 @@ def canonical_json(value: Any) -> str:
 
 
 def strict_json(text: str, name: str, part: str) -> dict[str, Any]:
-    """Parse JSON without duplicate keys, NaN, infinities, numbers beyond 64 bits, or deep nesting."""
+    """Parse JSON without duplicate keys, NaN, infinities, numbers beyond 64 bits, deep nesting or many values."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -74,8 +76,14 @@ def strict_json(text: str, name: str, part: str) -> dict[str, Any]:
     def constant(word: str) -> None:
         raise ValueError(f"the number {word} is not finite")
 
-    if _depth(text) > MAX_DEPTH:
-        raise bad_file(name, f"its {part} is nested {_depth(text):,} levels deep, and the limit is {MAX_DEPTH}")
+    marks = sum(map(text.count, '[]{},:"'))
+    if marks > MAX_MARKS:
+        raise bad_file(
+            name, f"its {part} has {marks:,} brackets, quotes, commas and colons, and the limit is {MAX_MARKS:,}"
+        )
+    depth = _depth(text)
+    if depth > MAX_DEPTH:
+        raise bad_file(name, f"its {part} is nested {depth:,} levels deep, and the limit is {MAX_DEPTH}")
     try:
         values = json.loads(
             text, object_pairs_hook=unique, parse_int=integer, parse_float=number, parse_constant=constant

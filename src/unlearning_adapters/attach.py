@@ -4,7 +4,7 @@ diffusers' `HookRegistry` carries them: a compiled denoiser obeys it, while it i
 (pytorch#117758). Being no LoRA, they are out of reach of the LoRA verbs, which switch off whatever they do not name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,29 +78,40 @@ class Seats(ModelHook):
     """Keeps every edit where it belongs; itself a hook on the denoiser, so that it looks before every call.
 
     An edit belongs on the outermost module of its path: a LoRA that wraps the layer later would otherwise read the raw
-    input beside it. Where an edit is fused, the layer must read the raw input, and the LoRA's branch the edited one.
+    input beside it. A layer that is wrapped holds no edit in its weight, since nothing is known of what the wrapper
+    does with that weight (a LoRA may read the raw input, be merged and taken out again, or norm the weight).
 
     Args:
         denoiser: The network that the paths start from.
+        settle: What to do when wrappers came or went, or weights changed; None takes `seat`.
+        weights_changed: Whether a weight is no longer what fusing made of it; None if nothing is fused.
     """
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        settle: Callable[[], None] | None = None,
+        weights_changed: Callable[[], bool] | None = None,
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.sites: dict[str, LiveEdit] = {}
-        self.branches: dict[str, LiveEdit] = {}
+        self.wrapped: dict[str, bool] = {}  # for each layer with a fused edit, as it was when it was settled
+        self.replaced: set[str] = set()  # of these, the weights are being loaded anew
         self.taken: list[tuple[nn.Module, LiveEdit]] = []
+        self.handles: list[Any] = []
         self.made_registry = False
+        self._settle = settle or self.seat
+        self._weights_changed = weights_changed or _nothing_is_fused
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Seat the edits again if a LoRA was loaded or unloaded since the last call."""
+        """Settle if a LoRA was loaded or unloaded since the last call, or fused into a weight that holds an edit."""
         if module is not self.denoiser:
             raise DenoiserError(
                 f"This {type(module).__name__} is a copy of a denoiser with unlearning adapters, and its hooks run the "
                 "original. Copy the denoiser before adapters are loaded, or unload them from the copy."
             )
-        if self._moved():
-            self.seat()
+        self._look()
         return args, kwargs
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -118,30 +129,62 @@ class Seats(ModelHook):
             if (id(module), id(live)) not in kept:
                 detach_edit(module)
         for module, live in places:
+            if is_wrapped(module):  # PEFT copies layers, with the hook and with what it holds on to
+                for inner in list(module.modules())[1:]:
+                    detach_edit(inner)
             if (id(module), id(live)) not in kept:
                 attach_edit(module, live)
         self.taken = places
-        if not (self.sites or self.branches):
-            _unregister(self.denoiser)
+        if not (self.sites or self.wrapped):
+            self._leave()
         elif _registered(self.denoiser) is not self:
+            self._leave()
             _register(self.denoiser, self)
+            # Between calls of the denoiser: a LoRA is loaded, or the weights are saved.
+            self.handles = [
+                self.denoiser.register_load_state_dict_pre_hook(self._before_loading),
+                self.denoiser.register_load_state_dict_post_hook(self._after_loading),
+                self.denoiser.register_state_dict_pre_hook(self._before_saving),
+            ]
         if registry := getattr(self.denoiser, "_diffusers_hook", None):
             registry.invalidate_child_registries_cache()
 
-    def _moved(self) -> bool:
+    def moved(self) -> bool:
+        """Whether wrappers of layers came or went since the edits were seated."""
         places = self._places()
         if len(places) != len(self.taken):
             return True
         for (module, live), (seated, held) in zip(places, self.taken, strict=True):
             if module is not seated or live is not held:
                 return True
+        for path, was in self.wrapped.items():
+            if is_wrapped(module_at(self.denoiser, path)) is not was:
+                return True
         return any(_is_bypassed(self.denoiser, path) for path in self.sites)
 
+    def _look(self) -> None:
+        # A compiled denoiser cannot branch on what a weight holds.
+        if self.moved() or (not torch.compiler.is_compiling() and self._weights_changed()):
+            self._settle()
+
+    def _before_loading(self, _module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        self.replaced = {path for path in self.wrapped if f"{prefix}{path}.weight" in state_dict}
+
+    def _after_loading(self, *_: Any) -> None:
+        self._look()
+        self.replaced = set()
+
+    def _before_saving(self, *_: Any) -> None:
+        self._look()
+
+    def _leave(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        _unregister(self.denoiser)
+
     def _places(self) -> list[tuple[nn.Module | None, LiveEdit]]:
-        places = [(module_at(self.denoiser, path), live) for path, live in self.sites.items()]
-        for path, live in self.branches.items():
-            places += [(branch, live) for branch in lora_branches(module_at(self.denoiser, path))]
-        return places
+        return [(module_at(self.denoiser, path), live) for path, live in self.sites.items()]
 
 
 def attach_edit(module: nn.Module, edit: StackedEdit | LiveEdit) -> None:
@@ -174,14 +217,9 @@ def module_at(denoiser: nn.Module, path: str) -> nn.Module | None:
     return module
 
 
-def lora_branches(module: nn.Module | None) -> list[nn.Module]:
-    """Return the layers of a LoRA layer that read its input beside the base layer, one per LoRA."""
-    branches: list[nn.Module] = []
-    while module is not None and "base_layer" in module._modules:
-        if (first := module._modules.get("lora_A")) is not None:
-            branches += first._modules.values()  # type: ignore[arg-type]
-        module = module._modules["base_layer"]
-    return branches
+def is_wrapped(module: nn.Module | None) -> bool:
+    """Whether a module is no layer of the denoiser but what PEFT puts around one, such as a LoRA layer."""
+    return module is not None and ("base_layer" in module._modules or "original_module" in module._modules)
 
 
 def check_site(denoiser: nn.Module, path: str) -> None:
@@ -198,6 +236,10 @@ def check_site(denoiser: nn.Module, path: str) -> None:
         )
 
 
+def _nothing_is_fused() -> bool:
+    return False
+
+
 def _identities(places: list[tuple[nn.Module, LiveEdit]]) -> set[tuple[int, int]]:
     return {(id(module), id(live)) for module, live in places}
 
@@ -208,12 +250,12 @@ def _is_bypassed(denoiser: nn.Module, path: str) -> bool:
 
 
 def _registered(module: nn.Module) -> ModelHook | None:
-    registry = getattr(module, "_diffusers_hook", None)
+    registry = module.__dict__.get("_diffusers_hook")  # wrappers of PEFT pass attributes of the layer on
     return None if registry is None else registry.get_hook(HOOK)
 
 
 def _register(module: nn.Module, hook: EditHook | Seats) -> None:
-    hook.made_registry = not hasattr(module, "_diffusers_hook")
+    hook.made_registry = "_diffusers_hook" not in module.__dict__
     with _beneath_offloading(module):
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
 
@@ -224,13 +266,26 @@ def _unregister(module: nn.Module) -> None:
         return
     with _beneath_offloading(module):
         registry: Any = module._diffusers_hook
-        registry.remove_hook(HOOK, recurse=False)
+        _remove(registry, hook)
         # `remove_hook` leaves the class's own forward behind as an attribute of the instance.
         forward = module.__dict__.get("forward")
         if getattr(forward, "__func__", None) is type(module).forward:
             del module.__dict__["forward"]
     if hook.made_registry and not registry.hooks:
         del module._diffusers_hook
+
+
+def _remove(registry: Any, hook: ModelHook) -> None:
+    """Take a hook out of the chain of a registry, and leave the one above it whole.
+
+    `remove_hook` puts what is beneath in the place of the next hook's forward, also where that has one of its own,
+    which it so switches off silently: FasterCache on a denoiser, and what layerwise casting does on a LoRA layer.
+    """
+    above = registry._fn_refs[registry._hook_order.index(HOOK) + 1 :][:1]
+    own = [ref.forward for ref in above if ref.original_forward is not None]
+    registry.remove_hook(HOOK, recurse=False)
+    for ref, forward in zip(above, own, strict=False):
+        ref.forward, ref.original_forward = forward, hook.fn_ref.forward
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Build an adapter from pairs of prompts: sites -> activations -> directions -> adapter; no training, no gradient."""
+"""Build an adapter from pairs of prompts or pictures: sites -> activations -> directions -> adapter; no training."""
 
 import re
 import warnings
@@ -10,17 +10,19 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from .activations import Recording, measure_text_only, record
+from .activations import Recording, record
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
-from .concepts import Concept, Pair
-from .config import BuildConfig
-from .errors import ConceptError, SiteError
+from .concepts import Concept
+from .config import DEFAULT_PAIRS, BuildConfig
+from .errors import ConceptError
 from .methods import NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
-from .sites import Site, base_linear, denoisers, find_sites, site_module
-from .stacking import StackedEdit, lora_factors
+from .pairs import Pair
+from .site_choice import choose_sites
+from .sites import Site, check_not_empty, denoisers
+from .weights import layer_response
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
 NEUTRAL_HIDDEN_ROWS = 2048  # of all neutral prompts together
@@ -36,8 +38,8 @@ def build_adapter(
 ) -> UnlearningAdapter:
     """Build the adapter that makes a pipeline forget a concept.
 
-    1. Find the sites: the Linear layers that read the prompt.
-    2. Record what they read for both sides of each pair, and for the neutral prompts.
+    1. Find the sites: the Linear layers that read what the pairs differ in, the prompt or the picture.
+    2. Record what they read for both sides of each pair, and for the neutral prompts and pictures.
     3. Per group of sites that read the same: find the direction of the concept (docs/maths.md).
     4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it.
 
@@ -56,7 +58,8 @@ def build_adapter(
         An adapter; the pipeline is not edited yet.
 
     Raises:
-        ConceptError: If the two sides of the pairs read alike at a site, or there are fewer pairs than `config.pairs`.
+        ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
+            differ, or if there are fewer pairs than `config.pairs`.
         DenoiserError: If the pipeline has no denoiser that can be edited.
         SiteError: If the selection names no site, or a site was never called.
 
@@ -65,14 +68,18 @@ def build_adapter(
         >>> adapter.save_pretrained("no-red")
     """
     pairs = _chosen_pairs(concept, config)
-    sites = _chosen_sites(pipe, config, call_kwargs)
+    sites = choose_sites(pipe, concept, pairs, config, call_kwargs)
+    kinds = {site.name: site.kind for site in sites}
+    networks = denoisers(pipe)
+    for site in sites:
+        check_not_empty(networks[site.component], site.module)
     recorded, neutral = _record(pipe, concept, pairs, sites, config, progress, call_kwargs)
 
     generator = torch.Generator("cpu").manual_seed(config.seed)
     by_group: list[Direction] = []
     strengths: list[float] = []
     for group in tqdm(range(len(recorded.rows)), desc="Directions", unit="group", disable=not progress):
-        rows = _rows_of(recorded, neutral, group, len(pairs))
+        rows = _rows_of(recorded, neutral, group, pairs, kinds[recorded.members(group)[0]])
         try:
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
@@ -94,29 +101,14 @@ def _chosen_pairs(concept: Concept, config: BuildConfig) -> tuple[Pair, ...]:
             f"Expected the concept {concept.name!r} to have the {config.pairs} pairs that `pairs` asks for, but it has "
             f"{len(concept.pairs)}. Lower `pairs`, or add pairs."
         )
-    if not concept.neutral and config.method in NEEDS_NEUTRAL:
+    if not (concept.neutral or concept.neutral_images) and config.method in NEEDS_NEUTRAL:
+        kind = "prompts" if any(pair.text_differs for pair in concept.pairs) else "pictures"
         warnings.warn(
-            f"The concept {concept.name!r} has no neutral prompts: the method {config.method!r} protects only what the "
-            "safe sides of its pairs show. Add neutral prompts to keep more.",
+            f"The concept {concept.name!r} has no neutral {kind}: the method {config.method!r} protects only what the "
+            f"safe sides of its pairs show. Add neutral {kind} to keep more.",
             stacklevel=3,
         )
-    return concept.pairs[: config.pairs]
-
-
-def _chosen_sites(pipe: Any, config: BuildConfig, call_kwargs: Mapping[str, Any] | None) -> tuple[Site, ...]:
-    """Find the sites by structure, or, for a denoiser of a kind that is not known, by measurement."""
-    try:
-        return find_sites(pipe, config.sites, config.blocks)
-    except SiteError:
-        if config.sites != "text" or any(site.kind == "text" for site in find_sites(pipe, "*")):
-            raise
-        measured = measure_text_only(pipe, call_kwargs=call_kwargs)
-        in_blocks = tuple(site for site in measured if site.block is not None)
-        chosen = in_blocks or measured  # text that is refined in front of the blocks is read again inside of them
-        chosen = tuple(site for site in chosen if config.blocks is None or site.block in config.blocks)
-        if not chosen:
-            raise
-        return chosen
+    return concept.pairs[: config.pairs or DEFAULT_PAIRS]
 
 
 def _record(
@@ -130,7 +122,6 @@ def _record(
 ) -> tuple[Recording, Recording | None]:
     """Record both sides of all pairs, unsafe sides first, and the neutral prompts; both sides of a pair share noise."""
     seeds = [config.seed + index for index in range(len(pairs))]
-    safe_images = [pair.safe_image for pair in pairs]
     settings: dict[str, Any] = {
         "steps": config.steps,
         "batch_size": config.batch_size,
@@ -141,42 +132,62 @@ def _record(
         pipe,
         [pair.unsafe for pair in pairs] + [pair.safe for pair in pairs],
         sites,
-        images=[pair.unsafe_image for pair in pairs] + safe_images,
+        images=[pair.unsafe_image for pair in pairs] + [pair.safe_image for pair in pairs],
         seed=seeds + seeds,
         description="Pairs",
         **settings,
     )
-    if not concept.neutral:
+    prompts, images = _neutral_inputs(concept, pairs)
+    if not prompts:
         return recorded, None
     hidden = any(site.kind == "hidden" for site in sites)
     neutral = record(
         pipe,
-        concept.neutral,
+        prompts,
         sites,
-        images=list(islice(cycle(safe_images), len(concept.neutral))),
+        images=images,
         seed=config.seed,
-        max_rows=max(1, NEUTRAL_HIDDEN_ROWS // len(concept.neutral)) if hidden else NEUTRAL_TEXT_ROWS,
+        max_rows=max(1, NEUTRAL_HIDDEN_ROWS // len(prompts)) if hidden else NEUTRAL_TEXT_ROWS,
         description="Neutral prompts",
         **settings,
     )
     return recorded, neutral
 
 
-def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: int) -> GroupRows:
-    sides = recorded.rows[group]
-    kept = neutral.of(recorded.members(group)[0]) if neutral else (sides[0][:0],)
-    return GroupRows(sides[:pairs], sides[pairs:], torch.cat(kept))
+def _neutral_inputs(concept: Concept, pairs: Sequence[Pair]) -> tuple[list[str], list[Any]]:
+    """Return each neutral prompt with a picture, and each neutral picture with a prompt.
+
+    Where there are more of the one kind than of the other, the other is repeated; without neutral ones, the safe sides
+    of the pairs stand in.
+    """
+    count = max(len(concept.neutral), len(concept.neutral_images))
+    prompts = concept.neutral or [pair.safe for pair in pairs]
+    images = concept.neutral_images or [pair.safe_image for pair in pairs]
+    return list(islice(cycle(prompts), count)), list(islice(cycle(images), count))
+
+
+def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: Sequence[Pair], kind: str) -> GroupRows:
+    """Return the rows of a group, without pairs that differ in nothing that sites of its kind read."""
+    unsafe, safe = recorded.rows[group][: len(pairs)], recorded.rows[group][len(pairs) :]
+    differs = {
+        "text": [pair.text_differs for pair in pairs],
+        "image": [pair.image_differs for pair in pairs],
+    }.get(kind, [True] * len(pairs))
+    telling = [index for index in range(len(pairs)) if differs[index] or not torch.equal(unsafe[index], safe[index])]
+    kept = neutral.of(recorded.members(group)[0]) if neutral else (unsafe[0][:0],)
+    rows = GroupRows(unsafe, safe, torch.cat(kept))
+    return rows.pairs(telling) if telling else rows
 
 
 def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: float) -> dict[str, Tensor]:
-    """Return `-strength * W @ write.T` per site, for stock LoRA loaders; nothing if a weight cannot be read."""
-    factors: dict[str, Tensor] = {}
+    """Return `-strength * W @ write.T` per site, for stock LoRA loaders; nothing if a weight is out of reach."""
+    networks, factors = denoisers(pipe), {}
     for name, direction in directions.items():
-        weight: Any = getattr(base_linear(site_module(pipe, name)), "weight", None)
-        if type(weight) not in (Tensor, nn.Parameter) or weight.is_meta or not weight.is_floating_point():
-            return {}  # quantised or offloaded: only this package's own loader, which needs no B, can use the adapter
-        edit = StackedEdit(direction.read, strength * direction.write.T).to(weight.device)
-        factors[name] = lora_factors(weight.detach(), edit)[1].cpu()
+        component, _, path = name.partition(".")
+        response = layer_response(networks[component], path, direction.write)
+        if response is None:
+            return {}  # only this package's own loader, which needs no factor, can use the adapter
+        factors[name] = (-strength * response.T).contiguous()
     return factors
 
 
@@ -188,8 +199,8 @@ def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sit
         method=config.method,
         strength=strength,
         settings=config.to_dict(),
-        base_model=_base_model(pipe),
-        base_revision=_revision(next(iter(networks.values()))),
+        base_model=base_model_of(pipe),
+        base_revision=base_revision_of(next(iter(networks.values()))),
         pipeline=type(pipe).__name__,
         denoisers={name: type(networks[name]).__name__ for name in used},
         pairs_hash=concept.pairs_hash,
@@ -198,18 +209,19 @@ def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sit
     )
 
 
-def _base_model(pipe: Any) -> str:
+def base_model_of(pipe: Any) -> str:
     """Return the Hub id of the base; of a local folder only its name, since files are shared and paths are private."""
     name = _name_or_path(pipe)
     return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 
 def _name_or_path(component: Any) -> str:
-    config: Any = getattr(component, "config", None) or {}
-    return str(config.get("_name_or_path") or "")
+    config: Any = getattr(component, "config", None)
+    name = config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", "")
+    return str(name or "")
 
 
-def _revision(network: Any) -> str:
+def base_revision_of(network: Any) -> str:
     """Return the commit of the base: a model from the Hub remembers its folder in the cache, `snapshots/<commit>`."""
     commit = re.search(r"snapshots[/\\]([0-9a-f]{40})(?![0-9a-f])", _name_or_path(network))
     return commit[1] if commit else ""

@@ -55,26 +55,33 @@ class Measured:
         count: Number of prompts that name the concept, and of prompts that name its neighbours.
         arms: For each arm by its title, the base first, a cell per rate; None where nothing was counted.
         strength: Strength of the adapter that was measured; None if the result does not tell.
+        neighbours: Number of prompts that name the concept's neighbours, if it is another one.
     """
 
     count: int
     arms: Mapping[str, Mapping[str, Cell | None]]
     strength: float | None = None
+    neighbours: int | None = None
 
     @classmethod
     def from_result(cls, result: Mapping[str, Any], method: str = "ridge") -> "Measured":
-        """Read the result of `run_demo`, or one concept of `benchmarks/erasure.json`.
+        """Read the result of `run_demo`, the report of an evaluation, or one concept of `benchmarks/erasure.json`.
 
         Args:
             result: The dictionary, with a value, an interval and counts per rate and arm.
             method: Method of the adapter, which names its arm in a benchmark.
 
         Raises:
-            ConfigError: If the base, the adapter, the control, or one of their rates is missing or not a number.
+            ConfigError: If the base, the adapter, the control, or one of their rates is missing or not a number, or the
+                report says of itself that it is void.
         """
+        if isinstance(result, Mapping) and result.get("status") == "void":
+            reasons = " ".join(map(str, result.get("reasons", ())))
+            raise ConfigError(f"The measured result is void and cannot go on a card: {reasons[:300]}")
         try:
             benchmark = "arms" in result
-            names = ("base", method, "random") if benchmark else ("base", "attached", "random_direction")
+            edited = "edited" if "schema" in result else method
+            names = ("base", edited, "random") if benchmark else ("base", "attached", "random_direction")
             arms = result["arms"] if benchmark else result
             table = {
                 title: {rate: _read_cell(arms[name], rate) for rate in RATES}
@@ -82,7 +89,8 @@ class Measured:
             }
             strength = arms[names[1]].get("strength")
             count = int(result["clips" if benchmark else "n"])
-            return cls(count, table, None if strength is None else float(strength))
+            near = result.get("neighbours")
+            return cls(count, table, None if strength is None else float(strength), near if near is None else int(near))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
                 f"The measured result cannot go on a card: {type(error).__name__} {error}. Give what run_demo "
@@ -222,9 +230,10 @@ def _measured(info: AdapterInfo, measured: Measured) -> str:
     rows += [[title, *(_show_cell(arm[rate]) for arm in measured.arms.values())] for rate, title in RATES.items()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     strength = info.strength if measured.strength is None else measured.strength
+    near = measured.count if measured.neighbours is None else measured.neighbours
     text = (
         f"Measured at strength {strength:.3g} on {measured.count} held-out prompts that name the concept and "
-        f"{measured.count} that name its\nneighbours, with the same seeds in each arm. The control removes a random "
+        f"{near} that name its\nneighbours, with the same seeds in each arm. The control removes a random "
         f"direction at the same sites. Intervals are Wilson's.\n\n{table}"
     )
     if info.base_model != SHAPEWORLD:

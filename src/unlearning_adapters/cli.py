@@ -10,9 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from . import commands
+from . import commands, evaluate_command
 from .config import METHODS
 from .errors import UnlearningError
+from .export_command import export, export_options
+from .lint_command import lint_concepts, lint_options
+from .pipelines_command import add_pipelines_options, pipelines
 
 Options = argparse.ArgumentParser
 DTYPES = ("float32", "bfloat16", "float16")
@@ -25,22 +28,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; None takes that of the process.
 
     Returns:
-        0; or 1 after an error, which is one line on stderr; or 130 after Ctrl-C. Wrong usage exits with 2.
+        0; or 1 after an error, which is one line on stderr, or if a check found errors; or 130 after Ctrl-C. Wrong
+        usage exits with 2.
     """
     options = make_parser().parse_args(arguments)
     try:
         # Libraries print what they like: stdout belongs to the result alone.
         with contextlib.redirect_stdout(sys.stderr), _plain_warnings():
             report: commands.Report = options.run(options)
-        print(json.dumps(report.data, allow_nan=False) if hasattr(options, "json") else report.text, flush=True)
+        if report.data:  # nothing to tell in the other processes of a launcher
+            print(json.dumps(report.data, allow_nan=False) if hasattr(options, "json") else report.text, flush=True)
+        if report.failure:
+            raise UnlearningError(report.failure)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader has gone, as in `unlearn concepts | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UnlearningError, OSError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
-    return 0
+    return report.code
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -80,9 +88,13 @@ def _build_options(command: Options) -> None:
     add("--epsilon", type=float, help="regularisation of ridge (default: 0.01)")
     add("--components", type=int, help="principal components of pca and cpca (default: 100)")
     add("--contrast", type=float, help="weight of the neutral covariance in cpca (default: 1)")
-    add("--sites", type=_names, help="'text', 'hidden' or name patterns, comma-separated (default: text)")
+    add(
+        "--sites",
+        type=_names,
+        help="'text', 'image', 'hidden' or name patterns, comma-separated (default: by the pairs)",
+    )
     add("--blocks", type=_numbers, help="blocks to use, such as 0,4-7 (default: all)")
-    add("--pairs", type=int, metavar="N", help="use the first N pairs (default: all)")
+    add("--pairs", type=int, metavar="N", help="use the first N pairs (default: 5, or all if there are fewer)")
     add("--seed", type=int, help="seed of the noise and of the random method (default: 0)")
     _pipeline_options(command)
 
@@ -124,6 +136,14 @@ def _push_options(command: Options) -> None:
     add("--commit-message", metavar="TEXT", help="title of the commit (default: names the concept)")
     add("--license", metavar="NAME", help="licence of the adapter, such as apache-2.0 (default: none is named)")
     add("--token", help="access token (default: the one of `hf auth login`)")
+    add(
+        "--clip",
+        nargs=2,
+        action="append",
+        dest="clips",
+        metavar=("TEXT", "FILE"),
+        help="an .mp4 file for the card and what to write below it; repeat it, such as for before and after",
+    )
     command.add_argument("--result", metavar="FILE", help="result.json of `unlearn demo`, for the numbers of the card")
 
 
@@ -136,10 +156,11 @@ def _pull_options(command: Options) -> None:
 
 
 def _concepts_options(command: Options) -> None:
-    group = command.add_subparsers(title="actions", metavar="[list | show | new]")
+    group = command.add_subparsers(title="actions", metavar="[list | show | new | lint]")
     _add_command(group, "list", "list the shipped concepts (the default)", lambda _: None, commands.concepts)
     _add_command(group, "show", "show the pairs of a concept", _show_options, commands.show_concept)
     _add_command(group, "new", "write a commented template for a new concept", _new_options, commands.new_concept)
+    _add_command(group, "lint", "check concepts: one line for each doubt", lint_options, lint_concepts)
 
 
 def _show_options(command: Options) -> None:
@@ -161,9 +182,22 @@ COMMANDS: tuple[tuple[str, str, Callable[[Options], None], Callable[..., command
     ("build", "build an adapter from a concept's pairs", _build_options, commands.build),
     ("inspect", "show what an adapter file says about itself", _inspect_options, commands.inspect),
     ("apply", "generate clips with adapters on a pipeline", _apply_options, commands.apply),
+    ("export", "write adapters as a plain LoRA, or a pipeline with them fused", export_options, export),
+    (
+        "eval",
+        "measure what an adapter removes and what it keeps",
+        evaluate_command.eval_options,
+        evaluate_command.run_eval,
+    ),
     ("push", "push an adapter and its card to the Hub", _push_options, commands.push),
     ("pull", "download an adapter, its card and its clips from the Hub", _pull_options, commands.pull),
-    ("concepts", "list the shipped concepts, show one, or start a new one", _concepts_options, commands.concepts),
+    (
+        "concepts",
+        "list the shipped concepts, show or check one, or start a new one",
+        _concepts_options,
+        commands.concepts,
+    ),
+    ("pipelines", "list the video pipelines of diffusers, and what was tested", add_pipelines_options, pipelines),
 )
 
 

@@ -21,17 +21,19 @@ CALL_OPTIONS = {
     "frames": "num_frames",
 }
 DEMO_OPTIONS = ("concept", "clips", "output")
-PUSH_OPTIONS = ("private", "create_pr", "revision", "commit_message", "license", "token")
+PUSH_OPTIONS = ("private", "create_pr", "revision", "commit_message", "license", "token", "clips")
 PULL_OPTIONS = ("revision", "token")
 BUILD_OPTIONS = ("method", "strength", "rank", "epsilon", "components", "contrast", "sites", "blocks", "pairs", "seed")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a command found: `data` for --json, `text` for people."""
+    """What a command found: `data` for --json, `text` for people, the exit code, and why it is not 0."""
 
     data: dict[str, Any]
     text: str
+    code: int = 0
+    failure: str = ""
 
 
 def demo(options: Namespace) -> Report:
@@ -170,7 +172,7 @@ def show_concept(options: Namespace) -> Report:
     concept = load_concept(options.name)
     lines = [": ".join(part for part in (concept.name, concept.description) if part), ""]
     for pair in concept.pairs:
-        lines += [f"  unsafe  {pair.unsafe}", f"  safe    {pair.safe}", ""]
+        lines += [f"  unsafe  {pair.shown('unsafe')}", f"  safe    {pair.shown('safe')}", ""]
     parts = ("pairs", "neutral", "evaluation", "neighbours")
     lines.append(", ".join(f"{len(getattr(concept, part))} {part}" for part in parts))
     return Report(concept.to_dict(), "\n".join(lines))

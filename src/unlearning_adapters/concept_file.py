@@ -18,7 +18,10 @@ from .errors import ConceptError
 PACKS = resources.files("unlearning_adapters") / "packs"
 SUFFIXES = (".yaml", ".yml", ".jsonl")
 MAX_BYTES = 1_000_000  # a concept holds prompts, and ten thousand of them fit
-LINE_KEYS = {"neutral": "neutral", "evaluation": "evaluation", "neighbour": "neighbours", "word": "words"}
+LINE_KEYS = {
+    "neutral": "neutral", "evaluation": "evaluation", "neighbour": "neighbours", "word": "words",
+    "neutral_image": "neutral_images",
+}  # fmt: skip
 PAIR_KEYS = ("unsafe", "safe", "unsafe_image", "safe_image")
 
 
@@ -85,10 +88,7 @@ def read_values(path: Path) -> Any:
         size = path.stat().st_size
         raise ConceptError(f"{path}: the file has {size:,} bytes, but at most {MAX_BYTES:,} are read. Shorten it.")
     try:
-        values = parse_jsonl(text) if path.suffix.lower() == ".jsonl" else parse_yaml(text)
-        if isinstance(values, dict) and isinstance(values.get("pairs"), list):
-            locate_images(values["pairs"], path.parent)
-        return values
+        return parse_jsonl(text) if path.suffix.lower() == ".jsonl" else parse_yaml(text)
     except ConceptError as error:
         raise ConceptError(f"{path}: {error}") from error
 
@@ -132,19 +132,6 @@ def parse_jsonl(text: str) -> dict[str, list[Any]]:
                 f"but got {found}."
             )
     return values
-
-
-def locate_images(pairs: list[Any], folder: Path) -> None:
-    """Make the image paths of pairs absolute, in place; an image that is not there is an error."""
-    for index, pair in enumerate(pairs, start=1):
-        for side in ("unsafe_image", "safe_image") if isinstance(pair, dict) else ():
-            if isinstance(pair.get(side), str):
-                image = (folder / pair[side]).resolve()
-                if not image.is_file():
-                    raise ConceptError(
-                        f"The `{side}` of entry {index} of `pairs` is missing: there is no file {image}."
-                    )
-                pair[side] = str(image)
 
 
 def _strict_object(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Concepts: what is to be forgotten, given by pairs of prompts that differ in nothing else.
+"""Concepts: what is to be forgotten, given by pairs of prompts and pictures that differ in nothing else.
 
 Shipped concepts lie in `packs/`, one YAML file each; users bring their own as YAML or JSONL, or make one in code.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,43 +16,11 @@ import yaml
 from . import concept_file
 from .config import check_keys
 from .errors import ConceptError, ConfigError
-from .prompts import check_list, check_prompts, check_repeats, find_word, is_prompt, plain, show, similarity, tokens
+from .pairs import Pair, check_pairs, pair_from_entry, pair_to_dict, pairs_digest, picture_path
+from .pictures import is_picture, locate_pictures, relative_pictures
+from .prompts import check_list, check_prompts, find_word, show, similarity, tokens
 
 LISTS = ("neutral", "evaluation", "neighbours", "words")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two inputs alike but for the concept.
-
-    Args:
-        unsafe: Prompt that shows the concept.
-        safe: The same prompt without it.
-        unsafe_image: Picture for an image-to-video pipeline (a path or a PIL image), or None.
-        safe_image: Its counterpart without the concept, or None.
-    """
-
-    unsafe: str
-    safe: str
-    unsafe_image: Any = None
-    safe_image: Any = None
-
-    def __post_init__(self) -> None:
-        for side in ("unsafe", "safe"):
-            text, image = getattr(self, side), getattr(self, f"{side}_image")
-            if not is_prompt(text):
-                raise ConceptError(
-                    f"Expected the {side} prompt of a pair to be a text with words, but got {show(text)}."
-                )
-            if not (image is None or isinstance(image, (str, Path)) or hasattr(image, "convert")):
-                raise ConceptError(f"Expected the {side} image to be a path or a PIL image, but got {show(image)}.")
-        if (self.unsafe_image is None) != (self.safe_image is None):
-            raise ConceptError("Expected a pair to have both images or none, but only one side has an image.")
-        if plain(self.unsafe) == plain(self.safe) and self.unsafe_image == self.safe_image:
-            raise ConceptError(
-                f"Both sides of a pair are the same: {show(self.unsafe)}. "
-                "The safe side must be worded without the concept."
-            )
 
 
 @dataclass(frozen=True)
@@ -68,6 +35,7 @@ class Concept:
         neighbours: Prompts near the concept that must survive.
         description: One sentence for people.
         target: For ShapeWorld concepts, the factor and the value, such as {"colour": "red"}.
+        neutral_images: Pictures without the concept whose results must not change, for image-to-video pipelines.
         words: The concept's own words and its synonyms. No safe side and no neutral prompt may hold one of them
             (whole words, any case); shared neutral prompts that do are dropped when a file is read.
     """
@@ -80,10 +48,11 @@ class Concept:
     description: str = ""
     target: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
+    neutral_images: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name(self.name)
-        object.__setattr__(self, "pairs", _check_pairs(self.pairs))
+        object.__setattr__(self, "pairs", check_pairs(self.pairs))
         if not self.pairs:
             raise ConceptError(f"Expected the concept {self.name!r} to have at least one pair, but it has none.")
         for name in LISTS:
@@ -95,20 +64,21 @@ class Concept:
             raise ConceptError(
                 f"Expected `target` to be a factor and its value, {{colour: red}}; got {show(self.target)}."
             )
+        object.__setattr__(self, "neutral_images", _check_images(self.neutral_images))
         _reject_words("The safe side of entry {} of `pairs`", [pair.safe for pair in self.pairs], self.words)
         _reject_words("Entry {} of `neutral`", self.neutral, self.words)
 
     @property
     def pairs_hash(self) -> str:
-        """SHA-256 of the prompts of all pairs, so that an adapter can say what it was made from."""
-        text = json.dumps([[pair.unsafe, pair.safe] for pair in self.pairs], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of the prompts and pictures of all pairs, so that an adapter can say what it was made from."""
+        return pairs_digest(self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the concept as plain types, which `from_dict` reads back; images must be paths."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values |= {name: list(values[name]) for name in LISTS}
-        values |= {"pairs": [_pair_to_dict(pair) for pair in self.pairs], "target": dict(self.target)}
+        values |= {"pairs": [pair_to_dict(pair) for pair in self.pairs], "target": dict(self.target)}
+        values |= {"neutral_images": [picture_path(image) for image in self.neutral_images]}
         return {key: value for key, value in values.items() if value}
 
     @classmethod
@@ -135,7 +105,7 @@ class Concept:
                 raise ConceptError(f"The concept has no `{key}`. Add it; `unlearn concepts new` writes a template.")
         known = dict(values)
         if isinstance(known["pairs"], (list, tuple)):
-            known["pairs"] = [_pair(index, entry) for index, entry in enumerate(known["pairs"], start=1)]
+            known["pairs"] = [pair_from_entry(index, entry) for index, entry in enumerate(known["pairs"], start=1)]
         known["words"] = check_prompts("words", known.get("words", ()))
         known["neutral"] = _expand_neutral(known.get("neutral", ()), known["words"])
         return cls(**known)
@@ -170,7 +140,8 @@ def load_concept(source: str | Path) -> Concept:
     Args:
         source: A name of `list_concepts()`, a ShapeWorld value such as "red", or a `.yaml`, `.yml` or `.jsonl` file.
             A line of a JSONL file is a pair, {"unsafe": ..., "safe": ...}, or one of {"neutral": ...},
-            {"evaluation": ...}, {"neighbour": ...} and {"word": ...}. Image paths are relative to the file.
+            {"evaluation": ...}, {"neighbour": ...}, {"word": ...} and {"neutral_image": ...}. Paths of pictures are
+            relative to the file.
 
     Returns:
         The concept; its name is the stem of the file if the file gives none.
@@ -196,19 +167,23 @@ def load_concept(source: str | Path) -> Concept:
     try:
         if not isinstance(values, dict):
             raise ConceptError(f"Expected keys such as `pairs:`, but got {show(values)}. See `unlearn concepts new`.")
+        locate_pictures(values, path.parent)
         return Concept.from_dict({"name": path.stem, **values})
     except (ConceptError, ConfigError) as error:
         raise type(error)(f"{path}: {error}") from error
 
 
 def save_concept(concept: Concept, path: str | Path) -> Path:
-    """Write a concept as a YAML file that `load_concept` reads back as an equal one, and return its path."""
+    """Write a concept as a YAML file that `load_concept` reads back as an equal one, and return its path.
+
+    Pictures in the folder of the file are named by relative paths, so that the folder can be moved.
+    """
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise ConceptError(f"{path}: a concept is saved as YAML. Give a path that ends in .yaml.")
-    text = yaml.dump(
-        concept.to_dict(), Dumper=concept_file.TextDumper, sort_keys=False, allow_unicode=True, width=10_000
-    )
+    values = concept.to_dict()
+    relative_pictures(values, path.parent)
+    text = yaml.dump(values, Dumper=concept_file.TextDumper, sort_keys=False, allow_unicode=True, width=10_000)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -268,17 +243,14 @@ def _check_name(name: object) -> None:
         )
 
 
-def _check_pairs(values: object) -> tuple[Pair, ...]:
-    pairs = check_list("pairs", values)
-    keys = []
-    for index, pair in enumerate(pairs, start=1):
-        if not isinstance(pair, Pair):
-            raise ConceptError(f"Expected entry {index} of `pairs` to be a Pair, but got {show(pair)}.")
-        images = (pair.unsafe_image, pair.safe_image)
-        named = [str(image) if isinstance(image, (str, Path)) else id(image) for image in images]
-        keys.append((plain(pair.unsafe), plain(pair.safe), *named))
-    check_repeats("pairs", pairs, keys)
-    return pairs
+def _check_images(values: object) -> tuple[Any, ...]:
+    images = check_list("neutral_images", values)
+    for index, image in enumerate(images, start=1):
+        if not is_picture(image):
+            raise ConceptError(
+                f"Expected entry {index} of `neutral_images` to be a path or a PIL image, but got {show(image)}."
+            )
+    return images
 
 
 def _reject_words(where: str, prompts: Sequence[str], words: Sequence[str]) -> None:
@@ -289,33 +261,6 @@ def _reject_words(where: str, prompts: Sequence[str], words: Sequence[str]) -> N
                 f"{where.format(index)} names the concept ({word!r} is in `words`): {show(prompt)}. "
                 "Word it without the concept, or take the word out of `words`."
             )
-
-
-def _pair(index: int, entry: object) -> Pair:
-    """Make a pair of one entry of a file; errors name the entry."""
-    if isinstance(entry, Pair):
-        return entry
-    where = f"entry {index} of `pairs`"
-    if not isinstance(entry, Mapping):
-        raise ConceptError(f"Expected {where} to be a mapping with `unsafe` and `safe`, but got {show(entry)}.")
-    check_keys(where, entry, {item.name for item in fields(Pair)})
-    for side in ("unsafe", "safe"):
-        if side not in entry:
-            raise ConceptError(f"The {side} prompt of {where} is missing. Add `{side}: ...` to {show(dict(entry))}.")
-    try:
-        return Pair(**entry)
-    except ConceptError as error:
-        raise ConceptError(f"{where.capitalize()}: {error}") from None
-
-
-def _pair_to_dict(pair: Pair) -> dict[str, str]:
-    values = {"unsafe": pair.unsafe, "safe": pair.safe}
-    for side in ("unsafe_image", "safe_image"):
-        image = getattr(pair, side)
-        if not (image is None or isinstance(image, (str, Path))):
-            raise ConceptError(f"Cannot write a picture of type {type(image).__name__}. Save it and give its path.")
-        values |= {side: str(Path(image).resolve())} if image is not None else {}
-    return values
 
 
 def _expand_neutral(values: object, words: Sequence[str]) -> object:

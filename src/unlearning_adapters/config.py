@@ -11,6 +11,7 @@ from .errors import ConfigError
 Method = Literal["mean", "pca", "cpca", "ridge", "leace", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
 MAX_STRENGTH = 4.0
+DEFAULT_PAIRS = 5  # as in the paper
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class BuildConfig:
         contrast: Weight alpha >= 0 of the neutral covariance in "cpca".
         epsilon: Regularisation of "ridge", > 0, as a share of the mean eigenvalue of the neutral second moment.
         strength: Part of the direction that is removed, 0 to 4; None calibrates it on the pairs.
-        sites: "text" (inputs that depend on the prompt alone), "hidden" (attention output and feed-forward inputs),
-            a glob pattern, or several patterns, over names such as "transformer.blocks.0.attn2.to_k".
+        sites: "text" (inputs that depend on the prompt alone), "image" (on the picture alone), "hidden" (attention
+            output and feed-forward inputs), a glob pattern over names such as "transformer.blocks.0.attn2.to_k", or
+            several of these. None takes "text" if the prompts of the pairs differ, and "image" if their pictures do
+            and the pipeline has such sites.
         blocks: Indices of the transformer blocks whose sites are used; None uses all.
         steps: Number of denoising steps that are recorded for "hidden" sites.
-        pairs: Number of the concept's pairs that are used, or None for all.
+        pairs: Number of the concept's pairs that are used, the first ones; None uses five, or all if there are fewer.
         seed: Seed of the noise and of the "random" method.
         batch_size: Number of prompts per call of the pipeline.
     """
@@ -39,7 +42,7 @@ class BuildConfig:
     contrast: float = 1.0
     epsilon: float = 0.01
     strength: float | None = None
-    sites: str | tuple[str, ...] = "text"
+    sites: str | tuple[str, ...] | None = None
     blocks: tuple[int, ...] | None = None
     steps: int = 4
     pairs: int | None = None
@@ -68,10 +71,12 @@ class BuildConfig:
             check_strength(self.strength)
         if self.rank > 1 and self.method not in ("ridge", "pca"):
             raise ConfigError(f"Expected `rank` to be 1 for the method {self.method!r}, but got {self.rank}.")
-        if not isinstance(self.sites, str):
+        if self.sites is not None and not isinstance(self.sites, str):
             object.__setattr__(self, "sites", tuple(self.sites))
-        if not self.sites:
-            raise ConfigError("Expected `sites` to name at least one site, but it is empty. The default is 'text'.")
+        if self.sites is not None and not self.sites:
+            raise ConfigError(
+                "Expected `sites` to name at least one site, but it is empty. The default, None, chooses by the pairs."
+            )
         if self.blocks is not None:
             object.__setattr__(self, "blocks", tuple(self.blocks))
 
@@ -102,9 +107,9 @@ def check_keys(owner: str, values: Mapping[str, Any], known: set[str]) -> None:
 def check_strength(strength: float) -> float:
     """Return a strength as a float, or raise `ConfigError` if it is not a number from 0 to 4."""
     ok = isinstance(strength, (int, float)) and not isinstance(strength, bool)
-    if not (ok and math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
+    if not (ok and 0 <= strength <= MAX_STRENGTH):
         raise ConfigError(
-            f"Expected the strength to be a number from 0 (off) to {MAX_STRENGTH:g}, but got {strength!r}. "
+            f"Expected the strength to be a number from 0 (off) to {MAX_STRENGTH:g}, but got {strength!r:.80}. "
             "1 removes the direction, values above 1 over-correct."
         )
     return float(strength)

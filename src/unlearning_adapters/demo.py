@@ -19,8 +19,9 @@ from .builder import build_adapter
 from .concepts import Concept, load_concept
 from .config import BuildConfig
 from .errors import ConceptError, ConfigError
+from .evaluation.metrics import RATES, ArmRates
 from .media import Comparison, Strip, contact_sheet, save_clip
-from .shapeworld.evaluate import Arm, Suite, score
+from .shapeworld.evaluate import Suite, score
 from .shapeworld.generate import decode_latents, generate_latents
 from .shapeworld.judge import Verdict, judge_clips
 from .shapeworld.model import load_shapeworld
@@ -39,7 +40,6 @@ OUTPUT = "unlearn-demo"
 SEED = 2026  # of the prompts
 SHOWN = 4  # prompts of each kind in the pictures, evenly drawn and not chosen by their result
 ARMS = {"base": "base", "attached": "attached", "fused": "fused", "random_direction": "random direction"}
-RATES = ("concept_rate", "valid_rate", "context_kept", "preservation", "worst_neighbour")
 
 Weights = dict[str, dict[str, Tensor]]
 
@@ -59,7 +59,7 @@ class Run:
     latents: Tensor
     clips: list[NDArray[np.uint8]]
     verdicts: list[Verdict]
-    arm: Arm
+    arm: ArmRates
     seconds: float
 
 

@@ -2,23 +2,39 @@
 
 A change is planned first, for all denoisers of a pipeline, without touching anything, and what can be refused is
 refused there. Then it is carried out, and carried back if it fails midway; weights come back bit for bit.
+
+A fused edit is in the weight as long as nothing wraps the layer. While a LoRA does, the weight is the base's, bit for
+bit, and the edit is on the input, where no LoRA verb reaches it; when the LoRA goes, the edit goes back into the
+weight, with whatever `fuse_lora` left there.
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from .attach import LiveEdit, Seats, check_site, module_at
+from .attach import LiveEdit, Seats, check_site, is_wrapped, module_at
+from .checkpoint import SaveWarning
 from .errors import FuseError
-from .fuse import FusedWeight, check_fusable, check_fused, fuse_edit, restore_weight
-from .sites import base_linear
-from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins
-from .stacking import StackedEdit
+from .fuse import (
+    changed_since_fused,
+    check_fusable,
+    check_fused,
+    fuse_edit,
+    looks_fused,
+    restore_weight,
+    sample_rows,
+)
+from .fused_weight import FusedWeight
+from .sites import base_linear, check_not_empty
+from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
+from .stacking import BLOCK_ELEMENTS, StackedEdit
+from .weights import is_in_a_file, kept_weight
 
 ATTRIBUTE = "_unlearning_adapters"
 
@@ -29,8 +45,8 @@ class Plan:
 
     Args:
         stack: The stack.
-        fused: Joint edit per path that goes into the weight.
-        attached: Edit per path that goes onto the input, and whether it acts.
+        fused: Joint edit per path that goes into the weight, while nothing wraps the layer.
+        attached: Edit per path that goes onto the input beside it, and whether it acts.
         twins: Pairs of adapters that remove nearly the same direction, and at how many layers.
     """
 
@@ -50,8 +66,11 @@ class Editor:
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
         self.plan = Plan()
-        self.seats = Seats(denoiser)
+        self.seats = Seats(denoiser, self.settle, self._weights_changed)
         self.records: dict[str, tuple[StackedEdit, FusedWeight]] = {}
+        self.samples: dict[str, torch.Tensor] = {}  # some rows of each weight with a fused edit
+        self.changed: set[str] = set()  # layers whose original weight is lost, since it changed while it was fused
+        self.save_warning: SaveWarning | None = None
 
     @property
     def stack(self) -> Stack:
@@ -60,6 +79,8 @@ class Editor:
 
     def make_plan(self, stack: Stack) -> Plan:
         """Return what a stack would mean; raise if it cannot be, and change nothing."""
+        if self.seats.moved():
+            self.settle()
         in_weight = {path: edit_in_weight(stack, path) for path in stack.paths}
         on_input = {path: edit_on_input(stack, path) for path in stack.paths}
         plan = Plan(
@@ -73,20 +94,64 @@ class Editor:
 
     def carry_out(self, plan: Plan) -> None:
         """Bring weights and hooks in line with a plan that was checked, from whatever state they are in."""
+        in_weight = self._in_weight(plan)
         for path in self._outdated(plan):
-            restore_weight(self._linear(path).weight, self.records[path][1], path)
+            restore_weight(self._weight(path), self.records[path][1], path)
             del self.records[path]
-        for path, edit in plan.fused.items():
+        for path, edit in in_weight.items():
             if path not in self.records:
                 self.records[path] = edit, fuse_edit(self._linear(path), edit, path)
-        self._rewrite(self.seats.sites, plan.attached)
-        self._rewrite(self.seats.branches, {path: (edit, True) for path, edit in plan.fused.items()})
+                self.samples[path] = sample_rows(self._weight(path)).clone()
+        on_input = dict(plan.attached)
+        for path in plan.fused.keys() - in_weight.keys():
+            whole = whole_edit(plan.stack, path)
+            if whole is not None:
+                on_input[path] = whole
+        self._rewrite(self.seats.sites, on_input)
+        self.seats.wrapped = {path: is_wrapped(module_at(self.denoiser, path)) for path in plan.fused}
         self.seats.seat()
         self.plan = plan
         if plan.stack.loaded:
             setattr(self.denoiser, ATTRIBUTE, self)
+            self.save_warning = self.save_warning or SaveWarning(self.denoiser, self._acting_attached)
         elif hasattr(self.denoiser, ATTRIBUTE):
             delattr(self.denoiser, ATTRIBUTE)
+            if self.save_warning is not None:
+                self.save_warning.remove()
+                self.save_warning = None
+
+    def _acting_attached(self) -> list[str]:
+        stack = self.stack
+        return [name for name in stack.attached if stack.enabled and stack.loaded[name].strength]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def settle(self) -> None:
+        """Bring weights and hooks in line with what others did since: LoRAs that came, went, or were fused.
+
+        Raises:
+            FuseError: If an edit can neither stay in a weight nor be taken out, since the weight is offloaded.
+        """
+        lost = []
+        with _editing():
+            for path, (_, record) in list(self.records.items()):
+                linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
+                if _is_intact(linear, record, path) if wrapped else self._looks_fused(path):
+                    continue
+                del self.records[path]
+                if path in self.seats.replaced:  # by another base, which holds no edit
+                    self.changed.discard(path)
+                    continue
+                _take_out(self._weight(path), record)
+                self.changed.add(path)
+                lost.append(path)
+            self.carry_out(self.plan)
+        for path in lost:  # last, since a warning may be an error
+            warnings.warn(
+                f"The weight of {path} changed after an unlearning adapter was fused into it (a fused LoRA, or "
+                "training). The adapter was taken out and applied again, so that the concept stays erased, but the "
+                "original weight cannot be restored any more.",
+                stacklevel=2,
+            )
 
     def _rewrite(self, held: dict[str, LiveEdit], wanted: Mapping[str, tuple[StackedEdit, bool]]) -> None:
         for path in held.keys() - wanted.keys():
@@ -95,26 +160,67 @@ class Editor:
             if path in held:
                 held[path].rewrite(edit, on)
             else:
-                device = getattr(getattr(self._linear(path), "weight", None), "device", edit.read.device)
+                device = getattr(self._weight(path), "device", edit.read.device)
                 held[path] = LiveEdit(edit if device.type == "meta" else edit.to(device), on)
 
     def _check(self, plan: Plan) -> None:
         for path in {**plan.attached, **plan.fused}:
             check_site(self.denoiser, path)
-        for path in self._outdated(plan):
+            check_not_empty(self.denoiser, path)
+        outdated = self._outdated(plan)
+        for path in outdated:
+            check_not_empty(self.denoiser, path)
+            self._check_in_memory(path)
             check_fused(self._linear(path), self.records[path][1], path)
+        for path in self.changed:
+            if not same_edit(plan.fused.get(path), self.plan.fused.get(path)):
+                raise FuseError(changed_since_fused(path))
         owners: dict[int, str] = {}
         for path, edit in plan.fused.items():
-            other = owners.setdefault(check_fusable(self._linear(path), edit, path).data_ptr(), path)
+            if path in self.records and path not in outdated:
+                weight = self._weight(path)
+            else:
+                self._check_in_memory(path)
+                weight = check_fusable(self._linear(path), edit, path)
+            other = owners.setdefault(weight.data_ptr() or id(weight), path)  # 0 on the meta device
             if other != path:
                 raise FuseError(f"{path} and {other} share one weight, which holds one edit only. Attach the adapter.")
 
+    def _in_weight(self, plan: Plan) -> dict[str, StackedEdit]:
+        """Return the fused edits that weights can hold now: not while something wraps a layer, or it is offloaded."""
+        return {
+            path: edit
+            for path, edit in plan.fused.items()
+            if not is_wrapped(module_at(self.denoiser, path))
+            and (path in self.records or not getattr(self._weight(path), "is_meta", False))
+        }
+
+    def _check_in_memory(self, path: str) -> None:
+        if is_in_a_file(self.denoiser, path):
+            raise FuseError(
+                f"The weight of {path} is offloaded to a file, from which every call reads it anew, so that it cannot "
+                "be fused or restored. Load the model again and fuse before offloading, or attach the adapter."
+            )
+
     def _outdated(self, plan: Plan) -> list[str]:
-        return [path for path, (edit, _) in self.records.items() if not same_edit(plan.fused.get(path), edit)]
+        wanted = self._in_weight(plan)
+        return [path for path, (edit, _) in self.records.items() if not same_edit(wanted.get(path), edit)]
+
+    def _weights_changed(self) -> bool:
+        if self.records.keys() != self._in_weight(self.plan).keys():  # settling was interrupted
+            return True
+        return not all(self._looks_fused(path) for path in self.records)
+
+    def _looks_fused(self, path: str) -> bool:
+        # What stands in memory for a weight in a file means nothing.
+        return looks_fused(self._linear(path), self.samples[path]) or is_in_a_file(self.denoiser, path)
 
     def _linear(self, path: str) -> Any:
         module = module_at(self.denoiser, path)
         return module if module is None else base_linear(module)
+
+    def _weight(self, path: str) -> Any:
+        return kept_weight(self._linear(path))
 
 
 def editor_of(denoiser: nn.Module) -> Editor:
@@ -132,7 +238,7 @@ def change_stacks(changes: Sequence[tuple[Editor, Stack]]) -> None:
     Raises:
         UnlearningError: If one cannot be carried; then every weight and hook is as it was.
     """
-    with torch.inference_mode(False), torch.no_grad():  # in this order: the first resets the second
+    with _editing():
         plans = [(editor, editor.make_plan(stack)) for editor, stack in changes]
         for editor, plan in plans:
             _warn_of_twins(editor.plan, plan)
@@ -144,6 +250,36 @@ def change_stacks(changes: Sequence[tuple[Editor, Stack]]) -> None:
             for editor, plan in before:
                 editor.carry_out(plan)
             raise
+
+
+@contextmanager
+def _editing() -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad():  # in this order: the first resets the second
+        yield
+
+
+def _is_intact(linear: Any, record: FusedWeight, path: str) -> bool:
+    """Whether a weight is what fusing made of it; raise `FuseError` if it is another kind of weight by now."""
+    try:
+        check_fused(linear, record, path)
+    except FuseError:
+        weight = kept_weight(linear)
+        if weight is None or weight.is_meta or tuple(weight.shape) != record.shape:
+            raise
+        return False
+    return True
+
+
+def _take_out(weight: torch.Tensor, record: FusedWeight) -> None:
+    """Take a fused edit out of a weight that changed since, `W' + (W mix) read`; exact but for rounding.
+
+    What was added to the weight (a fused LoRA) stays in it.
+    """
+    left, right = (part.to(weight.device) for part in (record.left, record.right))
+    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
+    with torch.inference_mode(weight.is_inference()), torch.no_grad():
+        for block, factor in zip(weight.split(rows), left.split(rows), strict=True):
+            block.copy_(torch.addmm(block.to(right.dtype), factor, right))
 
 
 def _warn_of_twins(before: Plan, plan: Plan) -> None:

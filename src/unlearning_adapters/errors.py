@@ -43,3 +43,7 @@ class BaseMismatchError(UnlearningError, ValueError):
 
 class FuseError(UnlearningError, RuntimeError):
     """Weights cannot be fused or restored exactly; they were left as they were."""
+
+
+class EvaluationError(UnlearningError, ValueError):
+    """An evaluation cannot be run or read, or two of its parts do not belong together."""

@@ -1,60 +1,38 @@
 """Fused edits: `W' = W - (W mix) read`, written into a weight and taken out again bit for bit.
 
-A sum that was rounded cannot be undone by a difference: 1 to 10 % of the elements end one unit in the last place off.
-So fusing tries the way back at once, and keeps the original values of just those elements that it misses.
-
 Everything runs in blocks of rows that fit the cache. Each rank-1 term is formed by a multiplication of its own and
 taken off by a subtraction, which IEEE 754 rounds once per element. Matrix products and fused multiply-adds round
 otherwise with another number of threads, size of block or device, and the way back would miss other elements than those
 that are kept. The one matrix product, `W mix`, is computed once and kept.
+
+Large weights are cut into parts, one per thread. Operators that share out each block by themselves wait for the slowest
+thread after each of a thousand steps: beside a busy process that took four times as long.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from math import isfinite
-from typing import Literal
+from typing import Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .errors import FuseError
+from .fused_weight import FusedWeight, Trace, bits_of
 from .stacking import StackedEdit
+from .weights import is_plain, kept_weight
 
 # Elements per block: 2 MB in float32 on a CPU. Smaller blocks cost calls, larger ones leave the cache.
 BLOCK_ELEMENTS = 2**19
 BLOCK_ELEMENTS_ON_DEVICE = 2**24
-FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass(frozen=True)
-class FusedWeight:
-    """What it takes to restore a fused weight, all on the CPU; about 6 % of a bfloat16 weight at rank 1.
-
-    Args:
-        left: `W mix`, shape (out_features, m), float32 (float64 for a weight in float64).
-        right: `read`, shape (m, in_features), in the dtype of `left`.
-        index: Flat positions, ascending, of the elements that adding the edit back does not restore.
-        value: Their original values.
-        before: Sum of each row of the original weight's bits, read as integers; shape (out_features,).
-        after: The same of the fused weight.
-        columns: Sum of each column of the fused weight's bits.
-    """
-
-    left: Tensor
-    right: Tensor
-    index: Tensor
-    value: Tensor
-    before: Tensor
-    after: Tensor
-    columns: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that the record takes."""
-        return sum(part.nbytes for part in vars(self).values())
+# A thread per so many elements at least, or starting it costs more than it saves; more would wait for the interpreter.
+PART_ELEMENTS = 2**20
+MAX_PARTS = 8
+ROWS_COMPARED = 8  # of each fused weight, before a call
+T = TypeVar("T")
+_UNDO = "Nothing was changed. Undo that first, or load the base model again."
 
 
 def fuse_edit(linear: nn.Module, edit: StackedEdit, name: str = "the layer") -> FusedWeight:
@@ -77,24 +55,14 @@ def fuse_edit(linear: nn.Module, edit: StackedEdit, name: str = "the layer") -> 
         >>> unfuse_edit(linear, record)  # the same bits as before
     """
     weight = check_fusable(linear, edit, name)
-    block = _Block(weight)
-    mix, right = (part.to(weight.device, block.work.dtype) for part in (edit.mix, edit.read))
-    trace = _Trace(weight, right)
-    with _writable(weight):
-        try:
-            for rows in block.rows_of(weight):
-                block.load(weight, rows)
-                left = block.work @ mix
-                block.add(left, right, -1)
-                trace.see(left, block.source, block.result)
-                if not block.result_is_finite():
-                    raise FuseError(_not_finite(block, name))
-                block.try_back(left, right)
-                trace.keep(block, rows)
-                weight[rows].copy_(block.result)
-        except BaseException:  # also Ctrl-C: half a weight would be edited
-            _turn(weight, trace.record(), back=True)
-            raise
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    mix, right = (part.to(weight.device, wide) for part in (edit.mix, edit.read))
+    trace = Trace(weight, right)
+    try:
+        _at_once([partial(_fuse_rows, weight, rows, mix, trace, name) for rows in _parts(weight)])
+    except BaseException:  # also Ctrl-C: half a weight would be edited
+        _turn(weight, trace.record(), trace.rows, back=True)
+        raise
     return trace.record()
 
 
@@ -114,24 +82,39 @@ def unfuse_edit(linear: nn.Module, record: FusedWeight, name: str = "the layer")
 
 def restore_weight(weight: Tensor, record: FusedWeight, name: str) -> None:
     """Restore a weight that `check_fused` has just returned."""
-    with _writable(weight):
-        try:
-            restored = _turn(weight, record, back=True)
-        except BaseException:
-            _turn(weight, record, back=False)
-            raise
-        if not restored:
-            _turn(weight, record, back=False)
-            raise FuseError(
-                f"The weight of {name} cannot be restored: the arithmetic here rounds otherwise than where it was "
-                "fused. Nothing was changed. Load the base model again."
-            )
+    blocks, done = _Block(weight), list[slice]()
+    try:
+        parts = [blocks.rows_of(part) for part in _parts(weight)]
+        restored = all(_at_once([partial(_turn, weight, record, rows, True, done) for rows in parts]))
+    except BaseException:
+        _turn(weight, record, done, back=False)
+        raise
+    if not restored:
+        _turn(weight, record, done, back=False)
+        raise FuseError(
+            f"The weight of {name} cannot be restored: the arithmetic here rounds otherwise than where it was "
+            "fused. Nothing was changed. Load the base model again."
+        )
+
+
+def sample_rows(weight: Tensor) -> Tensor:
+    """Return a few rows of a weight, as a view."""
+    return weight.detach()[:: max(1, weight.shape[0] // ROWS_COMPARED)]
+
+
+def looks_fused(linear: nn.Module, sample: Tensor) -> bool:
+    """Whether a few rows, all of which a LoRA would change, are as fusing left them; True if none can be compared."""
+    weight = kept_weight(linear)
+    if weight is None or not is_plain(weight) or weight.is_meta or weight.dtype != sample.dtype:
+        return True
+    rows = sample_rows(weight)
+    return rows.shape != sample.shape or torch.equal(rows, sample.to(rows.device))
 
 
 def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     """Return the weight of a layer, or raise `FuseError` if an edit cannot be written into it."""
-    weight = getattr(linear, "weight", None)
-    if not isinstance(linear, nn.Linear) or not isinstance(weight, Tensor):
+    weight = kept_weight(linear)
+    if not isinstance(linear, nn.Linear) or weight is None:
         raise FuseError(f"{name} is a {type(linear).__name__}, not a plain Linear. Attach the adapter, do not fuse it.")
     if not is_plain(weight):
         raise FuseError(
@@ -147,35 +130,29 @@ def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     return weight
 
 
-def is_plain(weight: Tensor) -> bool:
-    """Whether a weight holds its values as they are: quantised ones are subclasses of Tensor, or of another dtype."""
-    return type(weight) in (nn.Parameter, Tensor) and weight.dtype in FLOATING
-
-
 def check_fused(linear: nn.Module, record: FusedWeight, name: str) -> Tensor:
     """Return the weight of a layer if it is what fusing made of it, bit for bit; else raise `FuseError`."""
-    weight = getattr(linear, "weight", None)
-    cure = "Nothing was changed. Undo that first, or load the base model again."
-    shape, dtype = (record.left.shape[0], record.right.shape[1]), record.value.dtype
-    if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or weight.dtype != dtype:
-        now = f"{tuple(weight.shape)} {weight.dtype}" if isinstance(weight, Tensor) else f"of a {type(linear).__name__}"
-        raise FuseError(f"The weight of {name} was {shape} {dtype} when it was fused, and now it is {now}. {cure}")
+    weight = kept_weight(linear)
+    shape, dtype = record.shape, record.value.dtype
+    if weight is None or tuple(weight.shape) != shape or weight.dtype != dtype:
+        now = f"{tuple(weight.shape)} {weight.dtype}" if weight is not None else f"of a {type(linear).__name__}"
+        raise FuseError(f"The weight of {name} was {shape} {dtype} when it was fused, and now it is {now}. {_UNDO}")
     if weight.is_meta:
         raise FuseError(
             f"The weight of {name} is offloaded and cannot be restored. Call pipe.remove_all_hooks() first."
         )
-    block, sums, columns = _Block(weight), [], torch.zeros((), dtype=torch.int64, device=weight.device)
-    with torch.no_grad():
-        for rows in block.rows_of(weight):
-            block.load(weight, rows, work=False)
-            sums.append(_bits(block.source).sum(1))
-            columns = columns + _bits(block.source).sum(0)
-    if not (torch.equal(torch.cat(sums).cpu(), record.after) and torch.equal(columns.cpu(), record.columns)):
-        raise FuseError(
-            f"The weight of {name} changed after it was fused (training, a fused LoRA, or a cast to another dtype and "
-            f"back), so that it cannot be restored exactly. {cure}"
-        )
+    sums, columns = zip(*_at_once([partial(_sums, weight, part) for part in _parts(weight)]), strict=True)
+    if not (torch.equal(torch.cat(sums), record.after) and torch.equal(torch.stack(columns).sum(0), record.columns)):
+        raise FuseError(changed_since_fused(name))
     return weight
+
+
+def changed_since_fused(name: str) -> str:
+    """Return what to say of a fused weight that cannot be restored."""
+    return (
+        f"The weight of {name} changed after it was fused (training, a fused LoRA, or a cast to another dtype and "
+        f"back), so that it cannot be restored exactly. {_UNDO}"
+    )
 
 
 class _Block:
@@ -191,10 +168,10 @@ class _Block:
         ]
         self.source, self.result, self.trial, self.work, self.term = self._buffers
 
-    def rows_of(self, weight: Tensor) -> Iterator[slice]:
-        """Yield the blocks of a weight, or of its first rows."""
-        for start in range(0, weight.shape[0], self.height):
-            yield slice(start, min(start + self.height, weight.shape[0]))
+    def rows_of(self, part: slice) -> Iterator[slice]:
+        """Yield the blocks of a part of the rows."""
+        for start in range(part.start, part.stop, self.height):
+            yield slice(start, min(start + self.height, part.stop))
 
     def load(self, weight: Tensor, rows: slice, work: bool = True) -> None:
         """Read a block of the weight; from a copy if its strides or alignment forbid to read it as integers."""
@@ -232,87 +209,79 @@ class _Block:
         return isfinite(self.work.sum()) or bool(torch.isfinite(self.work).all())
 
 
-class _Trace:
-    """What fusing leaves behind, collected block by block."""
-
-    def __init__(self, weight: Tensor, right: Tensor) -> None:
-        self.right, self.dtype, self.width = right, weight.dtype, weight.shape[1]
-        self.lefts: list[Tensor] = []
-        self.before: list[Tensor] = []
-        self.after: list[Tensor] = []
-        self.index: list[Tensor] = []
-        self.value: list[Tensor] = []
-        self.columns = torch.zeros((), dtype=torch.int64, device=weight.device)
-        self.index_dtype = torch.int32 if weight.numel() < 2**31 else torch.int64
-
-    def see(self, left: Tensor, source: Tensor, result: Tensor) -> None:
-        """Take note of a block that is about to be written."""
-        bits = _bits(result)
-        self.lefts.append(left)
-        self.before.append(_bits(source).sum(1))
-        self.after.append(bits.sum(1))
-        self.columns = self.columns + bits.sum(0)
-
-    def keep(self, block: _Block, rows: slice) -> None:
-        """Keep the elements of a block that its trial missed."""
-        index, value = _missed(block.source, block.trial)
-        self.index.append((index + rows.start * self.width).to(self.index_dtype))
-        self.value.append(value)
-
-    def record(self) -> FusedWeight:
-        """Return the record of the blocks so far."""
-        none = torch.empty(0, self.right.shape[0], dtype=self.right.dtype, device=self.right.device)
-        sums = torch.empty(0, dtype=torch.int64, device=self.right.device)
-        return FusedWeight(
-            left=torch.cat([none, *self.lefts]).cpu(),
-            right=self.right.cpu(),
-            index=torch.cat([torch.empty(0, dtype=self.index_dtype), *self.index]),
-            value=torch.cat([torch.empty(0, dtype=self.dtype), *self.value]),
-            before=torch.cat([sums, *self.before]).cpu(),
-            after=torch.cat([sums, *self.after]).cpu(),
-            columns=self.columns.cpu(),
-        )
+def _fuse_rows(weight: Tensor, part: slice, mix: Tensor, trace: Trace, name: str) -> None:
+    """Fuse a part of the rows."""
+    block = _Block(weight)
+    with _writable(weight):
+        for rows in block.rows_of(part):
+            block.load(weight, rows)
+            left = block.work @ mix
+            block.add(left, trace.right, -1)
+            if not block.result_is_finite():
+                raise FuseError(_not_finite(block, name))
+            block.try_back(left, trace.right)
+            trace.keep(rows, left, block.source, block.result, block.trial)
+            weight[rows].copy_(block.result)
 
 
-def _turn(weight: Tensor, record: FusedWeight, back: bool) -> bool:
-    """Restore (or fuse again) all blocks that are not yet so; False at the first result that is not the known one."""
-    left, right, target = (
-        part.to(weight.device) for part in (record.left, record.right, record.before if back else record.after)
+def _turn(
+    weight: Tensor, record: FusedWeight, blocks: Iterable[slice], back: bool, done: list[slice] | None = None
+) -> bool:
+    """Restore (or fuse again) blocks, and list those that it writes; False at the first result that is not as known."""
+    left, right, target, other = (
+        part.to(weight.device)
+        for part in (record.left, record.right, *((record.before, record.after)[:: 1 if back else -1]))
     )
     block = _Block(weight)
-    starts = torch.arange(0, left.shape[0] + block.height, block.height) * weight.shape[1]
-    edges = torch.searchsorted(record.index, starts.to(record.index.dtype)).tolist()
-    for number, rows in enumerate(block.rows_of(left)):
-        block.load(weight, rows)
-        if torch.equal(_bits(block.source).sum(1), target[rows]):
-            continue
-        block.add(left[rows], right, 1 if back else -1)
-        if back:
-            here = slice(edges[number], edges[number + 1])
-            index = record.index[here].to(weight.device, torch.int64) - rows.start * weight.shape[1]
-            block.result.view(-1)[index] = record.value[here].to(weight.device)
-        if not torch.equal(_bits(block.result).sum(1), target[rows]):
-            return False
-        weight[rows].copy_(block.result)
+    with _writable(weight):
+        for rows in blocks:
+            block.load(weight, rows)
+            # A block that is listed may not have been written. Sums that are alike on both sides, as those of zeros
+            # of changed sign can be, do not tell.
+            if torch.equal(bits_of(block.source).sum(1), target[rows]) and not torch.equal(target[rows], other[rows]):
+                continue
+            block.add(left[rows], right, 1 if back else -1)
+            if back:
+                index, value = record.missed(rows)
+                block.result.view(-1)[index.to(weight.device)] = value.to(weight.device)
+            if not torch.equal(bits_of(block.result).sum(1), target[rows]):
+                return False
+            if done is not None:
+                done.append(rows)
+            weight[rows].copy_(block.result)
     return True
 
 
-def _bits(block: Tensor) -> Tensor:
-    """Return rows as the widest integers that fill them: the fewer, the faster their sums."""
-    row_bytes = block.shape[1] * block.element_size()
-    return block.view(next(kind for size, kind in sorted(SAME_SIZE.items(), reverse=True) if row_bytes % size == 0))
+def _sums(weight: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    """Return the sum of each row of bits of a part of the rows, and of each column."""
+    block, sums, columns = _Block(weight), [], torch.zeros((), dtype=torch.int64, device=weight.device)
+    with torch.no_grad():
+        for rows in block.rows_of(part):
+            block.load(weight, rows, work=False)
+            sums.append(bits_of(block.source).sum(1))
+            columns = columns + bits_of(block.source).sum(0)
+    return torch.cat(sums).cpu(), columns.cpu()
 
 
-def _missed(source: Tensor, trial: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where two blocks differ in any bit, as flat positions, and what the first one has there."""
-    kind = SAME_SIZE[source.element_size()]
-    if source.device.type != "cpu":
-        index = torch.nonzero(source.view(kind).view(-1) != trial.view(kind).view(-1)).view(-1)
-        return index.cpu(), source.view(-1)[index].cpu()
-    # numpy: comparing and searching 16-bit integers is 7 times as fast as in torch 2.13 on a CPU.
-    bits, others = source.view(kind).view(-1).numpy(), trial.view(kind).view(-1).numpy()
-    places = np.flatnonzero(bits != others)
-    return torch.from_numpy(places), torch.from_numpy(bits[places]).view(source.dtype)
+def _parts(weight: Tensor) -> list[slice]:
+    """Return parts of whole blocks, one for each thread."""
+    rows, height = weight.shape[0], _Block(weight).height
+    threads = torch.get_num_threads() if weight.device.type == "cpu" else 1
+    count = max(1, min(threads, MAX_PARTS, weight.numel() // PART_ELEMENTS))
+    step = -(-rows // (count * height)) * height
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _at_once(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """Run tasks side by side, each on a thread of its own that starts no others; return when all have ended."""
+    if len(tasks) == 1:
+        return [tasks[0]()]
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(len(tasks), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return [running.result() for running in [pool.submit(task) for task in tasks]]
+    finally:
+        torch.set_num_threads(threads)  # that of new threads; this one has kept its own
 
 
 def _not_finite(block: _Block, name: str) -> str:

@@ -9,8 +9,10 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils import load_image
 from PIL import Image
@@ -22,6 +24,8 @@ from .sites import denoisers
 # Guidance, each kind at the value that switches it off.
 GUIDANCE_OFF = {
     "guidance_scale": 1.0,
+    "min_guidance_scale": 1.0,
+    "max_guidance_scale": 1.0,
     "audio_guidance_scale": 1.0,
     "modality_scale": 1.0,
     "audio_modality_scale": 1.0,
@@ -29,11 +33,15 @@ GUIDANCE_OFF = {
     "audio_stg_scale": 0.0,
     "pag_scale": 0.0,
 }
+# Fails with guidance off (diffusers 0.42): there the first half of the batch is the unconditional prompt.
+ALWAYS_GUIDED = {"TextToVideoZeroPipeline"}
 GUIDANCE_ONLY = {"guidance_scale_2", "negative_prompt"}  # of no use without guidance
+SCHEDULE = {"sigmas", "timesteps"}
 SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
 TEMPORAL_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 SIDE_MULTIPLE = 32  # some pipelines refuse other sizes
 UNET_SIDE = 8  # latents of a UNet are halved three times
+IMAGE_ARGUMENTS = ("image", "cond_image")
 FEW_STEPS = 4  # enough that both denoisers of Wan 2.2 are called (measured for shifts 3 to 12)
 
 
@@ -47,28 +55,38 @@ class PartialRun:
     Args:
         pipe: A diffusers pipeline.
         call_kwargs: Arguments for it, such as {"height": 480}; prompt, seed, guidance and output type are set here.
-        text_only: Whether the video does not matter, so that a small one and few steps do, unless `call_kwargs` says.
+        any_video: Whether the video does not matter, so that a small one and few steps do, unless `call_kwargs` says.
 
     Raises:
         ConfigError: If `call_kwargs` has an argument that the pipeline does not accept.
     """
 
-    def __init__(self, pipe: Any, call_kwargs: Mapping[str, Any] | None, *, text_only: bool) -> None:
+    def __init__(self, pipe: Any, call_kwargs: Mapping[str, Any] | None, *, any_video: bool) -> None:
         self.pipe = pipe
         self.accepted, self.required = _parameters(pipe)
+        self.image = next((name for name in IMAGE_ARGUMENTS if name in self.accepted), None)
         given = dict(call_kwargs or {})
         check_keys(f"call_kwargs for {type(pipe).__name__}", given, self.accepted)
-        small = _small_video(pipe) if text_only else {}
-        if {"sigmas", "timesteps"} & set(given):
+        small = _small_video(pipe) if any_video else {}
+        if SCHEDULE & set(given):
             small.pop("num_inference_steps", None)
-        self.arguments = self._only_accepted({**small, **given, **_no_guidance(self.accepted), "output_type": "latent"})
+        self.guided = type(pipe).__name__ in ALWAYS_GUIDED
+        without = {} if self.guided else _no_guidance(self.accepted)
+        self.arguments = self._only_accepted({**small, **given, **without, "output_type": "latent"})
         for name in GUIDANCE_ONLY:
             self.arguments.pop(name, None)
 
     @property
-    def takes_image(self) -> bool:
-        """Whether each call gets an image, so that prompts are passed one by one."""
-        return "image" in self.arguments or "image" in self.required
+    def takes_prompt(self) -> bool:
+        """Whether the pipeline reads a prompt; Stable Video Diffusion reads a picture alone."""
+        return "prompt" in self.accepted
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each call gets pictures, or tensors made of them, so that prompts are passed one by one."""
+        if self.image in self.arguments or self.image in self.required:
+            return True
+        return any(_holds_pictures(value) for name, value in self.arguments.items() if name not in SCHEDULE)
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], image: Any = None) -> bool:
         """Run until a hook raises `StopRun`, or to the end; return whether it was stopped.
@@ -84,11 +102,11 @@ class PartialRun:
             "prompt": prompts[0] if len(prompts) == 1 else list(prompts),
             "generator": generators[0] if len(prompts) == 1 else generators,
         }
-        if image is not None:
-            batch["image"] = load_image(image) if isinstance(image, str) else image
-        elif "image" in self.required and "image" not in self.arguments:
+        if self.image and image is not None:
+            batch[self.image] = load_image(str(image) if isinstance(image, Path) else image)
+        elif self.image in self.required and self.image not in self.arguments:
             size = (self.arguments.get("width", 256), self.arguments.get("height", 256))
-            batch["image"] = Image.new("RGB", size, (128, 128, 128))
+            batch[str(self.image)] = Image.new("RGB", size, (128, 128, 128))
         with _unchanged(self.pipe, seeds[0]):
             try:
                 self.pipe(**{**self.arguments, **self._only_accepted(batch)})
@@ -109,9 +127,15 @@ def _parameters(pipe: Any) -> tuple[set[str], set[str]]:
     if hasattr(blocks, "input_names"):  # a modular pipeline
         inputs = [item for item in blocks.inputs if item.name]
         return {item.name for item in inputs}, {item.name for item in inputs if item.required}
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    names = [name for name, item in parameters.items() if name != "self" and item.kind is not item.VAR_KEYWORD]
+    parameters = inspect.signature(pipe).parameters
+    names = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD]
     return set(names), {name for name in names if parameters[name].default is inspect.Parameter.empty}
+
+
+def _holds_pictures(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_pictures, value))
+    return isinstance(value, (Image.Image, np.ndarray, torch.Tensor))
 
 
 def _no_guidance(accepted: set[str]) -> dict[str, float]:
@@ -123,7 +147,8 @@ def _no_guidance(accepted: set[str]) -> dict[str, float]:
 def _small_video(pipe: Any) -> dict[str, Any]:
     """Return arguments for the smallest video that pipelines of all kinds accept, and few steps."""
     network = next(iter(denoisers(pipe).values()))
-    config: Any = getattr(network, "config", {})
+    config: Any = getattr(network, "config", None)
+    config = config if isinstance(config, Mapping) else {}  # a module that is not of diffusers may have any other
     few: dict[str, Any] = {"num_inference_steps": FEW_STEPS, "use_resolution_binning": False}
     if config.get("use_learned_positional_embeddings"):  # bound to one size
         return few
@@ -133,6 +158,8 @@ def _small_video(pipe: Any) -> dict[str, Any]:
         patch = UNET_SIDE
     side = math.lcm(_factor(pipe, SPATIAL_FACTORS, 8) * int(patch), SIDE_MULTIPLE)
     frames = _factor(pipe, TEMPORAL_FACTORS, 1) + 1
+    if hasattr(pipe, "min_duration"):  # MiniMax H3 refuses shorter videos
+        frames = math.ceil(pipe.min_duration * pipe.fps)
     return {"height": side, "width": side, "num_frames": frames, **few}
 
 
@@ -149,10 +176,12 @@ def _unchanged(pipe: Any, seed: int) -> Iterator[None]:
         stack.enter_context(_own_random_state(seed))
         stack.enter_context(_same_attributes(pipe))
         for component in components:
+            if hasattr(component, "set_attn_processor"):
+                stack.enter_context(_same_processors(component))
             if hasattr(component, "set_timesteps"):
                 stack.enter_context(_same_scheduler(component))
             elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
-                stack.enter_context(_disabled_guider(component))
+                stack.enter_context(_guider_off(component, modular=hasattr(pipe, "blocks")))
         if any(_is_compiled(component) for component in components):
             # Hooks that were set after the compilation are only called by the uncompiled code.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -186,6 +215,17 @@ def _same_attributes(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
+def _same_processors(network: Any) -> Iterator[None]:
+    """Restore attention processors: some pipelines swap them for a run, and swap them back in their last lines."""
+    before = dict(network.attn_processors)
+    try:
+        yield
+    finally:
+        if any(before.get(name) is not processor for name, processor in network.attn_processors.items()):
+            network.set_attn_processor(before)
+
+
+@contextmanager
 def _same_scheduler(scheduler: Any) -> Iterator[None]:
     before = {name: copy.deepcopy(value) for name, value in vars(scheduler).items() if name != "_internal_dict"}
     try:
@@ -197,9 +237,17 @@ def _same_scheduler(scheduler: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _disabled_guider(guider: Any) -> Iterator[None]:
+def _guider_off(guider: Any, *, modular: bool) -> Iterator[None]:
+    """Let a guider ask for the conditional prediction alone.
+
+    Blocks of modular pipelines fail if their guider is disabled, for they then miss the embedding of the negative
+    prompt (diffusers 0.42.1: Wan raises UnboundLocalError, LTX ValueError). There guidance starts after the last step.
+    """
     before = dict(vars(guider))
-    guider.disable()
+    if modular and hasattr(guider, "_start"):
+        vars(guider).update(_start=1.0, _step=None, _num_inference_steps=None)
+    else:
+        guider.disable()
     try:
         yield
     finally:

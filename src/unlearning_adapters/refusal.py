@@ -159,8 +159,8 @@ def distinct_rows(rows: Tensor) -> Tensor:
     # crosses a border and splits equal rows; different tokens are still hundreds of cells apart.
     step = 100 * SAME_ROWS * sizes[sizes > 0].median()
     first: dict[bytes, int] = {}
-    for index, row in enumerate(rows):
-        first.setdefault((row / step).round().to(torch.int32).cpu().numpy().tobytes(), index)
+    for index, cells in enumerate((rows / step).round().to(torch.int32).cpu().numpy()):
+        first.setdefault(cells.tobytes(), index)
     return rows[list(first.values())]
 
 

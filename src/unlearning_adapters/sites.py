@@ -1,7 +1,7 @@
-"""Where an adapter edits: the Linear layers of a denoiser that read the prompt ("text") or the video ("hidden").
+"""Where an adapter edits: Linear layers that read the prompt ("text"), a picture ("image") or the video ("hidden").
 
-Names alone lie: `add_k_proj` reads text in HunyuanVideo, an image in Wan and the video in Cosmos 3. So the text layers
-are found by how the modules are built, with a short table of exceptions.
+Names alone lie: `add_k_proj` reads text in HunyuanVideo, an image in Wan and the video in Cosmos 3. So the layers are
+found by how the modules are built, with short tables of exceptions.
 """
 
 import re
@@ -14,45 +14,26 @@ from typing import Any
 from torch import nn
 
 from .errors import DenoiserError, SiteError
+from .site_names import (
+    ATTENTION_OUT,
+    BLOCK,
+    CROSS_ATTENTION,
+    FEED_FORWARD_IN,
+    IMAGE_KEY_VALUE,
+    IMAGE_PROJECTION,
+    KEY_VALUE,
+    NO_TEXT,
+    NOT_CALLED,
+    NOT_VIDEO,
+    SINGLE_STREAM,
+    SWAPPED_HIDDEN,
+    SWAPPED_STREAMS,
+    TEMPORAL,
+    TEXT_STREAM,
+    VIDEO_NAMES,
+)
 
 COMPONENTS = ("transformer", "transformer_2", "transformer_ref", "unet")
-
-CROSS_ATTENTION = {"attn2", "audio_attn2", "cross_attn", "cross_attention"}
-KEY_VALUE = (("to_k", "to_v"), ("to_key", "to_value"), ("kv_linear",))
-TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj")  # of an attention over two streams, text and video
-VIDEO_NAMES = ("to_q", "to_k", "to_v")
-
-# Exceptions, by class name.
-SWAPPED_STREAMS = {"Cosmos3PackedMoTAttention"}  # the text is in `to_*`, the video in `add_*`
-NO_TEXT = {"UNetSpatioTemporalConditionModel"}  # Stable Video Diffusion: its cross-attention reads an image
-SINGLE_STREAM = {  # blocks whose Linears read text and video at once: edit the text projection in front of them
-    "CogVideoXBlock": ("patch_embed.text_proj",),
-    "ConsisIDBlock": ("patch_embed.text_proj",),
-    "EasyAnimateTransformerBlock": ("text_proj", "text_proj.1", "text_proj_t5", "text_proj_t5.1"),
-    "HunyuanVideoSingleTransformerBlock": ("context_embedder.proj_in",),
-    "HunyuanVideoTokenReplaceSingleTransformerBlock": ("context_embedder.proj_in",),
-    "MiniMaxH3TransformerBlock": ("context_embedder",),
-    "MotifVideoSingleTransformerBlock": ("context_embedder.linear_1",),
-}
-NOT_CALLED = {  # built so that LTX-2's weights load, but this network refines video alone
-    "SanaWMLTX2RefinerTransformer3DModel": {
-        "audio_attn1", "audio_attn2", "audio_ff", "audio_to_video_attn", "video_to_audio_attn",
-    },
-}  # fmt: skip
-
-# Parts of a path: `attn2` inside of the first is a second self-attention over time, inside of the second not the video.
-TEMPORAL = {
-    "temp_attentions", "motion_modules", "transformer_in", "temporal_transformer_blocks",
-    "image_latents_temporal_encoder",
-}  # fmt: skip
-NOT_VIDEO = {
-    "token_refiner", "text_transformer_blocks", "video_text_transformer_blocks", "audio_text_transformer_blocks",
-    "face_adapter", "local_facial_extractor", "perceiver_cross_attention", "motion_encoder",
-}  # fmt: skip
-BLOCK = re.compile(r"(?:blocks|layers)\.(\d+)\.")
-ATTENTION_OUT = re.compile(r"(^|[._])(attn[12]?|attention)\.(to_out|to_out\.0|out_layer|proj)$")
-FEED_FORWARD_IN = re.compile(r"(^|\.)(audio_)?(ffn?|feed_forward)\.(net\.0\.proj|in_layer|0)$|\.proj_mlp$")
-SWAPPED_HIDDEN = re.compile(r"\.to_add_out$|\.mlp_moe_gen\.(gate|up)_proj$")
 
 
 @dataclass(frozen=True)
@@ -64,7 +45,7 @@ class Site:
         module: Path of the layer in it, such as "blocks.0.attn2.to_k".
         in_features: Width of its input.
         out_features: Width of its output.
-        kind: "text" if its input carries the prompt, "hidden" otherwise.
+        kind: "text" if its input carries the prompt, "image" if it carries the picture alone, "hidden" otherwise.
     """
 
     component: str
@@ -88,7 +69,7 @@ class Site:
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """Return the networks of a pipeline that an adapter can edit, by component name.
 
-    A compiled denoiser is returned as the module that was compiled.
+    A compiled denoiser is returned as the module that was compiled, one in a `PeftModel` as the model inside.
 
     Raises:
         DenoiserError: If there is none.
@@ -101,7 +82,7 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
             f"{type(pipe).__name__} has no denoiser. Expected a component named {', '.join(COMPONENTS[:-1])} or "
             f"{COMPONENTS[-1]}, but its components are: {names}."
         )
-    return {name: _uncompiled(module) for name, module in found.items()}
+    return {name: _bare(module) for name, module in found.items()}
 
 
 def find_sites(
@@ -111,8 +92,8 @@ def find_sites(
 
     Args:
         pipe: A diffusers pipeline.
-        selection: "text", "hidden", a glob pattern over full names such as "transformer.blocks.*.attn2.to_k", or
-            several of these.
+        selection: "text", "image", "hidden", a glob pattern over full names such as
+            "transformer.blocks.*.attn2.to_k", or several of these.
         blocks: Indices of the blocks whose sites are kept; None keeps all.
 
     Raises:
@@ -159,10 +140,27 @@ def site_module(pipe: Any, site_name: str) -> nn.Module:
 
 
 def base_linear(module: nn.Module) -> nn.Module:
-    """Return the layer inside of LoRA wrappers, or the layer itself."""
-    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+    """Return the layer inside of PEFT's wrappers (a LoRA layer, a module to save), or the layer itself."""
+    while isinstance(inner := getattr(module, "base_layer", None) or module._modules.get("original_module"), nn.Module):
         module = inner
     return module
+
+
+def check_not_empty(denoiser: nn.Module, path: str) -> None:
+    """Raise `DenoiserError` if the weight at a path is on the meta device and nothing would bring it back."""
+    around = [denoiser]
+    for part in path.split("."):
+        child = around[-1]._modules.get(part)
+        if child is None:
+            return
+        around.append(_uncompiled(child))
+    layer = base_linear(around[-1])
+    weight = getattr(layer, "weight", None)
+    if getattr(weight, "is_meta", False) and not any("_hf_hook" in vars(module) for module in (*around, layer)):
+        raise DenoiserError(
+            f"The weights of {type(denoiser).__name__} are on the meta device, so that {path!r} holds no numbers, and "
+            "no offloading brings them back. Load the pipeline again with from_pretrained()."
+        )
 
 
 def linear_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -170,6 +168,18 @@ def linear_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in _modules(denoiser):
         if _is_linear(module):
             yield name, module
+
+
+def _bare(denoiser: nn.Module) -> nn.Module:
+    """Return a denoiser without what `torch.compile` and `peft.get_peft_model` put around it."""
+    while True:
+        inner = _uncompiled(denoiser)
+        tuner = inner._modules.get("base_model") if hasattr(inner, "peft_config") else None
+        if tuner is not None:
+            inner = tuner._modules.get("model") or tuner
+        if inner is denoiser:
+            return denoiser
+        denoiser = inner
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
@@ -203,11 +213,11 @@ def _is_linear(module: Any) -> bool:
 
 
 def _all_sites(component: str, denoiser: nn.Module) -> list[Site]:
-    text = set(_text_layers(denoiser))
+    kinds = {**dict.fromkeys(_image_layers(denoiser), "image"), **dict.fromkeys(_text_layers(denoiser), "text")}
     sites = []
     for name, module in linear_layers(denoiser):
         base: Any = base_linear(module)
-        kind = "text" if name in text else "hidden"
+        kind = kinds.get(name, "hidden")
         sites.append(Site(component, name, int(base.in_features), int(base.out_features), kind))
     return sites
 
@@ -233,12 +243,33 @@ def _text_projections(attention: nn.Module, name: str) -> tuple[str, ...]:
         return VIDEO_NAMES
     if _is_linear(getattr(attention, "add_q_proj", None)):
         return tuple(leaf for leaf in TEXT_STREAM if _is_linear(getattr(attention, leaf, None)))
+    return _first_present(attention, KEY_VALUE) if _is_cross_attention(attention, name) else ()
+
+
+def _image_layers(denoiser: nn.Module) -> Iterator[str]:
+    """Yield the paths of the layers whose input is the picture alone, found by structure."""
+    kind = type(denoiser).__name__
+    # Keys and values of the picture have the names of a text stream, which has queries too.
+    names = KEY_VALUE if kind in NO_TEXT else IMAGE_KEY_VALUE
+    for name, module in _modules(denoiser):
+        if _is_cross_attention(module, name.rpartition(".")[2]) and not _has_text_stream(module):
+            for leaf in _first_present(module, names):
+                if leaf not in NOT_CALLED.get(kind, ()):
+                    yield f"{name}.{leaf}"
+    path = IMAGE_PROJECTION.get(kind)
+    if path and _walk(denoiser, path):
+        yield path
+
+
+def _is_cross_attention(attention: nn.Module, name: str) -> bool:
     # Modules over time have `attn2` too, as a second self-attention: they say so in `is_cross_attention`.
-    if name in CROSS_ATTENTION and getattr(attention, "is_cross_attention", True):
-        for leaves in KEY_VALUE:
-            if all(_is_linear(getattr(attention, leaf, None)) for leaf in leaves):
-                return leaves
-    return ()
+    return name in CROSS_ATTENTION and bool(getattr(attention, "is_cross_attention", True))
+
+
+def _first_present(attention: nn.Module, choices: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the first of some sets of children that are all Linear layers; none if there is no such set."""
+    present = (leaves for leaves in choices if all(_is_linear(getattr(attention, leaf, None)) for leaf in leaves))
+    return next(present, ())
 
 
 def _has_text_stream(block: nn.Module) -> bool:
@@ -260,8 +291,8 @@ def _hidden_layers(denoiser: nn.Module) -> Iterator[str]:
 
 
 def _match(pipe: Any, pattern: str, every: Sequence[Site]) -> set[str]:
-    if pattern == "text":
-        return {site.name for site in every if site.kind == "text"}
+    if pattern in ("text", "image"):
+        return {site.name for site in every if site.kind == pattern}
     if pattern == "hidden":
         return {f"{name}.{path}" for name, module in denoisers(pipe).items() for path in _hidden_layers(module)}
     return {site.name for site in every if fnmatchcase(site.name, pattern)}
@@ -271,9 +302,10 @@ def _nothing_found(pipe: Any, pattern: str, every: Sequence[Site]) -> str:
     classes = ", ".join(f"{name} ({type(module).__name__})" for name, module in denoisers(pipe).items())
     if not every:
         return f"No Linear layer was found in {classes}."
-    if pattern in ("text", "hidden"):
+    if pattern in ("text", "image", "hidden"):
+        cure = "Select 'hidden' sites, which see pictures among the video, or pass" if pattern == "image" else "Pass"
         return (
-            f"No {pattern} site was found in {classes}. Pass a pattern over the names of its {len(every)} Linear "
+            f"No {pattern} site was found in {classes}. {cure} a pattern over the names of its {len(every)} Linear "
             f"layers, such as {every[0].name!r}."
         )
     hint = _nearest(pattern, [site.name for site in every])

@@ -133,16 +133,18 @@ def edit_on_input(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
     joint = _joint(everything, path)
     if not rest or joint is None:
         return None
-    missing = _rank_at_any_strength(everything, path) - joint.rank
-    read, mix, on = [joint.read], [joint.mix], stack.enabled and any(item.strength for item in rest.values())
+    padded, on = _padded(joint, everything, path), stack.enabled and any(item.strength for item in rest.values())
     in_weight = edit_in_weight(stack, path)
-    if in_weight is not None:
-        _check_not_outdone(fused, rest, path)
-        read.append(in_weight.read)
-        mix.append(-in_weight.mix)
-        on = on and not same_edit(joint, in_weight)
-    empty = joint.read.new_zeros(max(0, missing), joint.in_features)
-    return StackedEdit(torch.cat([*read, empty]), torch.cat([*mix, empty.T], dim=1)), on
+    if in_weight is None:
+        return padded, on
+    _check_not_outdone(fused, rest, path)
+    read, mix = torch.cat([padded.read, in_weight.read]), torch.cat([padded.mix, -in_weight.mix], dim=1)
+    return StackedEdit(read, mix), on and not same_edit(joint, in_weight)
+
+
+def whole_edit(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
+    """Return what the input of a layer needs if its weight holds nothing, not even of the adapters that are fused."""
+    return edit_on_input(replace(stack, fused=()), path)
 
 
 def twins(stack: Stack, path: str) -> list[tuple[str, str]]:
@@ -161,6 +163,13 @@ def same_edit(one: StackedEdit | None, other: StackedEdit | None) -> bool:
 def _joint(adapters: Mapping[str, Loaded], path: str) -> StackedEdit | None:
     items = adapters.values()
     return stack_directions([i.directions[path] for i in items], [i.strength for i in items]) if items else None
+
+
+def _padded(joint: StackedEdit, adapters: Mapping[str, Loaded], path: str) -> StackedEdit:
+    """Return an edit with zeros for the rows that it would have at other strengths."""
+    missing = _rank_at_any_strength(adapters, path) - joint.rank
+    empty = joint.read.new_zeros(max(0, missing), joint.in_features)
+    return StackedEdit(torch.cat([joint.read, empty]), torch.cat([joint.mix, empty.T], dim=1))
 
 
 def _rank_at_any_strength(adapters: Mapping[str, Loaded], path: str) -> int:

@@ -6,6 +6,7 @@ With the reads stacked as `A` (m x in), the writes as the columns of `V` (in x m
 
 Each direction's own read-out is scaled by exactly its own dial, `a_j . x' = (1 - strength_j) a_j . x`, in any order.
 See docs/maths.md 5 for the equations, their source, and what is done with directions that are not independent.
+Directions that are `additive` (edits of other works) have no such dials: each takes `strength * V A x` as it stands.
 """
 
 import hashlib
@@ -91,7 +92,8 @@ def stack_directions(directions: Sequence[Direction], strengths: Sequence[float]
     - a row of whose own read-out the rows before it leave less than 19 % sets the strength of that rest only: what it
       shares with stronger ones goes with them, since two dials for one thing would amplify what tells them apart;
     - a row of which they leave less than 5 % is left out, so that G is never singular and loading a concept twice
-      equals loading it once, bit for bit. `stack_report` says which directions were merged or left out.
+      equals loading it once, bit for bit. `stack_report` says which directions were merged or left out;
+    - additive directions are added at their strengths: of them none of this holds.
 
     Args:
         directions: One or more directions of one width, from adapters that are active at this site.
@@ -113,12 +115,9 @@ def stack_directions(directions: Sequence[Direction], strengths: Sequence[float]
     device, in_features = directions[0].read.device, directions[0].in_features
     if not rows:
         return StackedEdit(torch.zeros(0, in_features, device=device), torch.zeros(in_features, 0, device=device))
-    plan = _plan(rows)
-    reads = torch.stack([rows[row].read for row in plan.kept])
-    writes = torch.stack([rows[row].write for row in plan.kept])
-    # float64 on the CPU: m x m problems are tiny, and the result must not depend on the device.
-    mix = torch.linalg.solve((reads @ writes.T).T, writes).T @ plan.dials
-    return StackedEdit(reads.float().to(device), mix.float().contiguous().to(device))
+    kept, dials = _solve(rows)
+    reads, writes = torch.stack([row.read for row in kept]), torch.stack([row.write for row in kept])
+    return StackedEdit(reads.float().to(device), (writes.T @ dials).float().contiguous().to(device))
 
 
 def stack_report(directions: Sequence[Direction], strengths: Sequence[float]) -> StackReport:
@@ -134,7 +133,7 @@ def stack_report(directions: Sequence[Direction], strengths: Sequence[float]) ->
     Raises:
         ConfigError: As `stack_directions`.
     """
-    rows = _active_rows(directions, strengths)
+    rows = [row for row in _active_rows(directions, strengths) if not row.additive]
     if not rows:
         return StackReport()
     plan = _plan(rows)
@@ -188,6 +187,40 @@ def lora_factors(weight: Tensor, edit: StackedEdit) -> tuple[Tensor, Tensor]:
     return edit.read, -weight_factor(weight, edit)
 
 
+def stacked_factors(
+    directions: Sequence[Direction], strengths: Sequence[float], outputs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the joint edit as LoRA factors where the weight itself is not at hand, only what it makes of the writes.
+
+    `lora_A = A` and `lora_B = -(W V) G^-1 L` (docs/maths.md 5), with `W V` gathered from `outputs`: the same edit as
+    `lora_factors` gives for the weight, from numbers that adapter files hold.
+
+    Args:
+        directions: As for `stack_directions`.
+        strengths: As for `stack_directions`.
+        outputs: What the weight makes of each direction's writes, `W @ write.T`, shape (out_features, rank).
+
+    Returns:
+        `lora_A`, shape (m, in_features), and `lora_B`, shape (out_features, m); both float32 on the CPU.
+
+    Raises:
+        ConfigError: As `stack_directions`, or if an output does not fit its direction.
+    """
+    rows = _active_rows(directions, strengths)
+    heights = {int(output.shape[0]) for output in outputs}
+    ranks = [direction.rank for direction in directions]
+    if len(heights) != 1 or [int(output.shape[1]) for output in outputs] != ranks:
+        raise ConfigError(
+            f"Expected outputs of one height and of the ranks {ranks}, "
+            f"but got the shapes {[tuple(output.shape) for output in outputs]}."
+        )
+    if not rows:
+        return torch.zeros(0, directions[0].in_features), torch.zeros(*heights, 0)
+    kept, dials = _solve(rows)
+    made = torch.stack([outputs[row.owner][:, row.number].detach().cpu().double() for row in kept], dim=1)
+    return torch.stack([row.read for row in kept]).float(), -(made @ dials).float()
+
+
 def project_lora(lora_A: Tensor, edit: StackedEdit) -> Tensor:
     """Return the A factor with which another LoRA reads the edited input, `A' = A (I - mix read)`.
 
@@ -218,9 +251,11 @@ def edited_weight(weight: Tensor, edit: StackedEdit) -> Tensor:
 
 class _Row(NamedTuple):
     owner: int
+    number: int  # which row of its direction
     strength: float
     read: Tensor
     write: Tensor
+    additive: bool
 
 
 class _Plan(NamedTuple):
@@ -246,8 +281,8 @@ def _active_rows(directions: Sequence[Direction], strengths: Sequence[float]) ->
     rows = []
     for owner in order:
         if strengths[owner] > 0:
-            for read, write in zip(*_checked(directions[owner]), strict=True):
-                rows.append(_Row(owner, float(strengths[owner]), read, write))
+            for number, read, write in zip(*_checked(directions[owner]), strict=True):
+                rows.append(_Row(owner, number, float(strengths[owner]), read, write, directions[owner].additive))
     return rows
 
 
@@ -258,17 +293,31 @@ def _content(direction: Direction) -> bytes:
     return digest.digest()
 
 
-def _checked(direction: Direction) -> tuple[Tensor, Tensor]:
-    """Return reads and writes in float64 on the CPU without the zero rows that pad a file to one rank."""
+def _checked(direction: Direction) -> tuple[list[int], Tensor, Tensor]:
+    """Return numbers, reads and writes in float64 on the CPU, without the zero rows that pad a file to one rank."""
     read, write = (rows.detach().cpu().double() for rows in (direction.read, direction.write))
     used = read.any(dim=1) | write.any(dim=1)
     read, write = read[used], write[used]
-    for value in (read * write).sum(dim=1).tolist():
+    for value in [] if direction.additive else (read * write).sum(dim=1).tolist():
         if not abs(value - 1) <= UNIT_TOLERANCE:  # also true of NaN
             raise ConfigError(
                 f"Expected read . write = 1 for each row of a direction, but got {value:g}: build the adapter again."
             )
-    return read, write
+    return used.nonzero().flatten().tolist(), read, write
+
+
+def _solve(rows: Sequence[_Row]) -> tuple[list[_Row], Tensor]:
+    """Return the rows that act, and `G^-1 L` of them; those that are additive have their strengths on the diagonal."""
+    joint = [row for row in rows if not row.additive]
+    added = [row for row in rows if row.additive]
+    kept, parts = added, [torch.diag(torch.tensor([row.strength for row in added], dtype=torch.float64))]
+    if joint:
+        plan = _plan(joint)
+        chosen = [joint[row] for row in plan.kept]
+        reads, writes = torch.stack([row.read for row in chosen]), torch.stack([row.write for row in chosen])
+        # float64 on the CPU: m x m problems are tiny, and the result must not depend on the device.
+        kept, parts = [*chosen, *added], [torch.linalg.solve(reads @ writes.T, plan.dials), *parts]
+    return kept, torch.block_diag(*parts)
 
 
 def _plan(rows: Sequence[_Row]) -> _Plan:
@@ -278,7 +327,7 @@ def _plan(rows: Sequence[_Row]) -> _Plan:
     dials = torch.zeros_like(gram)
     kept: list[int] = []
     merged, absorbed = [], []
-    for row, (_, strength, _, _) in enumerate(rows):
+    for row, (_, _, strength, _, _, _) in enumerate(rows):
         twins = [other for other in kept if near[row, other]]
         if twins:
             strongest = max(twins, key=lambda other: (float(dials[other, other]), -other))

@@ -10,13 +10,12 @@ from torch import Tensor
 from .adapter import Direction, UnlearningAdapter
 from .adapter_file import base_deviation
 from .errors import BaseMismatchError, FuseError, SiteError
-from .fuse import is_plain
 from .sites import base_linear, denoisers, site_module
+from .weights import is_in_a_file, is_plain, kept_weight, layer_response
 
 # `base_deviation` is 1e-6 to 0.12 on the base that an adapter was built on, also quantised, and about 1 on another.
 OTHER_BASE = 0.3
-SITES_COMPARED = 3
-ROWS_COMPARED = 256  # of each weight, so that none is widened as a whole
+ROWS_COMPARED = 64  # of each weight, spread over it: enough to tell, and none is widened as a whole
 
 
 def check_sites(pipe: Any, adapter: UnlearningAdapter) -> dict[str, dict[str, Direction]]:
@@ -69,9 +68,8 @@ def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
     """
     known = [site for site in adapter.lora_B if site not in fused and adapter.strength]
     weights = {site: weight for site in known if (weight := _plain_weight(pipe, site)) is not None}
-    chosen = list(weights)[:: max(1, len(weights) // SITES_COMPARED)][:SITES_COMPARED]
-    part = replace(adapter, lora_B={site: adapter.lora_B[site][:ROWS_COMPARED] for site in chosen})
-    deviation = base_deviation(part, {site: weights[site][:ROWS_COMPARED] for site in chosen})
+    part = replace(adapter, lora_B={site: _some_rows(adapter.lora_B[site]) for site in weights})
+    deviation = base_deviation(part, {site: _some_rows(weight) for site, weight in weights.items()})
     if deviation > OTHER_BASE:
         warnings.warn(
             f"The adapter {adapter.info.concept!r} was built on other weights than this pipeline's ({_base(adapter)}), "
@@ -84,20 +82,20 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
     """Return the adapter with a stock LoRA factor `-strength * W write^T` for each site, computed where it lacks one.
 
     Raises:
-        FuseError: If a factor is missing where the weight is fused or quantised.
+        FuseError: If a factor is missing where the weight is fused, or offloaded to a file.
     """
-    factors: dict[str, Tensor] = dict(adapter.lora_B)
+    factors, networks = dict(adapter.lora_B), denoisers(pipe)
     for site, direction in adapter.directions.items():
         if site in factors:
             continue
-        weight = None if site in fused else _plain_weight(pipe, site)
-        if weight is None:
-            raise FuseError(
-                f"The stock LoRA factor of {site} cannot be computed, since its weight is "
-                f"{'fused. Call unfuse_unlearning_adapters() first.' if site in fused else 'quantised or offloaded.'}"
-            )
-        write = direction.write.float().to(weight.device)
-        factors[site] = (-adapter.strength * (weight.float() @ write.T)).cpu()
+        component, _, path = site.partition(".")
+        response = None if site in fused else layer_response(networks[component], path, direction.write)
+        if response is None:
+            cure = "offloaded to a file. Load the base without offloading."
+            if site in fused:
+                cure = "fused. Call unfuse_unlearning_adapters() first."
+            raise FuseError(f"The stock LoRA factor of {site} cannot be computed, since its weight is {cure}")
+        factors[site] = (-adapter.strength * response.T).contiguous()
     return replace(adapter, lora_B={site: factors[site] for site in adapter.directions})
 
 
@@ -114,9 +112,16 @@ def _check_widths(adapter: UnlearningAdapter, site: str, layer: Any) -> None:
             )
 
 
+def _some_rows(matrix: Tensor) -> Tensor:
+    return matrix[:: max(1, len(matrix) // ROWS_COMPARED)]
+
+
 def _plain_weight(pipe: Any, site: str) -> Tensor | None:
-    weight = getattr(base_linear(site_module(pipe, site)), "weight", None)
-    return weight.detach() if isinstance(weight, Tensor) and is_plain(weight) and not weight.is_meta else None
+    component, _, path = site.partition(".")
+    weight = kept_weight(base_linear(site_module(pipe, site)))
+    if weight is None or weight.is_meta or not is_plain(weight) or is_in_a_file(denoisers(pipe)[component], path):
+        return None
+    return weight.detach()
 
 
 def _base(adapter: UnlearningAdapter) -> str:

@@ -38,7 +38,7 @@ def load_unlearning_adapter(
 
     The joint edit is `x' = x - V G^-1 L A x` (docs/maths.md 5): each concept's own read-out is scaled by 1 minus its
     own strength, in whatever order adapters are loaded. If adapters were disabled, they act again. An attached edit is
-    no part of what `pipe.save_pretrained` writes: fuse it first.
+    no part of what `pipe.save_pretrained` writes, which warns of it: fuse it first.
 
     Args:
         pipe: A diffusers pipeline.
@@ -205,7 +205,7 @@ def fuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | Non
 
     Raises:
         AdapterNameError: If there is no adapter of that name, or none that acts.
-        FuseError: If weights are quantised or offloaded, or adapters are disabled.
+        FuseError: If weights are quantised or offloaded to a file, or adapters are disabled.
     """
     editors = _editors(pipe)
     names = get_active_unlearning_adapters(pipe) if adapter_names is None else as_names(adapter_names)
@@ -251,7 +251,7 @@ def save_unlearning_adapter(pipe: Any, save_directory: str | Path, adapter_name:
 
     Raises:
         AdapterNameError: If there is no adapter of that name, or no name is given and not exactly one is loaded.
-        FuseError: If the stock LoRA factor has to be computed from weights that are fused or quantised.
+        FuseError: If the stock LoRA factor has to be computed from weights that are fused, or offloaded to a file.
     """
     return save_adapter(_as_it_acts(pipe, adapter_name), save_directory)
 
@@ -270,7 +270,7 @@ def push_unlearning_adapter(pipe: Any, repo_id: str, adapter_name: str | None = 
 
     Raises:
         AdapterNameError: If there is no adapter of that name, or no name is given and not exactly one is loaded.
-        FuseError: If the stock LoRA factor has to be computed from weights that are fused or quantised.
+        FuseError: If the stock LoRA factor has to be computed from weights that are fused, or offloaded to a file.
         HubError: If the Hub cannot be reached, or refuses.
     """
     return push_adapter(_as_it_acts(pipe, adapter_name), repo_id, **options)

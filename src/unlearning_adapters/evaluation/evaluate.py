@@ -1,0 +1,324 @@
+"""Evaluate an adapter: the same prompts and seeds through the base, the edited pipeline and the controls."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unlearning_adapters.adapter import UnlearningAdapter
+from unlearning_adapters.adapter_file import load_adapter
+from unlearning_adapters.concepts import Concept
+from unlearning_adapters.errors import EvaluationError
+
+from .arms import BASE, DESTROYED, EDITED, RANDOM, Arm, adapter_arm, base_arm, check_unedited
+from .controls import destroyed_arm, random_arm
+from .detectors import Detector, as_detectors, load_detector
+from .generate import check_call, conditions_of
+from .processes import Process, this_process
+from .report import Report, make_report
+from .rows import Store
+from .run import AGAIN, Run, look_again, run_arm
+from .suite import Case, Suite
+from .suite_file import read_suite, suite_from_dict
+
+RECORD = "run.json"
+REPEATED = 2  # clips of the base that are made once more at the end
+
+
+def evaluate(
+    pipe: Any,
+    adapter: UnlearningAdapter | str | Path | None = None,
+    suite: Suite | Concept | str | Path | None = None,
+    detectors: Sequence[Any] | Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
+    *,
+    arms: Mapping[str, Arm] | None = None,
+    controls: bool = True,
+    fused: bool = False,
+    strengths: Sequence[float] = (),
+    gate: float | None = None,
+    features: Any = None,
+    output: str | Path | None = None,
+    progress: bool = True,
+    process: Process | None = None,
+) -> Report:
+    """Measure what an adapter makes a pipeline forget, and what else it changes.
+
+    Each prompt of the suite is run with the same seed in every arm: the base, the edited pipeline, and the controls, a
+    random direction of the same rank and norm at the same sites, and a destroyed model. Both must fail; else, or if
+    they are not run, the report is void. The pipeline is left as it was.
+
+    Args:
+        pipe: A diffusers pipeline without adapters of this package.
+        adapter: The adapter or where it is; None if `arms` says what is measured.
+        suite: A `Suite`, a concept, or the name or file of one; None takes the adapter's concept.
+        detectors: Detectors, callables of the frames, or names; None takes ShapeWorld's judge for its suites. A
+            detector of validity is added if there is none.
+        seeds: Seeds with which each prompt is run; None takes each prompt's own.
+        arms: Further arms by name, such as rivals; without `adapter` one of them has the part "edited".
+        controls: Whether to run the controls.
+        fused: Whether to write the adapter into the weights for its arm.
+        strengths: Further strengths of the adapter, each an arm "strength-<value>".
+        gate: Least share of forget prompts that the base must show, else no other arm is run; None takes 0.9 for
+            suites with a target and 0.5 for others, 0 turns it off.
+        features: Network for Frechet and kernel distances, see `measure_distances`, or "random" for a fixed random one;
+            None takes no distances.
+        output: Folder of rows and clips; an interrupted run goes on from there. None takes a temporary one.
+        progress: Whether to show progress bars.
+        process: This process among all of a run; None asks the launcher's environment.
+
+    Returns:
+        The report.
+
+    Raises:
+        EvaluationError: If there is nothing to measure, the pipeline is edited, or the folder holds another run.
+
+    Example:
+        >>> report = evaluate(pipe, "no-red", output="no-red-evaluation")
+        >>> report.status, report.value("erase"), report.value("preserve")
+    """
+    loaded = load_adapter(adapter) if isinstance(adapter, (str, Path)) else adapter
+    chosen = as_suite(loaded, suite)
+    watching = default_detectors(chosen) if detectors is None else as_detectors(detectors)
+    watching = with_validity(watching)
+    planned = plan_arms(loaded, arms or {}, controls, fused, strengths)
+    check_unedited(pipe)
+    for arm in planned.values():
+        check_call(pipe, {**chosen.generation, **arm.call})
+    own = process or this_process(cpu=_on_cpu(pipe))
+    if output is None:
+        if own.count > 1:
+            raise EvaluationError("Several processes need a folder that all of them see. Give `output`.")
+        with tempfile.TemporaryDirectory(prefix="unlearning-evaluation-") as folder:
+            return _evaluate(pipe, chosen, watching, planned, seeds, gate, features, Path(folder), progress, own)
+    return _evaluate(pipe, chosen, watching, planned, seeds, gate, features, Path(output), progress, own)
+
+
+def rescore(
+    folder: str | Path,
+    detectors: Sequence[Any] | Mapping[str, Any] | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    gate: float | None = None,
+    features: Any = None,
+    progress: bool = True,
+) -> Report:
+    """Compute the report of a run anew, with other thresholds or detectors; nothing is generated.
+
+    Args:
+        folder: The folder of the run.
+        detectors: Detectors that look at the stored clips; None keeps what was seen, and needs the same detectors.
+        thresholds: Threshold by the name of a detector.
+        gate: Least share of forget prompts that the base must show; None keeps that of the run.
+        features: As for `evaluate`.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The report; its rows and its record are written to the folder.
+    """
+    store, record = Store(folder), read_record(folder)
+    suite = suite_from_dict(record["suite"])
+    if detectors is None:
+        watching = tuple(_described(item) for item in record["detectors"])
+    else:
+        watching = with_validity(as_detectors(detectors))
+        look_again(store, suite, watching, progress)
+    for name, value in (thresholds or {}).items():
+        if name not in [detector.name for detector in watching]:
+            known = ", ".join(detector.name for detector in watching)
+            raise EvaluationError(f"No detector of this run is named {name!r}. Its detectors: {known}.")
+        watching = tuple(replace(item, threshold=value) if item.name == name else item for item in watching)
+    record |= {"detectors": [detector.describe() for detector in watching]}
+    record |= {} if gate is None else {"gate": gate}
+    _write_record(Path(folder), record)
+    return make_report(record, store.rows(), suite, watching, _distances(store, suite, features))
+
+
+def as_suite(adapter: UnlearningAdapter | None, suite: Suite | Concept | str | Path | None) -> Suite:
+    """Return the suite to run; None takes that of the adapter's concept."""
+    if isinstance(suite, Suite):
+        return suite
+    if isinstance(suite, Concept):
+        return Suite.from_concept(suite)
+    if suite is None:
+        if adapter is None:
+            raise EvaluationError("Expected a suite, since there is no adapter whose concept could name one.")
+        suite = adapter.info.concept
+    return read_suite(suite)
+
+
+def default_detectors(suite: Suite) -> tuple[Detector, ...]:
+    """Return the detectors of a suite of the embedded world; for others there is no choice that fits all."""
+    if suite.name.startswith("shapeworld-"):
+        return as_detectors(["shapes", "validity", "motion"])
+    raise EvaluationError(
+        f"No detector was given for the suite {suite.name!r}, and none fits every concept. "
+        "Give one, such as detectors=[my_callable] or --detector package.module:callable."
+    )
+
+
+def with_validity(detectors: Sequence[Detector]) -> tuple[Detector, ...]:
+    """Add the detector of validity if there is none: without one, rubbish would count as erased."""
+    if any(detector.kind == "validity" for detector in detectors):
+        return tuple(detectors)
+    return (*detectors, load_detector("validity"))
+
+
+def plan_arms(
+    adapter: UnlearningAdapter | None,
+    others: Mapping[str, Arm],
+    controls: bool = True,
+    fused: bool = False,
+    strengths: Sequence[float] = (),
+) -> dict[str, Arm]:
+    """Return all arms in the order in which they are run: the base, what is edited, other arms, the controls.
+
+    Raises:
+        EvaluationError: If nothing is edited, or a name is taken.
+    """
+    planned = {BASE: base_arm()}
+    if adapter is not None:
+        planned[EDITED] = adapter_arm(adapter, fused=fused)
+        for value in strengths:
+            planned[f"strength-{value:g}"] = adapter_arm(adapter, value, fused, "sweep", f"strength {value:g}")
+    for name, arm in others.items():
+        if name in (*planned, AGAIN):
+            raise EvaluationError(f"The name {name!r} of an arm is taken. Give it another one.")
+        planned[name] = arm
+    if not any(arm.part == "edited" for arm in planned.values()):
+        raise EvaluationError("Nothing is measured: give an adapter, or an arm with the part 'edited'.")
+    if controls:
+        if adapter is not None:
+            planned.setdefault(RANDOM, random_arm(adapter, fused=fused))
+        planned.setdefault(DESTROYED, destroyed_arm())
+    return planned
+
+
+def _evaluate(
+    pipe: Any,
+    suite: Suite,
+    detectors: tuple[Detector, ...],
+    arms: Mapping[str, Arm],
+    seeds: Sequence[int] | None,
+    gate: float | None,
+    features: Any,
+    folder: Path,
+    progress: bool,
+    process: Process,
+) -> Report:
+    conditions = conditions_of(pipe, suite)
+    store, cases = Store(folder, process.index), list(suite.cases(seeds))
+    record = _open_record(folder, suite, detectors, conditions, seeds, gate, process)
+    run = Run(pipe, suite, detectors, store, conditions["hash"], process, progress)
+    repeated = cases[:: max(1, len(cases) // REPEATED)][:REPEATED]
+    for name, arm in {**arms, AGAIN: replace(base_arm(), part="reference", title="base, once more")}.items():
+        chosen: list[Case] = repeated if name == AGAIN else cases
+        run_arm(run, name, arm, chosen)
+        process.wait()
+        record["arms"][name] = {
+            "title": arm.title,
+            "part": arm.part,
+            "details": dict(arm.details),
+            "call": dict(arm.call),
+            "cases": len(chosen),
+        }
+        if name == BASE and _stops_at_gate(record, store, suite, detectors):
+            break
+    if process.main:
+        _write_record(folder, record)
+    report = make_report(record, store.rows(), suite, detectors, _distances(store, suite, features))
+    process.wait()
+    return report
+
+
+def _distances(store: Store, suite: Suite, features: Any) -> dict[str, Any] | None:
+    if features is None:
+        return None
+    from .distances import distances_of_arms
+
+    return distances_of_arms(store, suite, None if features == "random" else features)
+
+
+def _stops_at_gate(record: Mapping[str, Any], store: Store, suite: Suite, detectors: Sequence[Detector]) -> bool:
+    data = make_report(record, store.rows(), suite, detectors).data
+    return bool(data["gate_failures"])
+
+
+def _open_record(
+    folder: Path,
+    suite: Suite,
+    detectors: Sequence[Detector],
+    conditions: Mapping[str, Any],
+    seeds: Sequence[int] | None,
+    gate: float | None,
+    process: Process,
+) -> dict[str, Any]:
+    """Write what is run into the folder, or check that the folder holds a run of the same kind."""
+    described = [detector.describe() for detector in detectors]
+    record: dict[str, Any] = {
+        "conditions": conditions,
+        "suite": suite.to_dict(),
+        "detectors": described,
+        "seeds": None if seeds is None else list(seeds),
+        "gate": gate,
+        "arms": {},
+    }
+    if (folder / RECORD).is_file():
+        before = read_record(folder)
+        _check_same(folder, before, record)
+    process.wait()
+    if process.main:
+        _write_record(folder, record)
+    process.wait()
+    return record
+
+
+def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name, value in now["conditions"].items():
+        if name not in ("hash", "versions") and before["conditions"].get(name) != value:
+            raise EvaluationError(
+                f"The folder {folder.name!r} holds a run with another {name.replace('_', ' ')}: "
+                f"{before['conditions'].get(name)!r}, now {value!r}. Choose another folder, or remove that one."
+            )
+    for one, other in ((before["detectors"], now["detectors"]),):
+        settings = [[(item["name"], item["settings"], item["version"]) for item in items] for items in (one, other)]
+        if settings[0] != settings[1]:
+            raise EvaluationError(
+                f"The folder {folder.name!r} holds a run with other detectors: {[item['name'] for item in one]}, now "
+                f"{[item['name'] for item in other]}. Take these, and change them afterwards with --rescore."
+            )
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """Return what a run says of itself.
+
+    Raises:
+        EvaluationError: If the folder holds no run.
+    """
+    try:
+        record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+        return dict(record)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{str(folder)!r} is no folder of an evaluation: {error}.") from error
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f"{RECORD}.new"
+    new.write_text(json.dumps(record, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+    new.replace(folder / RECORD)
+
+
+def _described(item: Mapping[str, Any]) -> Detector:
+    """Return a detector that only stands for what it saw before."""
+    known = {name: item[name] for name in ("name", "kind", "threshold", "min_share", "sees_prompt", "version")}
+    return Detector(detect=_not_looking, settings=item["settings"], **known)
+
+
+def _not_looking(*_: Any, **__: Any) -> None:
+    raise EvaluationError("This detector only stands for what was seen before. Name it anew to let it look again.")
+
+
+def _on_cpu(pipe: Any) -> bool:
+    return getattr(pipe, "device", None) is None or pipe.device.type == "cpu"

@@ -1,0 +1,41 @@
+"""Hooks that show what a denoiser's layers are fed, and count its calls; all of them end with an `ExitStack`."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def count_calls(stack: ExitStack, networks: Mapping[str, nn.Module], end: Callable[[str, int], None]) -> Counter[str]:
+    """Count the calls of each denoiser from their begin on, and tell the end of each.
+
+    Wan-Animate 2 first calls its denoiser on the reference, with a prompt of its own: that call denoises nothing.
+    """
+    calls: Counter[str] = Counter()
+
+    def denoises(kwargs: Mapping[str, Any]) -> bool:
+        return kwargs.get("kv_cache_mode") != "extract"
+
+    for name, network in networks.items():
+
+        def begin(_module: nn.Module, _args: Any, kwargs: dict[str, Any], name: str = name) -> None:
+            calls.update([name] if denoises(kwargs) else [])
+
+        def finish(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _out: Any, name: str = name) -> None:
+            if denoises(kwargs):
+                end(name, calls[name])
+
+        stack.callback(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        stack.callback(network.register_forward_hook(finish, with_kwargs=True).remove)
+    return calls
+
+
+def on_input(stack: ExitStack, module: nn.Module, read: Callable[[Tensor], None]) -> None:
+    """Show a module's input to a function, however it is passed: some blocks call `proj(input=x)`."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read(args[0] if args else next(iter(kwargs.values())))
+
+    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)

@@ -1,0 +1,48 @@
+"""The names that tell the layers of a denoiser apart, and the exceptions by class name."""
+
+import re
+
+CROSS_ATTENTION = {"attn2", "audio_attn2", "cross_attn", "cross_attention"}
+KEY_VALUE = (("to_k", "to_v"), ("to_key", "to_value"), ("kv_linear",))
+TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj")  # of an attention over two streams, text and video
+VIDEO_NAMES = ("to_q", "to_k", "to_v")
+IMAGE_KEY_VALUE = (("add_k_proj", "add_v_proj"), ("k_img", "v_img"))  # of a cross-attention to a text and a picture
+
+# Exceptions, by class name.
+SWAPPED_STREAMS = {"Cosmos3PackedMoTAttention"}  # the text is in `to_*`, the video in `add_*`
+NO_TEXT = {"UNetSpatioTemporalConditionModel"}  # Stable Video Diffusion: its cross-attention reads an image
+IMAGE_PROJECTION = {  # the picture's tokens join the prompt's: edit the projection in front of them
+    "HunyuanVideo15Transformer3DModel": "image_embedder.linear_1",
+    "HunyuanVideoFramepackTransformer3DModel": "image_projection.up",
+    "I2VGenXLUNet": "context_embedding.0",
+    "MotifVideoTransformer3DModel": "image_embedder.linear_1",
+}
+SINGLE_STREAM = {  # blocks whose Linears read text and video at once: edit the text projection in front of them
+    "CogVideoXBlock": ("patch_embed.text_proj",),
+    "ConsisIDBlock": ("patch_embed.text_proj",),
+    "EasyAnimateTransformerBlock": ("text_proj", "text_proj.1", "text_proj_t5", "text_proj_t5.1"),
+    "HunyuanVideoSingleTransformerBlock": ("context_embedder.proj_in",),
+    "HunyuanVideoTokenReplaceSingleTransformerBlock": ("context_embedder.proj_in",),
+    "MiniMaxH3TransformerBlock": ("context_embedder",),
+    "MotifVideoSingleTransformerBlock": ("context_embedder.linear_1",),
+}
+NOT_CALLED = {  # built so that weights of LTX-2 or Wan load, but these networks read no audio and no picture
+    "SanaWMLTX2RefinerTransformer3DModel": {
+        "audio_attn1", "audio_attn2", "audio_ff", "audio_to_video_attn", "video_to_audio_attn",
+    },
+    "HeliosTransformer3DModel": {"add_k_proj", "add_v_proj"},
+}  # fmt: skip
+
+# Parts of a path: `attn2` inside of the first is a second self-attention over time, inside of the second not the video.
+TEMPORAL = {
+    "temp_attentions", "motion_modules", "transformer_in", "temporal_transformer_blocks",
+    "image_latents_temporal_encoder",
+}  # fmt: skip
+NOT_VIDEO = {
+    "token_refiner", "text_transformer_blocks", "video_text_transformer_blocks", "audio_text_transformer_blocks",
+    "face_adapter", "local_facial_extractor", "perceiver_cross_attention", "motion_encoder",
+}  # fmt: skip
+BLOCK = re.compile(r"(?:blocks|layers)\.(\d+)\.")
+ATTENTION_OUT = re.compile(r"(^|[._])(attn[12]?|attention)\.(to_out|to_out\.0|out_layer|proj)$")
+FEED_FORWARD_IN = re.compile(r"(^|\.)(audio_)?(ffn?|feed_forward)\.(net\.0\.proj|in_layer|0)$|\.proj_mlp$")
+SWAPPED_HIDDEN = re.compile(r"\.to_add_out$|\.mlp_moe_gen\.(gate|up)_proj$")

@@ -1,0 +1,106 @@
+"""Where the numbers of a layer's weight are: in the layer, in the store of its offloading, or in what it computes."""
+
+from typing import Any
+
+import torch
+from accelerate.hooks import SequentialHook
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, align_module_device, has_offloaded_params
+from torch import Tensor, nn
+
+from .sites import base_linear
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+BLOCK_ELEMENTS = 2**24  # so that no weight is widened to float32 as a whole
+GROUP_OFFLOADING = "group_offloading"  # as diffusers names its hook
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight holds its values as they are: quantised ones are subclasses of Tensor, or of another dtype."""
+    return type(weight) in (nn.Parameter, Tensor) and weight.dtype in FLOATING
+
+
+def kept_weight(layer: nn.Module) -> Tensor | None:
+    """Return the tensor that holds a layer's weight between calls, or None if the layer has no weight.
+
+    Under accelerate's offloading (`enable_sequential_cpu_offload`) the layer's own is on the meta device, and each call
+    gets a copy from a store: what is written into the store is what the layer computes with. If the store is a file,
+    the weight on the meta device is returned.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
+    if weight.is_meta:
+        hook: Any = layer.__dict__.get("_hf_hook")
+        for inner in hook.hooks if isinstance(hook, SequentialHook) else (hook,):
+            kept = _stored(getattr(inner, "weights_map", None), "weight")
+            if kept is not None:
+                return kept
+    return weight
+
+
+def is_in_a_file(denoiser: nn.Module, path: str) -> bool:
+    """Whether diffusers' group offloading keeps a layer's weight in a file, and memory that means nothing in its place.
+
+    Args:
+        denoiser: The network that the path starts from.
+        path: Path of the layer.
+    """
+    module: Any = denoiser
+    chain = [module]
+    for part in path.split("."):
+        module = module._modules[part]
+        module = module._modules.get("_orig_mod") or module
+        chain.append(module)
+    while isinstance(module := getattr(module, "base_layer", None), nn.Module):  # what LoRA layers wrap
+        chain.append(module)
+    registries = [each._diffusers_hook for each in chain if hasattr(each, "_diffusers_hook")]
+    hooks: list[Any] = [registry.get_hook(GROUP_OFFLOADING) for registry in registries]
+    return any(hook is not None and hook.group.offload_to_disk_path is not None for hook in hooks)
+
+
+def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | None:
+    """Return what the weight of a layer makes of rows, `rows @ W.T`, or None if the weight is out of reach.
+
+    Quantised weights are asked through the layer's own forward, in whatever way they are stored; hooks take no part.
+
+    Args:
+        denoiser: The network that the path starts from.
+        path: Path of a Linear of any kind.
+        rows: Shape (r, in_features).
+
+    Returns:
+        Shape (r, out_features), float32, on the CPU.
+    """
+    layer: Any = base_linear(denoiser.get_submodule(path))
+    weight = kept_weight(layer)
+    if weight is None or is_in_a_file(denoiser, path) or (weight.is_meta and not has_offloaded_params(layer)):
+        return None
+    with torch.no_grad(), align_module_device(layer):
+        held = layer.weight if weight.is_meta else weight
+        if type(held) in (Tensor, nn.Parameter) and held.is_floating_point():
+            blocks = held.split(max(1, BLOCK_ELEMENTS // max(1, held.shape[1])))
+            return torch.cat([rows.to(held.device, torch.float32) @ block.float().T for block in blocks], dim=1).cpu()
+        x = rows.to(held.device, _computed_in(layer))
+        try:
+            out: Tensor = type(layer).forward(layer, torch.cat([x, torch.zeros_like(x[:1])])).float()
+        except (RuntimeError, TypeError):  # a kind of layer that wants its input otherwise
+            return None
+    return (out[:-1] - out[-1:]).cpu()
+
+
+def _stored(store: Any, key: str) -> Tensor | None:
+    """Return a tensor of accelerate's store if it is in memory, where each lookup returns the same one."""
+    if isinstance(store, PrefixedDataset):
+        store, key = store.dataset, f"{store.prefix}{key}"
+    if isinstance(store, OffloadedWeightsLoader):
+        store = store.state_dict
+    return store.get(key) if isinstance(store, dict) else None
+
+
+def _computed_in(layer: Any) -> torch.dtype:
+    """Return the dtype of the inputs that a layer expects; quantised ones say it in one place or another."""
+    said = (
+        getattr(layer, "compute_dtype", None),
+        *(getattr(t, "dtype", None) for t in (layer.weight, getattr(layer, "bias", None))),
+    )
+    return next((dtype for dtype in said if dtype in FLOATING), torch.float32)

@@ -1,0 +1,110 @@
+"""Edits of other works: each equals its paper's dense formula, and what it is for holds."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import reference
+from unlearning_adapters.adapter import Direction
+from unlearning_adapters.errors import ConceptError
+from unlearning_adapters.rivals import cure_direction, prompt_means, rece_direction, uce_direction
+from unlearning_adapters.stacking import apply_edit, stack_directions
+
+FEATURES = [(24, 60), (80, 30)]  # features, preserved rows: more rows than features, and fewer
+
+
+def rows_of(seed: int, count: int, features: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(count, features, generator=draw) * torch.linspace(2.0, 0.2, features) + 0.3
+
+
+def edit_of(direction: Direction) -> np.ndarray:
+    """The matrix that multiplies what a site reads."""
+    features = direction.in_features
+    return np.eye(features) - direction.write.double().numpy().T @ direction.read.double().numpy()
+
+
+@pytest.mark.parametrize(("features", "kept"), FEATURES)
+def test_uce_equals_its_formula_on_a_weight(features: int, kept: int) -> None:
+    concepts, guides, preserved = rows_of(0, 5, features), rows_of(1, 5, features), rows_of(2, kept, features)
+    weight = rows_of(3, 7, features).double().numpy()
+    found = weight @ edit_of(uce_direction(concepts, guides, preserved))
+    ridge = 0.5 * float(concepts.square().sum(dim=1).mean()) / 768
+    expected = reference.uce_weight(
+        weight, *(rows.double().numpy() for rows in (concepts, guides, preserved)), ridge, 1.0, 1.0
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_uce_puts_the_guide_in_place_of_the_concept_and_keeps_what_is_preserved() -> None:
+    concepts, guides, preserved = rows_of(0, 3, 80), rows_of(1, 3, 80), rows_of(2, 20, 80)
+    edit = torch.from_numpy(edit_of(uce_direction(concepts, guides, preserved, ridge=1e-3))).float()
+    gap = (concepts - guides).norm()
+    assert (concepts @ edit.T - guides).norm() < 0.01 * gap
+    assert (preserved @ edit.T - preserved).norm() < 0.01 * preserved.norm()
+    assert gap > 0.5 * concepts.norm()  # there was something to do
+
+
+@pytest.mark.parametrize(("features", "kept"), FEATURES)
+def test_rece_equals_its_loop_over_the_weights(features: int, kept: int) -> None:
+    concepts, guides, preserved = rows_of(0, 2, features), rows_of(1, 2, features), rows_of(2, kept, features)
+    weights = [rows_of(seed, 2 * features, features).double().numpy() for seed in (5, 6)]
+    gram = torch.from_numpy(sum(weight.T @ weight for weight in weights))
+    found = edit_of(rece_direction(concepts, guides, preserved, gram, rounds=2))
+    arrays = [rows.double().numpy() for rows in (concepts, guides, preserved)]
+    for weight, expected in zip(weights, reference.rece_weights(weights, *arrays, rounds=2), strict=True):
+        scale = np.abs(expected - weight).max()
+        assert scale > 0.01 * np.abs(weight).max()
+        np.testing.assert_allclose(weight @ found, expected, atol=0.02 * scale)
+
+
+def test_rece_leaves_less_for_the_strongest_attack_than_uce() -> None:
+    concepts, guides, preserved = rows_of(0, 2, 40), rows_of(1, 2, 40), rows_of(2, 100, 40)
+    weight = rows_of(5, 80, 40).double()
+    gram = weight.T @ weight
+
+    def attacked(edit: np.ndarray) -> float:
+        inside = edit.T @ gram.numpy()
+        penalty = 0.1 * float(gram.trace()) / 40
+        best = np.linalg.solve(penalty * np.eye(40) + inside @ edit, inside @ concepts.double().numpy().T)
+        return float(np.linalg.norm(weight.numpy() @ (edit @ best - concepts.double().numpy().T)))
+
+    uce = attacked(edit_of(uce_direction(concepts, guides, preserved, ridge=0.1, keep=0.1)))
+    rece = attacked(edit_of(rece_direction(concepts, guides, preserved, gram)))
+    assert rece > 1.1 * uce  # the attack comes less near to what the model showed before
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 2.0, 5.0])
+def test_cure_equals_its_projectors(sharpness: float) -> None:
+    forget, retain = rows_of(0, 6, 40), rows_of(1, 9, 40)
+    expected = reference.cure_eraser(forget.double().numpy(), retain.double().numpy(), sharpness)
+    np.testing.assert_allclose(edit_of(cure_direction(forget, retain, sharpness=sharpness)), expected, atol=1e-5)
+
+
+def test_cure_without_prompts_to_retain_is_refused() -> None:
+    with pytest.raises(ConceptError, match="CURE needs prompts to forget and prompts to retain, but got 6 and 0"):
+        cure_direction(rows_of(0, 6, 8), torch.zeros(0, 8))
+    with pytest.raises(ConceptError, match="UCE needs at least one token"):
+        uce_direction(torch.zeros(0, 8), torch.zeros(0, 8), rows_of(0, 6, 8))
+
+
+def test_padding_counts_once_in_a_prompt_s_mean() -> None:
+    word, pad = rows_of(0, 1, 8), rows_of(1, 1, 8)
+    means = prompt_means([torch.cat([word, pad]), torch.cat([word, pad, pad, pad])])
+    assert torch.allclose(means[0], means[1])
+    assert torch.allclose(means[0], (word + pad)[0] / 2)
+
+
+def test_additive_directions_stack_by_adding_beside_the_joint_edit() -> None:
+    e = torch.eye(6)
+    joint = Direction(e[:1], e[:1])
+    other = uce_direction(rows_of(0, 2, 6), rows_of(1, 2, 6), rows_of(2, 4, 6))
+    x = rows_of(3, 5, 6)
+    both = apply_edit(x, stack_directions([other, joint, other], [0.5, 1.0, 0.25]))
+    alone = apply_edit(x, stack_directions([joint], [1.0]))
+    expected = alone - 0.75 * (x @ other.read.T) @ other.write
+    assert torch.allclose(both, expected, atol=1e-5)
+    assert not torch.allclose(both, alone, atol=0.01)
+    assert torch.equal(both, apply_edit(x, stack_directions([joint, other, other], [1.0, 0.25, 0.5])))
+    assert torch.equal(apply_edit(x, stack_directions([joint, other], [1.0, 0.0])), alone)
