@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .evaluation.suite_file import read_suite
     from .export import ExportedLora, export_lora
     from .pairs import Pair
+    from .shapeworld.language_model import load_shapeworld_language
     from .shapeworld.model import load_shapeworld
     from .sites import find_sites
     from .verbs import (
@@ -92,6 +93,7 @@ __all__ = [
     "load_adapter",
     "load_concept",
     "load_shapeworld",
+    "load_shapeworld_language",
     "load_unlearning_adapter",
     "push_unlearning_adapter",
     "read_suite",
@@ -116,6 +118,7 @@ _MODULES = {
     "evaluation.evaluate": ("evaluate", "rescore"),
     "evaluation.suite": ("Suite",),
     "evaluation.suite_file": ("read_suite",),
+    "shapeworld.language_model": ("load_shapeworld_language",),
     "shapeworld.model": ("load_shapeworld",),
     "sites": ("find_sites",),
     "verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),

@@ -1,5 +1,6 @@
 """Build an adapter from pairs of prompts or pictures: sites -> activations -> directions -> adapter; no training."""
 
+import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -137,7 +138,7 @@ def _record(
         description="Pairs",
         **settings,
     )
-    prompts, images = _neutral_inputs(concept, pairs)
+    prompts, images = _neutral_inputs(concept, pairs, _guidance_prompts(pipe, call_kwargs))
     if not prompts:
         return recorded, None
     hidden = any(site.kind == "hidden" for site in sites)
@@ -154,14 +155,27 @@ def _record(
     return recorded, neutral
 
 
-def _neutral_inputs(concept: Concept, pairs: Sequence[Pair]) -> tuple[list[str], list[Any]]:
+def _guidance_prompts(pipe: Any, call_kwargs: Mapping[str, Any] | None) -> list[str]:
+    """Return what guidance steers away from: the empty prompt, and the pipeline's own or the given negative prompt.
+
+    They pass the edited layers at every guided step, and guidance multiplies whatever the edit does to them.
+    """
+    parameter = inspect.signature(type(pipe).__call__).parameters.get("negative_prompt")
+    if parameter is None:
+        return []
+    negative = (call_kwargs or {}).get("negative_prompt", parameter.default)
+    return ["", negative] if isinstance(negative, str) and negative else [""]
+
+
+def _neutral_inputs(concept: Concept, pairs: Sequence[Pair], guidance: Sequence[str]) -> tuple[list[str], list[Any]]:
     """Return each neutral prompt with a picture, and each neutral picture with a prompt.
 
     Where there are more of the one kind than of the other, the other is repeated; without neutral ones, the safe sides
-    of the pairs stand in.
+    of the pairs stand in. The prompts of guidance join the neutral ones.
     """
-    count = max(len(concept.neutral), len(concept.neutral_images))
-    prompts = concept.neutral or [pair.safe for pair in pairs]
+    neutral = [*concept.neutral, *guidance] if concept.neutral else []
+    count = max(len(neutral), len(concept.neutral_images))
+    prompts = neutral or [pair.safe for pair in pairs]
     images = concept.neutral_images or [pair.safe_image for pair in pairs]
     return list(islice(cycle(prompts), count)), list(islice(cycle(images), count))
 

@@ -19,7 +19,9 @@ from .card_merge import DATASET, join_card
 from .concepts import Concept
 from .errors import ConfigError
 
-SHAPEWORLD = "shapeworld"  # the embedded model, which is no repository of the Hub
+SHAPEWORLD = "shapeworld"  # an embedded model, which is no repository of the Hub
+LANGUAGE = "shapeworld-language"  # the other one
+LOADERS = {SHAPEWORLD: "load_shapeworld", LANGUAGE: "load_shapeworld_language"}
 PLACEHOLDER = "your-name/your-adapter"
 TAGS = ("diffusers", "lora", "unlearning", "concept-erasure")
 RATES = {
@@ -236,7 +238,7 @@ def _measured(info: AdapterInfo, measured: Measured) -> str:
         f"{near} that name its\nneighbours, with the same seeds in each arm. The control removes a random "
         f"direction at the same sites. Intervals are Wilson's.\n\n{table}"
     )
-    if info.base_model != SHAPEWORLD:
+    if info.base_model not in LOADERS:
         return text
     return (
         f"{text}\n\nThe base is ShapeWorld, a tiny model of moving shapes. These numbers say that the method works "
@@ -264,8 +266,8 @@ def _strength(info: AdapterInfo, sites: int | None) -> str:
 
 
 def _load(info: AdapterInfo, repository: str) -> str:
-    if info.base_model == SHAPEWORLD:
-        first = "from unlearning_adapters import load_shapeworld\n\npipe = load_shapeworld()"
+    if loader := LOADERS.get(info.base_model):
+        first = f"from unlearning_adapters import {loader}\n\npipe = {loader}()"
     else:
         source = _base_source(info, "path/to/the/base")
         first = (
@@ -309,8 +311,9 @@ def _details(info: AdapterInfo, sites: int | None) -> str:
 
 
 def _base(info: AdapterInfo) -> str:
-    if info.base_model == SHAPEWORLD:
-        return "ShapeWorld (the small model in the package unlearning-adapters)"
+    if info.base_model in LOADERS:
+        name = "ShapeWorld" if info.base_model == SHAPEWORLD else "ShapeWorld in real language"
+        return f"{name} (the small model in the package unlearning-adapters)"
     return escape(info.base_model or info.pipeline or "its base model")
 
 

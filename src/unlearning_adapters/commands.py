@@ -11,6 +11,7 @@ from typing import Any
 from .errors import ConceptError, ConfigError, UnlearningError
 
 SHAPEWORLD = "shapeworld"
+EMBEDDED = (SHAPEWORLD, "shapeworld-language")
 # Options of `apply` and the arguments of a pipeline's call that they stand for.
 CALL_OPTIONS = {
     "negative_prompt": "negative_prompt",
@@ -197,7 +198,7 @@ def open_pipeline(source: str, dtype: str | None = None, device: str | None = No
     """Return a pipeline.
 
     Args:
-        source: "shapeworld" for the embedded one, a local folder, or a Hub repository "org/name".
+        source: "shapeworld" or "shapeworld-language", which are embedded, a local folder, or a Hub repository.
         dtype: Number type of its weights; None takes float32 for ShapeWorld and on a CPU, else bfloat16.
         device: Where it runs, such as "cuda"; None takes a GPU if there is one.
 
@@ -207,7 +208,7 @@ def open_pipeline(source: str, dtype: str | None = None, device: str | None = No
     import torch
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    wide = source == SHAPEWORLD or place.startswith("cpu")
+    wide = source in EMBEDDED or place.startswith("cpu")
     try:
         return _load_pipeline(source, getattr(torch, dtype or ("float32" if wide else "bfloat16"))).to(place)
     except UnlearningError:
@@ -223,10 +224,11 @@ def open_pipeline(source: str, dtype: str | None = None, device: str | None = No
 def _load_pipeline(source: str, dtype: Any) -> Any:
     from diffusers import DiffusionPipeline
 
+    from .shapeworld.language_model import load_shapeworld_language
     from .shapeworld.model import load_shapeworld
 
-    if source == SHAPEWORLD:
-        return load_shapeworld(dtype)
+    if source in EMBEDDED:
+        return (load_shapeworld if source == SHAPEWORLD else load_shapeworld_language)(dtype)
     folder = Path(source)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ConfigError(f"{source!r} holds no pipeline in diffusers' layout: there is no model_index.json in it.")
@@ -244,7 +246,7 @@ def _call_arguments(pipe: Any, options: Namespace) -> dict[str, Any]:
     for name, argument in CALL_OPTIONS.items():
         if argument in given and argument not in accepted:
             raise ConfigError(f"{type(pipe).__name__} takes no `{argument}`. Leave --{name.replace('_', '-')} out.")
-    return {**(GENERATION if options.pipeline == SHAPEWORLD else {}), **given}
+    return {**(GENERATION if options.pipeline in EMBEDDED else {}), **given}
 
 
 def _write_clip(pipe: Any, prompt: str, file: Path, options: Namespace, arguments: dict[str, Any]) -> None:
