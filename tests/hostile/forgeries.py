@@ -206,7 +206,7 @@ BOMBS = (
     Forgery(
         "100000-tensors",
         flood(100_000 - 6),
-        "its header has 2,500,123 brackets, quotes, commas and colons, and the limit is 524,288.",
+        "its header has 2,500,129 brackets, quotes, commas and colons, and the limit is 524,288.",
         large=True,
     ),
     Forgery("too-many-tensors", flood(12_283), "it has 12,289 tensors, and the limit is 12,288.", large=True),
