@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import forge
 from planted import bits, output, planted, snapshot
 from test_builder import CONCEPT, KEY, build, edited, planted_pipeline, word
 from tiny import tiny_wan_pipeline
@@ -19,6 +18,7 @@ from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError
 from unlearning_adapters.evaluation.controls import random_adapter
 from unlearning_adapters.export import export_lora
+from unlearning_adapters.shapeworld.generate import GENERATION
 from unlearning_adapters.shapeworld.model import load_shapeworld
 from unlearning_adapters.sites import site_module
 from unlearning_adapters.verbs import (
@@ -38,7 +38,7 @@ def shapeworld() -> Any:
 
 
 def shapeworld_output(pipe: Any, prompt: str) -> Tensor:
-    call = {"num_inference_steps": 1, "output_type": "latent", "guidance_scale": 1.0}
+    call = {**GENERATION, "num_inference_steps": 1, "output_type": "latent"}
     return pipe(prompt, generator=torch.Generator().manual_seed(0), **call).frames
 
 
@@ -98,7 +98,7 @@ def test_the_whole_life_on_shapeworld(method: str, shapeworld: Any, tmp_path: An
     concept = load_concept("shapeworld-red")
     adapter = build_adapter(shapeworld, concept, BuildConfig(method), progress=False)
     second = build_adapter(shapeworld, load_concept("shapeworld-square"), progress=False)
-    prompt = concept.evaluation[0].prompt if hasattr(concept.evaluation[0], "prompt") else concept.evaluation[0]
+    prompt = "a red circle moves left on a black background"
     check_whole_life(shapeworld, adapter, second, tmp_path, lambda: shapeworld_output(shapeworld, prompt))
 
 
@@ -124,18 +124,16 @@ def test_cure_takes_from_the_concept_more_than_from_what_is_retained() -> None:
     assert taken(red) > 1.2 * taken(dog)
 
 
-def test_rece_of_no_rounds_is_uce_with_its_own_weights_and_each_round_adds_rows() -> None:
+def test_rounds_of_rece_add_rows_and_change_the_edit() -> None:
     pipe = planted_pipeline()
     none, three = (build(pipe, method="rece", rounds=rounds).directions[KEY] for rounds in (0, 3))
-    assert none.rank <= build(pipe, method="uce").directions[KEY].rank < three.rank or three.rank > none.rank
+    assert three.rank > none.rank
     red = word(pipe, "red")
     edit = [red @ (direction.read.T @ direction.write) for direction in (none, three)]
     assert not torch.allclose(edit[0], edit[1], atol=1e-6)
 
 
-def test_rece_needs_plain_weights_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusers import WanPipeline  # noqa: F401 - the pipeline is quantised below as diffusers would
-
+def test_rece_needs_plain_weights_and_says_so() -> None:
     pipe = tiny_wan_pipeline()
     linear = site_module(pipe, KEY)
     linear.weight = torch.nn.Parameter(linear.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
@@ -154,7 +152,9 @@ def test_an_edit_of_more_rows_than_a_file_holds_is_refused() -> None:
     words = [f"w{number} x{number}" for number in range(40)]
     pairs = tuple(Pair(f"a red {text} circle", f"a blue dog {number}") for number, text in enumerate(words))
     concept = Concept("many", pairs, neutral=CONCEPT.neutral)
-    with pytest.raises(ConceptError, match=r"The method 'uce' needs \d+ rows for 40 pairs, and the limit is 64\. Lower"):
+    with pytest.raises(
+        ConceptError, match=r"The method 'uce' needs \d+ rows for 40 pairs, and the limit is 64\. Lower"
+    ):
         build(pipe, concept, method="uce", pairs=40)
 
 
@@ -190,10 +190,6 @@ def test_an_exported_lora_is_the_attached_edit(tmp_path: Any) -> None:
     load_unlearning_adapter(pipe, second, "second")
     attached = output(pipe)
     unload_unlearning_adapters(pipe)
-    export_lora([adapter, second], tmp_path, pipe=pipe)
+    export_lora([adapter, second], tmp_path, base=pipe)
     pipe.load_lora_weights(str(tmp_path))
     assert (output(pipe) - attached).norm() < 1e-3 * (attached - base).norm()
-
-
-def test_forged_adapters_are_projections() -> None:
-    assert forge.planted_adapter(forge.small_weights()).edit == "projection"
