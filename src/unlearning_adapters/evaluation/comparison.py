@@ -52,7 +52,8 @@ def compare_methods(
     """Build every method with its default settings, and measure all of them in one evaluation.
 
     Further arms: the base with the concept's first word as the negative prompt, the base without the concept's words
-    in its prompts, and the controls, a random direction like that of the default method (or the first one) and a destroyed model.
+    in its prompts, and the controls: a random direction like that of the default method, or of the first one if that
+    is not compared, and a destroyed model.
 
     Args:
         pipe: A diffusers pipeline without adapters of this package.
