@@ -28,7 +28,7 @@ def live_pipeline() -> WanPipeline:
 
 
 def valid_files(pipe: WanPipeline, folder: Path) -> tuple[bytes, ...]:
-    """Return valid files of several kinds: oblique, orthogonal, padded, additive, by another writer, for another one."""
+    """Return valid files of several kinds: oblique, orthogonal, padded, additive, by another writer, for others."""
     oblique = _adapter(pipe, ranks=(1,), oblique=True)
     orthogonal = _adapter(pipe, ranks=(1,), oblique=False, sites=1)
     padded = _adapter(pipe, ranks=(3, 1), oblique=True, sites=2)

@@ -1,6 +1,7 @@
 """Edits of other works as adapters: built, saved, loaded, attached, fused, unfused and stacked as any other."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,16 +97,17 @@ def test_the_whole_life_on_a_tiny_pipeline(method: str, tmp_path: Any) -> None:
 @each_method
 def test_the_whole_life_on_shapeworld(method: str, shapeworld: Any, tmp_path: Any) -> None:
     concept = load_concept("shapeworld-red")
+    concept = replace(concept, neutral=concept.neutral[:16])  # for speed
     adapter = build_adapter(shapeworld, concept, BuildConfig(method), progress=False)
-    second = build_adapter(shapeworld, load_concept("shapeworld-square"), progress=False)
+    second = planted(shapeworld)
     prompt = "a red circle moves left on a black background"
     check_whole_life(shapeworld, adapter, second, tmp_path, lambda: shapeworld_output(shapeworld, prompt))
 
 
-@pytest.mark.parametrize("method", ["uce", "rece"])
-def test_the_planted_concept_becomes_its_counterpart_and_neutral_words_are_kept(method: str) -> None:
+@pytest.mark.parametrize("settings", [{"method": "uce"}, {"method": "rece", "rounds": 0}], ids=["uce", "rece"])
+def test_the_planted_concept_becomes_its_counterpart_and_neutral_words_are_kept(settings: dict[str, Any]) -> None:
     pipe = planted_pipeline()
-    adapter = build(pipe, method=method)
+    adapter = build(pipe, **settings)
     red, blue = word(pipe, "red"), word(pipe, "blue")
     assert (edited(adapter, red) - blue).norm() < 0.05 * (red - blue).norm()
     others = torch.stack([word(pipe, text) for text in ("dog", "house", "street", "green", "blue", "left")])
