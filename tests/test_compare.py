@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from evaluation_runs import obedient, recoloured, synthetic
+from evaluation_runs import obedient, synthetic
 from tiny import tiny_wan_pipeline
 from unlearning_adapters import cli
 from unlearning_adapters.adapter_file import load_adapter
@@ -74,7 +74,7 @@ def test_each_method_is_a_row_with_its_build_and_its_intervals(written: dict[str
         adapter = load_adapter(place / "run" / "adapters" / f"{method}.safetensors")
         row = written["rows"][method]
         assert adapter.info.method == method and (row["rank"], row["strength"]) == (adapter.rank, adapter.strength)
-        assert row["build_seconds"] > 0 and row["drift"]["value"] > 0
+        assert row["build_seconds"] > 0
     assert written["rows"]["words-left-out"]["drift"]["value"] == 0  # no word of the concept is in that prompt
     assert written["status"] == "void" and written["reasons"]  # random weights: nothing is to be believed
 
@@ -107,9 +107,9 @@ def test_methods_are_checked_before_anything_is_built(methods: list[str], place:
     assert not (tmp_path / "new").exists()
 
 
-def test_the_table_and_the_plot_show_what_the_report_says() -> None:
+def test_the_table_and_the_plot_show_what_the_report_says(tmp_path: Path) -> None:
     """Rendered clips: an arm that paints all red things green erases, and the random direction does not."""
-    report = synthetic({"base": obedient, "edited": recoloured("green"), "random": obedient, "destroyed": obedient})
+    report = synthetic(tmp_path, {"destroyed": obedient})
     data = comparison_of(report)
     assert data["rows"]["edited"]["erased"]["value"] == 1.0 == data["rows"]["edited"]["preservation"]["value"]
     assert data["rows"]["random"]["erased"]["value"] == 0.0
