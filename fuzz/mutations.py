@@ -36,7 +36,7 @@ TEXTS = (
     "", " ", "pt", "F32", "F16", "BF16", "F64", "I64", "F8_E4M3", "ridge", "../../etc/passwd", "/etc/passwd", "C:\\x",
     "..", "transformer", "transformer.blocks.0.attn2.to_k", "transformer.blocks.99.attn2.to_k", "transformer.__class__",
     "transformer_2.blocks.0.attn2.to_k", "text_encoder.x", "unet.x", "__metadata__", "__reduce__",
-    "lora_adapter_metadata", "unlearning_adapter",
+    "lora_adapter_metadata", "unlearning_adapter", "projection", "additive",
     "\x1b[2J", "a\nb", "\x00", "\u202egnp", "\ud800", "🔴", "é" * 300, "x" * 201, "x" * 5000,
     "{}", "[]", '{"r": 1000000000}', '{"init_lora_weights": "pissa"}', "$concept", "${x}", "{{7*7}}", "%s%n",
     "<script>",

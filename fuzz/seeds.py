@@ -28,15 +28,18 @@ def live_pipeline() -> WanPipeline:
 
 
 def valid_files(pipe: WanPipeline, folder: Path) -> tuple[bytes, ...]:
-    """Return valid files of several kinds: oblique, orthogonal, padded, by another writer, for another pipeline."""
+    """Return valid files of several kinds: oblique, orthogonal, padded, additive, by another writer, for others."""
     oblique = _adapter(pipe, ranks=(1,), oblique=True)
     orthogonal = _adapter(pipe, ranks=(1,), oblique=False, sites=1)
     padded = _adapter(pipe, ranks=(3, 1), oblique=True, sites=2)
-    blobs = [save_adapter(adapter, folder / "seed").read_bytes() for adapter in (oblique, orthogonal, padded)]
+    additive = _adapter(pipe, ranks=(2, 1), oblique=True, sites=2, additive=True)
+    blobs = [save_adapter(adapter, folder / "seed").read_bytes() for adapter in (oblique, orthogonal, padded, additive)]
     return (*blobs, _by_another_writer(blobs[0]), _for_another_pipeline(blobs[1]))
 
 
-def _adapter(pipe: WanPipeline, *, ranks: tuple[int, ...], oblique: bool, sites: int = 4) -> UnlearningAdapter:
+def _adapter(
+    pipe: WanPipeline, *, ranks: tuple[int, ...], oblique: bool, sites: int = 4, additive: bool = False
+) -> UnlearningAdapter:
     directions, factors = {}, {}
     for number, site in enumerate(find_sites(pipe, "text")[:sites]):
         rank = ranks[number % len(ranks)]
@@ -44,7 +47,7 @@ def _adapter(pipe: WanPipeline, *, ranks: tuple[int, ...], oblique: bool, sites:
         weight = site_module(pipe, site.name).weight.detach().double()
         basis = torch.linalg.qr(torch.randn(weight.shape[1], 2 * rank, generator=maker, dtype=torch.float64))[0].T
         write = basis[:rank] + 0.5 * basis[rank:] if oblique else basis[:rank]
-        directions[site.name] = Direction(basis[:rank].float(), write.float())
+        directions[site.name] = Direction(basis[:rank].float(), write.float(), additive)
         factors[site.name] = (-STRENGTH * weight @ write.T).float()
     info = AdapterInfo(
         "red", "ridge", STRENGTH, {"rank": 1, "pairs": [1, 2], "blocks": None}, base_model="org/base",

@@ -36,6 +36,14 @@ def test_an_adapter_needs_a_site():
         UnlearningAdapter(AdapterInfo("red", "ridge"), {})
 
 
+def test_an_adapter_is_additive_as_a_whole_or_not_at_all():
+    plain, added = Direction(torch.eye(4)[:1], torch.eye(4)[:1]), Direction(torch.ones(1, 4), torch.ones(1, 4), True)
+    assert UnlearningAdapter(AdapterInfo("red", "uce"), {SITE: added, OTHER: added}).edit == "additive"
+    assert UnlearningAdapter(AdapterInfo("red", "ridge"), {SITE: plain}).edit == "projection"
+    with pytest.raises(ConfigError, match=f"to be all additive or none, but {OTHER!r} is and {SITE!r} is not"):
+        UnlearningAdapter(AdapterInfo("red", "uce"), {SITE: plain, OTHER: added})
+
+
 def test_the_stock_factor_follows_the_strength():
     weights = small_weights()
     adapter = planted_adapter(weights, strength=0.5)

@@ -5,6 +5,7 @@ import resource
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,8 +109,8 @@ def test_golden_file(tmp_path):
     blob = save_adapter(UnlearningAdapter(info, sites, factors), tmp_path).read_bytes()
     record = (
         r"{\"base_model\":\"\",\"base_revision\":\"\",\"concept\":\"no-red\","
-        r"\"denoisers\":{\"transformer\":\"WanTransformer3DModel\"},\"description\":\"\",\"format_version\":1,"
-        r"\"method\":\"ridge\",\"pairs_hash\":\"\",\"pipeline\":\"\",\"settings\":{\"rank\":1},"
+        r"\"denoisers\":{\"transformer\":\"WanTransformer3DModel\"},\"description\":\"\",\"edit\":\"projection\","
+        r"\"format_version\":1,\"method\":\"ridge\",\"pairs_hash\":\"\",\"pipeline\":\"\",\"settings\":{\"rank\":1},"
         r"\"sites\":[\"transformer.b.to_v\",\"transformer.a.to_k\"],\"strength\":1.0,\"versions\":{}}"
     )
     header = (
@@ -123,6 +124,36 @@ def test_golden_file(tmp_path):
     header += " " * (-len(header) % 8)
     values = struct.pack("<9f", 0, 1, -3, -4, 1, 0, -2, 1, 0.5)
     assert blob == struct.pack("<Q", len(header)) + header.encode() + values
+
+
+def test_an_additive_adapter_comes_back_as_one(tmp_path):
+    draw = torch.Generator().manual_seed(3)
+    read, write = (torch.randn(3, 12, generator=draw) for _ in range(2))
+    directions = {SITE: Direction(read, write, additive=True), OTHER: Direction(read[:1], write[:1], additive=True)}
+    factors = {SITE: torch.ones(4, 3), OTHER: torch.ones(5, 1)}
+    adapter = UnlearningAdapter(AdapterInfo(**INFO), directions, factors)
+    loaded = load_adapter(save_adapter(adapter, tmp_path))
+    assert_same(loaded, adapter)
+    assert loaded.edit == inspect_adapter(tmp_path)["edit"] == "additive"
+    assert all(direction.additive for direction in loaded.directions.values())
+    as_projection = {site: replace(direction, additive=False) for site, direction in directions.items()}
+    with pytest.raises(AdapterFileError, match=r"holds no direction: read 0 \. write 0 is"):
+        save_adapter(UnlearningAdapter(adapter.info, as_projection, factors), tmp_path)
+
+
+def test_the_size_of_an_additive_edit_is_that_of_all_rows_together(tmp_path):
+    """Rows that point the same way add up, and rows that cancel each other are bounded on their own."""
+    one, cancels = torch.zeros(2, 8), torch.tensor([[1.0], [-1.0]])
+    one[:, 0] = 1.0
+    factor = {SITE: torch.ones(6, 2)}
+    with pytest.raises(AdapterFileError, match=r"has the size 1\.2e\+03, and the limit is 1000"):
+        save_adapter(broken(Direction(600 * one, one, additive=True), factor), tmp_path)
+    save_adapter(broken(Direction(600 * one, cancels * one, additive=True), factor), tmp_path)
+    with pytest.raises(AdapterFileError, match=r"\|read\| \|write\| = 2e\+04, and the limit is 10000"):
+        save_adapter(broken(Direction(2e4 * one, cancels * one, additive=True), factor), tmp_path)
+    one[1] = 0
+    with pytest.raises(AdapterFileError, match=r"has a row that does nothing: \|read\| \|write\| of row 1 is 0"):
+        save_adapter(broken(Direction(one, torch.ones(2, 8), additive=True), factor), tmp_path)
 
 
 def test_the_order_of_keys_changes_nothing_but_the_order_of_sites(tmp_path):
@@ -303,6 +334,7 @@ def test_inspect_reads_no_tensor_and_imports_no_heavy_library(tmp_path):
             "bytes": path.stat().st_size,
             "rank": 3,
             "components": ["transformer"],
+            "edit": "projection",
             "info": adapter.info.to_dict(),
             "sites": [
                 {"name": SITE, "in_features": 12, "out_features": 4, "orthogonal": True},

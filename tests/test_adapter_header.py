@@ -244,7 +244,7 @@ def test_a_flood_of_tensors_is_refused(tmp_path, blob):
 def test_the_largest_layout_that_is_allowed_fits_the_limits_of_json():
     names = [f"transformer.blocks.{number}.layer" for number in range(MAX_SITES)]
     shapes = {key(name): (1, 1) for name in names for key in (read_key, factor_key, write_key)}
-    raw = adapter_header.encode_header(AdapterInfo(**INFO).to_dict(), names, shapes)
+    raw = adapter_header.encode_header(AdapterInfo(**INFO).to_dict(), "projection", names, shapes)
     header = read_header(io.BytesIO(raw), len(raw) + 4 * len(shapes), "file")
     assert len(header.shapes) == 3 * MAX_SITES and len(raw) < MAX_HEADER_BYTES
 
@@ -255,7 +255,7 @@ def test_the_largest_layout_that_is_meant_fits():
     ]
     shapes = {f"{name}.lora_A.weight": (1, 8) for name in names} | {f"{name}.lora_B.weight": (6, 1) for name in names}
     info = AdapterInfo(**INFO).to_dict()
-    raw = adapter_header.encode_header(info, names, shapes)
+    raw = adapter_header.encode_header(info, "projection", names, shapes)
     assert len(raw) < adapter_header.MAX_HEADER_BYTES / 4
     with pytest.raises(AdapterFileError, match="80,640 are described"):  # all but the data is in order
         read_header(io.BytesIO(raw), len(raw), "file")

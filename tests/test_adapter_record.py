@@ -1,5 +1,6 @@
 import json
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 
@@ -17,6 +18,7 @@ def blob(tmp_path):
 def test_the_record_has_the_fields_of_adapter_info():
     assert adapter_record.INFO_KEYS == {field.name for field in fields(adapter.AdapterInfo)}
     assert adapter_record.FORMAT_VERSION == adapter.FORMAT_VERSION
+    assert adapter_record.EDITS == get_args(adapter.Edit)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,9 @@ def test_the_record_has_the_fields_of_adapter_info():
         ({"settings": {"a": [[[[[1]]]]]}}, "its record is nested 7 levels deep, and the limit is 6"),
         ({"denoisers": {"transformer": 1}}, "`denoisers` is 1, not a text"),
         ({"versions": {"torch": {"a": "b"}}}, r"`versions` is {'a': 'b'}, not a text"),
+        ({"edit": "sum"}, "`edit` is 'sum', not 'projection' or 'additive'"),
+        ({"edit": ["additive"]}, r"`edit` is \['additive'\], not 'projection' or 'additive'"),
+        ({"edit": None}, "`edit` is None, not 'projection' or 'additive'"),
         ({"sites": []}, "`sites` is 0 sites, not a list of 1 to 4,096 names"),
         ({"sites": {SITE: 1}}, "`sites` is {.*}, not a list"),
         (
@@ -89,7 +94,7 @@ def test_names_that_are_no_sites_are_refused(tmp_path, blob, site):
 
 def test_every_key_is_needed(tmp_path, blob):
     header, data = split(blob)
-    for key in sorted(adapter_record.INFO_KEYS - {"format_version"} | {"sites"}):
+    for key in sorted(adapter_record.RECORD_KEYS - {"format_version"}):
         record = json.loads(header["__metadata__"]["unlearning_adapter"])
         del record[key]
         changed = {**header, "__metadata__": {"format": "pt", "unlearning_adapter": json.dumps(record)}}

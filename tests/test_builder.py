@@ -119,7 +119,10 @@ def test_written_into_the_weights_the_adapter_turns_red_into_blue_and_keeps_the_
     assert (generate(pipe, NEUTRAL[0]) - neutral).norm() < 0.1 * (red - blue).norm()
 
 
-@pytest.mark.parametrize("method", METHODS)
+ADDITIVE = ("uce", "rece", "cure")
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ADDITIVE])
 def test_every_method_builds_a_sound_adapter(method):
     pipe = tiny.tiny_wan_pipeline()
     rank = 2 if method in ("ridge", "pca") else 1
@@ -232,7 +235,7 @@ def test_without_neutral_prompts_it_builds_and_says_so():
 def test_pairs_that_read_alike_are_refused_by_the_name_of_the_site():
     pipe = tiny.tiny_wan_pipeline()
     late = Concept("late", (Pair("a dog runs on a red street", "a dog runs on a blue street"),), neutral=NEUTRAL)
-    for method in ("ridge", "mean", "cpca", "pca", "leace"):
+    for method in ("ridge", "mean", "cpca", "pca", "leace", "uce", "rece"):
         with pytest.raises(ConceptError, match=re.escape(f"At the site {KEY!r}: ")):
             build_adapter(pipe, late, BuildConfig(method), progress=False, call_kwargs={"max_sequence_length": 4})
     assert count_hooks(pipe) == 0

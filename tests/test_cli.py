@@ -31,6 +31,7 @@ HELP = [
     ["inspect"],
     ["apply"],
     ["eval"],
+    ["compare"],
     ["export"],
     ["push"],
     ["pull"],

@@ -11,7 +11,7 @@ import torch
 from forge import OTHER, SITE, join, planted_direction, written
 from unlearning_adapters import adapter_header, adapter_record
 from unlearning_adapters.adapter import AdapterInfo, Direction, UnlearningAdapter
-from unlearning_adapters.adapter_file import MAX_GAIN, ROUNDING, UNIT_TOLERANCE, load_adapter, save_adapter
+from unlearning_adapters.adapter_file import MAX_GAIN, MAX_SIZE, ROUNDING, UNIT_TOLERANCE, load_adapter, save_adapter
 from unlearning_adapters.config import MAX_STRENGTH
 
 SPECIFICATION = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
@@ -26,7 +26,7 @@ def test_the_example_is_a_valid_file(tmp_path):
     header["__metadata__"]["unlearning_adapter"] = json.dumps(record)
     values = torch.tensor([1.0, 0.0, -2.0, -3.0, -4.0, 1.0, 0.5])  # A, B, V
     adapter = load_adapter(written(tmp_path, join(header, values.numpy().tobytes())))
-    assert adapter.info.to_dict() == {key: value for key, value in record.items() if key != "sites"}
+    assert adapter.info.to_dict() == {key: value for key, value in record.items() if key not in ("edit", "sites")}
     assert adapter.directions[SITE].write.tolist() == [[1.0, 0.5]]
     assert adapter.lora_B[SITE].tolist() == [[-2.0], [-3.0], [-4.0]]
 
@@ -57,8 +57,10 @@ def test_the_reader_of_the_specification_reads_our_files(tmp_path, monkeypatch):
         f"number from 0 to {MAX_STRENGTH:g}: the default strength",
         f"within `{UNIT_TOLERANCE:g} + {ROUNDING:f} |a_i| |w_j|`",
         f"MUST NOT exceed {MAX_GAIN:,.0f}",
+        f"the largest singular value of `V^T A` MUST NOT exceed {MAX_SIZE:,.0f}",
+        " or ".join(f"`{edit}`" for edit in adapter_record.EDITS),
         f"format version {adapter_record.FORMAT_VERSION}\n",
-        *(f"`{key}`" for key in sorted(adapter_record.INFO_KEYS)),
+        *(f"`{key}`" for key in sorted(adapter_record.RECORD_KEYS)),
         *(f"`{component}`" for component in adapter_record.COMPONENTS),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,7 +15,7 @@ SUFFIX, NAME = ".safetensors", "pytorch_lora_weights.safetensors"
 SIZE = {"F32": 4, "F16": 2, "BF16": 2}
 RECORD = {
     "format_version", "concept", "method", "strength", "settings", "base_model", "base_revision", "pipeline",
-    "denoisers", "pairs_hash", "versions", "description", "sites",
+    "denoisers", "pairs_hash", "versions", "description", "edit", "sites",
 }  # fmt: skip
 SITE_NAME = re.compile(r"(transformer|transformer_2|transformer_ref|unet)(\.(?!__)[A-Za-z0-9_]+)+")
 CONTROL = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -71,7 +72,8 @@ def check_record(record: dict[str, Any]) -> None:
     version = record.get("format_version")
     need(type(version) is int and version == 1, "another version")
     need(set(record) == RECORD, "keys of the record")
-    sites, strength = record.pop("sites"), record["strength"]
+    edit, sites, strength = record.pop("edit"), record.pop("sites"), record["strength"]
+    need(edit in ("projection", "additive"), "edit")
     need(all(len(text) <= 4096 and not CONTROL.search(text) for text in texts(record)), "a text")
     for key in ("concept", "method", "base_model", "base_revision", "pipeline", "pairs_hash", "description"):
         need(isinstance(record[key], str), key)
@@ -84,7 +86,7 @@ def check_record(record: dict[str, Any]) -> None:
     need(isinstance(sites, list) and 1 <= len(sites) <= 4096, "sites")
     need(all(isinstance(site, str) and len(site) <= 200 and SITE_NAME.fullmatch(site) for site in sites), "a site")
     need(len(set(sites)) == len(sites), "a site twice")
-    record["sites"] = sites
+    record["edit"], record["sites"] = edit, sites
 
 
 def values_of(entry: Any, data: bytes) -> np.ndarray:
@@ -125,6 +127,13 @@ def check_direction(read: np.ndarray, write: np.ndarray) -> None:
     need(bool((np.abs(reads @ writes.T - np.eye(len(reads))) <= 1e-3 + 1e-6 * lengths).all()), "no direction")
 
 
+def check_additive(read: np.ndarray, write: np.ndarray) -> None:
+    reads, writes = read.astype(np.float64), write.astype(np.float64)
+    gains = np.linalg.norm(reads, axis=1) * np.linalg.norm(writes, axis=1)
+    need(bool(((gains > 0) & (gains <= 10_000)).all()), "a row that does nothing, or would amplify noise")
+    need(float(np.linalg.norm(writes.T @ reads, 2)) <= 1_000, "a large edit")
+
+
 def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """The record, and per site the reads, the writes and the factor."""
     need(path.suffix == SUFFIX and path.stat().st_size <= 536_870_912, "suffix or size")
@@ -144,10 +153,11 @@ def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray
     record = strict(metadata["unlearning_adapter"])
     check_record(record)
     check_entries(header, len(data))
-    return record, sites_of(record["sites"], header, data)
+    check = check_direction if record["edit"] == "projection" else check_additive
+    return record, sites_of(record["sites"], header, data, check)
 
 
-def sites_of(sites: list[str], header: dict[str, Any], data: bytes) -> dict[str, Any]:
+def sites_of(sites: list[str], header: dict[str, Any], data: bytes, check: Callable[..., None]) -> dict[str, Any]:
     names = [(f"{site}.lora_A.weight", f"{site}.lora_B.weight", f"unlearning.lora_V.{site}") for site in sites]
     need(set(header) <= {name for three in names for name in three}, "a tensor of no site")
     found, ranks = {}, set()
@@ -160,7 +170,7 @@ def sites_of(sites: list[str], header: dict[str, Any], data: bytes) -> dict[str,
         used = read.any(axis=1) | write.any(axis=1)
         own = int(used.sum())
         need(own >= 1 and bool(used[:own].all()) and not factor[:, own:].any(), "padding")
-        check_direction(read[:own], write[:own])
+        check(read[:own], write[:own])
         found[site] = (read[:own], write[:own], factor[:, :own])
     need(len(ranks) == 1, "ranks")
     return found
@@ -221,7 +231,7 @@ def test_the_reader_gets_the_same_record_and_the_same_bits(real) -> None:
 
     record, sites = read_adapter(real)
     adapter = load_adapter(real)
-    assert record == {**adapter.info.to_dict(), "sites": list(adapter.sites)}
+    assert record == {**adapter.info.to_dict(), "edit": adapter.edit, "sites": list(adapter.sites)}
     assert list(sites) == list(adapter.sites)
     for site, (read, write, factor) in sites.items():
         assert np.array_equal(read, adapter.directions[site].read.numpy())
@@ -295,5 +305,5 @@ def test_the_reader_and_this_package_agree_on_changed_files(tmp_path_factory) ->
 def test_reader_and_writer_import_nothing_of_this_package() -> None:
     source = Path(__file__).read_text(encoding="utf-8").split("# Both against this package.")[0]
     assert not re.search(
-        r"^\s*(import|from) (?!json|re|struct|pathlib|random|typing|numpy|pytest)", source, re.MULTILINE
+        r"^\s*(import|from) (?!json|re|struct|collections|pathlib|random|typing|numpy|pytest)", source, re.MULTILINE
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from .config import check_keys, check_strength
 from .errors import ConfigError
 
 FORMAT_VERSION = 1
+Edit = Literal["projection", "additive"]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value, so that == would raise
@@ -117,11 +118,23 @@ class UnlearningAdapter:
     def __post_init__(self) -> None:
         if not self.directions:
             raise ConfigError("An adapter needs a direction for at least one site, but got none.")
+        added = [site for site, direction in self.directions.items() if direction.additive]
+        if added and len(added) < len(self.directions):
+            other = next(site for site in self.directions if site not in added)
+            raise ConfigError(
+                f"Expected the directions of one adapter to be all additive or none, but {added[0]!r} is and {other!r} "
+                "is not. Make an adapter of each kind, and load both."
+            )
 
     @property
     def sites(self) -> tuple[str, ...]:
         """Names of the sites, in file order."""
         return tuple(self.directions)
+
+    @property
+    def edit(self) -> Edit:
+        """What its directions are: "projection", or "additive" for edits of other works (docs/maths.md 6)."""
+        return "additive" if next(iter(self.directions.values())).additive else "projection"
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ __all__ = ["FILE_NAME", "base_deviation", "inspect_adapter", "load_adapter", "sa
 UNIT_TOLERANCE = 1e-3  # of `read @ write.T` from the identity; what half-precision reads and writes can hold
 ROUNDING = 1e-6  # the same, per unit of |a_i| |w_j|: what float32 can hold, with a margin of eight
 MAX_GAIN = 1e4  # of |a_i| |w_i|: above, float32 cannot hold a.w = 1 to UNIT_TOLERANCE, and the edit would amplify noise
+MAX_SIZE = 1e3  # of the largest singular value of an additive edit; UCE's is at most |C - G| / (2 sqrt(l)), about 200
 
 
 def save_adapter(adapter: UnlearningAdapter, destination: str | Path) -> Path:
@@ -145,8 +146,9 @@ def inspect_adapter(
         subfolder: Folder inside the source.
 
     Returns:
-        Plain values: "file", "bytes", "rank" (padding included), "components", "info" (the fields of `AdapterInfo`)
-        and "sites" (for each, "name", "in_features", "out_features", and "orthogonal": it writes what it reads).
+        Plain values: "file", "bytes", "rank" (padding included), "components", "edit" ("projection" or "additive"),
+        "info" (the fields of `AdapterInfo`) and "sites" (for each, "name", "in_features", "out_features", and
+        "orthogonal": it writes what it reads).
 
     Raises:
         AdapterNotFoundError: If there is no such file, or the Hub cannot give it.
@@ -166,6 +168,7 @@ def inspect_adapter(
         "bytes": path.stat().st_size,
         "rank": header.rank,
         "components": list(dict.fromkeys(site.split(".", 1)[0] for site in header.sites)),
+        "edit": header.edit,
         "info": dict(header.info),
         "sites": [header.describe_site(site) for site in header.sites],
     }
@@ -208,7 +211,7 @@ def base_deviation(adapter: UnlearningAdapter, weights: Mapping[str, Tensor]) ->
 def _encode(adapter: UnlearningAdapter) -> bytes:
     tensors = _tensors(adapter)
     shapes = {name: (int(tensor.shape[0]), int(tensor.shape[1])) for name, tensor in tensors.items()}
-    head = encode_header(adapter.info.to_dict(), adapter.sites, shapes)
+    head = encode_header(adapter.info.to_dict(), adapter.edit, adapter.sites, shapes)
     return head + b"".join(tensors[name].numpy().astype("<f4", copy=False).tobytes() for name in sorted(tensors))
 
 
@@ -278,13 +281,13 @@ def _decode(blob: bytes, header: FileHeader, name: str) -> UnlearningAdapter:
     directions, factors = {}, {}
     try:
         for site in header.sites:
-            directions[site], factors[site] = _site_tensors(tensors, site, name)
+            directions[site], factors[site] = _site_tensors(tensors, site, header.edit == "additive", name)
         return UnlearningAdapter(AdapterInfo.from_dict(header.info), directions, factors)
     except ConfigError as error:
         raise bad_file(name, f"its contents contradict each other: {str(error).rstrip('.')}") from error
 
 
-def _site_tensors(tensors: Mapping[str, Tensor], site: str, name: str) -> tuple[Direction, Tensor]:
+def _site_tensors(tensors: Mapping[str, Tensor], site: str, additive: bool, name: str) -> tuple[Direction, Tensor]:
     """Return a site's direction and stock factor in float32, without the padding."""
     from .adapter import Direction
 
@@ -300,18 +303,38 @@ def _site_tensors(tensors: Mapping[str, Tensor], site: str, name: str) -> tuple[
         orthogonal = write is read
         read, factor = read[:rank].clone(), factor[:, :rank].contiguous()
         write = read if orthogonal else write[:rank].clone()
-    _check_direction(read, write, site, name)
-    return Direction(read, write), factor
+    (_check_additive if additive else _check_projection)(read, write, site, name)
+    return Direction(read, write, additive), factor
 
 
-def _check_direction(read: Tensor, write: Tensor, site: str, name: str) -> None:
+def _check_additive(read: Tensor, write: Tensor, site: str, name: str) -> None:
+    """Check in float64 that each row does something, and that neither a row nor all together amplify what they read."""
+    import torch
+
+    reads, writes = read.double(), write.double()
+    gains = reads.norm(dim=1) * writes.norm(dim=1)
+    if not gains.min() > 0:
+        row = int(gains.argmin())
+        raise bad_file(name, f"the site {site!r} has a row that does nothing: |read| |write| of row {row} is 0")
+    _check_gain(float(gains.max()), site, name)
+    # The singular values of V^T A are those of R_V R_A^T, of the rank's size.
+    size = torch.linalg.svdvals(torch.linalg.qr(writes.T).R @ torch.linalg.qr(reads.T).R.T).max()
+    if size > MAX_SIZE:
+        raise bad_file(name, f"the edit of the site {site!r} has the size {size:.3g}, and the limit is {MAX_SIZE:g}")
+
+
+def _check_gain(gain: float, site: str, name: str) -> None:
+    if gain > MAX_GAIN:
+        raise bad_file(name, f"the site {site!r} has |read| |write| = {gain:.3g}, and the limit is {MAX_GAIN:g}")
+
+
+def _check_projection(read: Tensor, write: Tensor, site: str, name: str) -> None:
     """Check in float64 that each write is read as exactly itself, and that no row amplifies what it reads."""
     import torch
 
     reads, writes = read.double(), write.double()
     gains = reads.norm(dim=1) * writes.norm(dim=1)
-    if gains.max() > MAX_GAIN:
-        raise bad_file(name, f"the site {site!r} has |read| |write| = {gains.max():.3g}, and the limit is {MAX_GAIN:g}")
+    _check_gain(float(gains.max()), site, name)
     own = (reads * writes).sum(dim=1)
     wrong = torch.diag((own - 1).abs() > UNIT_TOLERANCE + ROUNDING * gains)
     if not wrong.any():

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from .adapter_record import MAX_SITES, bad_file, canonical_json, check_record, shorten, strict_json
+from .adapter_record import INFO_KEYS, MAX_SITES, bad_file, canonical_json, check_record, shorten, strict_json
+from .config import MAX_RANK
 
 HEADER_KEY = "unlearning_adapter"
 EXPORT_KEY = "unlearning_export"  # of a plain LoRA that was made of adapters
 MAX_FILE_BYTES = 512 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20
-MAX_RANK = 64
 
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _PICKLE = re.compile(rb"PK\x03\x04|\x80[\x01-\x05]|\(dp|\(lp|c[a-z_]+\n")
@@ -24,6 +24,7 @@ class FileHeader:
 
     Args:
         info: The fields of `AdapterInfo`.
+        edit: "projection" or "additive".
         sites: Names of the sites, in the order of the adapter.
         shapes: Shape (rows, columns) of each tensor by name.
         rank: Number of rows of every read, zero padding included.
@@ -31,6 +32,7 @@ class FileHeader:
     """
 
     info: Mapping[str, Any]
+    edit: str
     sites: tuple[str, ...]
     shapes: Mapping[str, tuple[int, int]]
     rank: int
@@ -61,12 +63,15 @@ def write_key(site: str) -> str:
     return f"unlearning.lora_V.{site}"
 
 
-def encode_header(info: Mapping[str, Any], sites: Sequence[str], shapes: Mapping[str, tuple[int, int]]) -> bytes:
+def encode_header(
+    info: Mapping[str, Any], edit: str, sites: Sequence[str], shapes: Mapping[str, tuple[int, int]]
+) -> bytes:
     """Return all bytes before the data of float32 tensors that follow in the order of their names.
 
     `safetensors.serialize` is not used: it writes the two metadata keys in an order that changes from run to run.
     """
-    return _encode(HEADER_KEY, {**info, "strength": float(info["strength"]), "sites": list(sites)}, shapes)
+    record = {**info, "strength": float(info["strength"]), "edit": edit, "sites": list(sites)}
+    return _encode(HEADER_KEY, record, shapes)
 
 
 def encode_lora_header(record: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> bytes:
@@ -106,8 +111,8 @@ def read_header(file: BinaryIO, size: int, name: str) -> FileHeader:
     length = 8 + len(text.encode())
     shapes = _check_layout(tensors, size - length, name)
     rank = _check_sites(shapes, sites, name)
-    info = {key: value for key, value in record.items() if key != "sites"}
-    return FileHeader(info=info, sites=sites, shapes=shapes, rank=rank, size=length)
+    info = {key: value for key, value in record.items() if key in INFO_KEYS}
+    return FileHeader(info=info, edit=record["edit"], sites=sites, shapes=shapes, rank=rank, size=length)
 
 
 def _read_text(file: BinaryIO, size: int, name: str) -> str:

@@ -11,6 +11,7 @@ from .config import check_strength
 from .errors import AdapterFileError, ConfigError
 
 FORMAT_VERSION = 1
+EDITS = ("projection", "additive")
 COMPONENTS = ("transformer", "transformer_2", "transformer_ref", "unet")
 MAX_SITES = 4096  # two denoisers of 60 blocks with twelve sites each have 1,440
 MAX_NAME = 200
@@ -24,6 +25,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud
 _TEXTS = ("concept", "method", "base_model", "base_revision", "pipeline", "pairs_hash", "description")
 _TABLES = ("settings", "denoisers", "versions")
 INFO_KEYS = frozenset((*_TEXTS, *_TABLES, "strength", "format_version"))
+RECORD_KEYS = INFO_KEYS | {"edit", "sites"}
 AGAIN = "Get the file again from where it came, or build it again with build_adapter."
 
 
@@ -116,10 +118,10 @@ def check_record(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
             f"it was written by a newer version: found format {version}, this package reads {FORMAT_VERSION}",
             "Run: pip install -U unlearning-adapters",
         )
-    known = INFO_KEYS | {"sites"}
-    for key in sorted(known ^ set(record)):
+    for key in sorted(RECORD_KEYS ^ set(record)):
         raise bad_file(
-            name, f"its record lacks the key {key!r}" if key in known else f"unknown key {shorten(key)} in its record"
+            name,
+            f"its record lacks the key {key!r}" if key in RECORD_KEYS else f"unknown key {shorten(key)} in its record",
         )
     for key in _TEXTS:
         _check_text(record[key], key, name)
@@ -137,6 +139,8 @@ def check_record(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
         check_strength(record["strength"])
     except ConfigError as error:
         raise bad_file(name, f"its strength is out of range: {str(error).rstrip('.')}") from error
+    if record["edit"] not in EDITS:
+        raise bad_file(name, f"`edit` is {shorten(record['edit'])}, not {' or '.join(map(repr, EDITS))}")
     return _check_site_names(record["sites"], name)
 
 

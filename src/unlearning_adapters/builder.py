@@ -4,6 +4,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,12 +19,12 @@ from .activations import Recording, record
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
 from .concepts import Concept
 from .config import DEFAULT_PAIRS, BuildConfig
-from .errors import ConceptError
-from .methods import NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
+from .errors import ConceptError, DenoiserError
+from .methods import NEEDS_GRAM, NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
 from .pairs import Pair
 from .site_choice import choose_sites
 from .sites import Site, check_not_empty, denoisers
-from .weights import layer_response
+from .weights import layer_response, weight_gram
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
 NEUTRAL_HIDDEN_ROWS = 2048  # of all neutral prompts together
@@ -61,7 +62,8 @@ def build_adapter(
     Raises:
         ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
             differ, or if there are fewer pairs than `config.pairs`.
-        DenoiserError: If the pipeline has no denoiser that can be edited.
+        DenoiserError: If the pipeline has no denoiser that can be edited, or the method needs weights that are
+            quantised or out of reach.
         SiteError: If the selection names no site, or a site was never called.
 
     Example:
@@ -81,6 +83,8 @@ def build_adapter(
     strengths: list[float] = []
     for group in tqdm(range(len(recorded.rows)), desc="Directions", unit="group", disable=not progress):
         rows = _rows_of(recorded, neutral, group, pairs, kinds[recorded.members(group)[0]])
+        if config.method in NEEDS_GRAM:
+            rows = replace(rows, gram=_gram(networks, recorded.members(group), config.method))
         try:
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
@@ -189,8 +193,24 @@ def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: 
     }.get(kind, [True] * len(pairs))
     telling = [index for index in range(len(pairs)) if differs[index] or not torch.equal(unsafe[index], safe[index])]
     kept = neutral.of(recorded.members(group)[0]) if neutral else (unsafe[0][:0],)
-    rows = GroupRows(unsafe, safe, torch.cat(kept))
+    rows = GroupRows(unsafe, safe, kept)
     return rows.pairs(telling) if telling else rows
+
+
+def _gram(networks: Mapping[str, Any], sites: Sequence[str], method: str) -> Tensor:
+    """Return the sum of `W^T W` over sites that read the same."""
+    total: Tensor | None = None
+    for site in sites:
+        component, _, path = site.partition(".")
+        gram = weight_gram(networks[component], path)
+        if gram is None:
+            raise DenoiserError(
+                f"The method {method!r} needs the weight of {site!r} as plain numbers, but it is quantised or out of "
+                "reach. Load the pipeline without quantisation and offloading to files, or choose another method."
+            )
+        total = gram if total is None else total + gram
+    assert total is not None
+    return total
 
 
 def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: float) -> dict[str, Tensor]:

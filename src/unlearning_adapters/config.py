@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
-Method = Literal["mean", "pca", "cpca", "ridge", "leace", "random"]
+Method = Literal["mean", "pca", "cpca", "ridge", "leace", "uce", "rece", "cure", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
 MAX_STRENGTH = 4.0
+MAX_RANK = 64
 DEFAULT_PAIRS = 5  # as in the paper
 
 
@@ -19,12 +20,16 @@ class BuildConfig:
     """How to build an adapter.
 
     Args:
-        method: "ridge" (default), the paper's "mean" and "cpca", "pca", "leace", or the control "random".
-        rank: Number of directions per site, 1 to 64; "mean", "cpca", "leace" and "random" have rank 1.
+        method: "ridge" (default), the paper's "mean" and "cpca", "pca", "leace", the edits of other works "uce",
+            "rece" and "cure", or the control "random".
+        rank: Number of directions per site, 1 to 64; "mean", "cpca", "leace" and "random" have rank 1, and "uce",
+            "rece" and "cure" the rank that they need.
         components: Number k of principal components of "pca" and "cpca".
         contrast: Weight alpha >= 0 of the neutral covariance in "cpca".
         epsilon: Regularisation of "ridge", > 0, as a share of the mean eigenvalue of the neutral second moment.
-        strength: Part of the direction that is removed, 0 to 4; None calibrates it on the pairs.
+        rounds: Number of times that "rece" attacks its own edit and erases what it finds, 0 to 10; 0 is UCE.
+        sharpness: Expansion of the spectrum of "cure", >= 1; its paper takes 2, and 5 for nudity.
+        strength: Part of the direction that is removed, 0 to 4; None calibrates it on the pairs ("ridge"), or is 1.
         sites: "text" (inputs that depend on the prompt alone), "image" (on the picture alone), "hidden" (attention
             output and feed-forward inputs), a glob pattern over names such as "transformer.blocks.0.attn2.to_k", or
             several of these. None takes "text" if the prompts of the pairs differ, and "image" if their pictures do
@@ -41,6 +46,8 @@ class BuildConfig:
     components: int = 100
     contrast: float = 1.0
     epsilon: float = 0.01
+    rounds: int = 3
+    sharpness: float = 2.0
     strength: float | None = None
     sites: str | tuple[str, ...] | None = None
     blocks: tuple[int, ...] | None = None
@@ -53,7 +60,8 @@ class BuildConfig:
         if self.method not in METHODS:
             raise ConfigError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {self.method!r}.")
         for name, low, high in (
-            ("rank", 1, 64),
+            ("rank", 1, MAX_RANK),
+            ("rounds", 0, 10),
             ("components", 1, 100_000),
             ("steps", 1, 1000),
             ("batch_size", 1, 4096),
@@ -67,6 +75,8 @@ class BuildConfig:
             raise ConfigError(f"Expected `contrast` to be a number >= 0, but got {self.contrast!r}.")
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
             raise ConfigError(f"Expected `epsilon` to be a number > 0, but got {self.epsilon!r}.")
+        if not (math.isfinite(self.sharpness) and self.sharpness >= 1):
+            raise ConfigError(f"Expected `sharpness` to be a number >= 1, but got {self.sharpness!r}.")
         if self.strength is not None:
             check_strength(self.strength)
         if self.rank > 1 and self.method not in ("ridge", "pca"):

@@ -1,13 +1,13 @@
 """The methods: from the rows that a group of sites read to a direction and a strength."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .adapter import Direction
-from .config import BuildConfig
+from .config import MAX_RANK, BuildConfig
 from .directions import (
     calibrate_strength,
     concept_rows,
@@ -21,8 +21,12 @@ from .directions import (
     ridge_direction,
     token_differences,
 )
+from .errors import ConceptError
+from .refusal import distinct_rows
+from .rivals import cure_direction, prompt_means, rece_direction, uce_direction
 
-NEEDS_NEUTRAL = ("ridge", "cpca")
+NEEDS_NEUTRAL = ("ridge", "cpca", "uce", "rece", "cure")
+NEEDS_GRAM = ("rece",)
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,24 @@ class GroupRows:
     Args:
         unsafe: Rows of the unsafe side of each pair, shape (tokens, features) each.
         safe: Rows of the safe side of each pair.
-        neutral: Rows of all neutral prompts, shape (rows, features).
+        neutral: Rows of each neutral prompt; one of no rows if there is none.
+        gram: Sum over the sites of `W^T W`, shape (features, features), for the methods of `NEEDS_GRAM`.
     """
 
     unsafe: tuple[Tensor, ...]
     safe: tuple[Tensor, ...]
-    neutral: Tensor
+    neutral: tuple[Tensor, ...]
+    gram: Tensor | None = None
+
+    @property
+    def neutral_rows(self) -> Tensor:
+        """Rows of all neutral prompts, shape (rows, features)."""
+        return torch.cat(self.neutral)
 
     def pairs(self, indices: Sequence[int]) -> "GroupRows":
         """Return the same with some of the pairs only."""
-        return GroupRows(tuple(self.unsafe[i] for i in indices), tuple(self.safe[i] for i in indices), self.neutral)
+        unsafe, safe = ([side[index] for index in indices] for side in (self.unsafe, self.safe))
+        return replace(self, unsafe=tuple(unsafe), safe=tuple(safe))
 
 
 def find_direction(rows: GroupRows, config: BuildConfig, generator: torch.Generator) -> Direction:
@@ -53,9 +65,15 @@ def find_direction(rows: GroupRows, config: BuildConfig, generator: torch.Genera
         generator: Source of randomness of the method "random".
 
     Raises:
-        ConceptError: If the two sides of the pairs read alike.
+        ConceptError: If the two sides of the pairs read alike, or the direction has more rows than a file may hold.
     """
-    return _FINDERS[config.method](rows, config, generator)
+    direction = _FINDERS[config.method](rows, config, generator)
+    if direction.rank > MAX_RANK:
+        raise ConceptError(
+            f"The method {config.method!r} needs {direction.rank} rows for {len(rows.unsafe)} pairs, and the limit is "
+            f"{MAX_RANK}. Lower `pairs`."
+        )
+    return direction
 
 
 def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generator) -> float:
@@ -82,14 +100,14 @@ def _pca(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> D
 
 def _cpca(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> Direction:
     r = pooled_refusal_vector(rows.unsafe, rows.safe)
-    neutral = rows.neutral if len(rows.neutral) else torch.cat(rows.safe)
+    neutral = rows.neutral_rows if len(rows.neutral_rows) else torch.cat(rows.safe)
     return cpca_direction(_differences(rows), neutral, r, config.components, config.contrast)
 
 
 def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> Direction:
     found = [concept_rows(unsafe, safe) for unsafe, safe in zip(rows.unsafe, rows.safe, strict=True)]
     r = refusal_vector([(item.concept, item.counterpart) for item in found])
-    kept = torch.cat([rows.neutral, *rows.safe])
+    kept = torch.cat([*rows.neutral, *rows.safe])
     differences = _differences(rows) if config.rank > 1 else None
     return ridge_direction(r, kept, config.epsilon, rank=config.rank, difference_rows=differences)
 
@@ -99,7 +117,22 @@ def _leace(rows: GroupRows, _config: BuildConfig, _generator: torch.Generator) -
 
 
 def _random(rows: GroupRows, _config: BuildConfig, generator: torch.Generator) -> Direction:
-    return random_direction(rows.neutral.shape[1], generator)
+    return random_direction(rows.neutral[0].shape[1], generator)
+
+
+def _uce(rows: GroupRows, _config: BuildConfig, _generator: torch.Generator) -> Direction:
+    return uce_direction(*_tokens(rows))
+
+
+def _rece(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> Direction:
+    if rows.gram is None:
+        raise ConceptError("The method 'rece' needs `gram`, the sum over the sites of W^T W, but got none.")
+    return rece_direction(*_tokens(rows), rows.gram, rounds=config.rounds)
+
+
+def _cure(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> Direction:
+    retain = [prompt for prompt in (*rows.neutral, *rows.safe) if len(prompt)]
+    return cure_direction(prompt_means(rows.unsafe), prompt_means(retain), sharpness=config.sharpness)
 
 
 _FINDERS: dict[str, Callable[[GroupRows, BuildConfig, torch.Generator], Direction]] = {
@@ -108,9 +141,22 @@ _FINDERS: dict[str, Callable[[GroupRows, BuildConfig, torch.Generator], Directio
     "cpca": _cpca,
     "ridge": _ridge,
     "leace": _leace,
+    "uce": _uce,
+    "rece": _rece,
+    "cure": _cure,
     "random": _random,
 }
 
 
 def _differences(rows: GroupRows) -> Tensor:
     return torch.cat([token_differences(unsafe, safe) for unsafe, safe in zip(rows.unsafe, rows.safe, strict=True)])
+
+
+def _tokens(rows: GroupRows) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tokens that carry the concept, the counterpart of each, and the rows that must not change."""
+    concepts, guides = [], []
+    for unsafe, safe in zip(rows.unsafe, rows.safe, strict=True):
+        found = concept_rows(unsafe, safe)
+        concepts.append(distinct_rows(unsafe[found.unsafe_index]))
+        guides.append(found.counterpart.expand_as(concepts[-1]))
+    return torch.cat(concepts), torch.cat(guides), distinct_rows(torch.cat([*rows.neutral, *rows.safe]))

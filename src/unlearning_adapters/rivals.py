@@ -17,6 +17,8 @@ from .refusal import distinct_rows, exact_rows
 CLIP_SQUARE = 768.0
 # What is left out when a sum of many edits is written with the fewest rows.
 KEPT_ENERGY = 0.99999
+# Below this share of the largest gain a component of CURE is rounding.
+ZERO_GAIN = 1e-9
 
 
 def uce_direction(
@@ -122,6 +124,8 @@ def cure_direction(forget: Tensor, retain: Tensor, *, sharpness: float = 2.0) ->
         )
     basis, gains = _soft_projector(exact_rows(forget), sharpness)
     kept, kept_gains = _soft_projector(exact_rows(retain).to(basis.device), sharpness)
+    used = gains > ZERO_GAIN * gains.max()  # prompts that say the same span fewer directions than there are
+    basis, gains = basis[used], gains[used]
     read = basis - ((basis @ kept.T) * kept_gains) @ kept
     return _additive(read, basis * gains[:, None], forget.device)
 

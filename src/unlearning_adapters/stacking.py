@@ -287,7 +287,7 @@ def _active_rows(directions: Sequence[Direction], strengths: Sequence[float]) ->
 
 
 def _content(direction: Direction) -> bytes:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"additive" if direction.additive else b"")
     for rows in (direction.read, direction.write):
         digest.update(rows.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.digest()

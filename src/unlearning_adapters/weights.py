@@ -88,6 +88,26 @@ def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | Non
     return (out[:-1] - out[-1:]).cpu()
 
 
+def weight_gram(denoiser: nn.Module, path: str) -> Tensor | None:
+    """Return `W^T W` of a layer, or None if its weight is quantised or out of reach.
+
+    Args:
+        denoiser: The network that the path starts from.
+        path: Path of a Linear of any kind.
+
+    Returns:
+        Shape (in_features, in_features), float64, on the CPU.
+    """
+    weight = kept_weight(base_linear(denoiser.get_submodule(path)))
+    if weight is None or weight.is_meta or not is_plain(weight) or is_in_a_file(denoiser, path):
+        return None
+    gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    for block in weight.detach().split(max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))):
+        rows = block.cpu().double()
+        gram += rows.T @ rows
+    return gram
+
+
 def _stored(store: Any, key: str) -> Tensor | None:
     """Return a tensor of accelerate's store if it is in memory, where each lookup returns the same one."""
     if isinstance(store, PrefixedDataset):

@@ -84,6 +84,10 @@ def values(tensor: str, change: Callable[[Tensor], object], rank: int = 1) -> Ca
     return lambda: forge.with_values(whole(rank), tensor, change)
 
 
+def additive(tensor: str, change: Callable[[Tensor], object]) -> Callable[[], bytes]:
+    return lambda: forge.with_record(values(tensor, change)(), edit="additive")
+
+
 def text(header_text: str) -> Callable[[], bytes]:
     return lambda: forge.join(header_text)
 
@@ -202,7 +206,7 @@ BOMBS = (
     Forgery(
         "100000-tensors",
         flood(100_000 - 6),
-        "its header has 2,500,123 brackets, quotes, commas and colons, and the limit is 524,288.",
+        "its header has 2,500,129 brackets, quotes, commas and colons, and the limit is 524,288.",
         large=True,
     ),
     Forgery("too-many-tensors", flood(12_283), "it has 12,289 tensors, and the limit is 12,288.", large=True),
@@ -382,6 +386,7 @@ NAMES = (
         record(concept="red\nblue"),
         "`concept` is 'red\\nblue', not one line of 1 to 200 characters.",
     ),
+    Forgery("other-edit", record(edit="sum"), "`edit` is 'sum', not 'projection' or 'additive'."),
     Forgery("other-key", record(trust_remote_code=True), "unknown key 'trust_remote_code' in its record."),
     Forgery(
         "newer",
@@ -433,6 +438,21 @@ SITE_TEXT = f"the site '{SITE}'"
 VALUES = tuple(
     Forgery(name, make, found, values=True)
     for name, make, found in (
+        (
+            "additive-row-of-nothing",
+            additive(WRITE, lambda v: v.zero_()),
+            f"{SITE_TEXT} has a row that does nothing: |read| |write| of row 0 is 0.",
+        ),
+        (
+            "additive-too-large",
+            additive(READ, lambda a: a.mul_(1e3)),
+            f"the edit of the site '{SITE}' has the size 1.12e+03, and the limit is 1000.",
+        ),
+        (
+            "additive-1e30",
+            additive(READ, lambda a: a.mul_(1e30)),
+            f"{SITE_TEXT} has |read| |write| = 1.12e+30, and the limit is 10000.",
+        ),
         (
             "nan-read",
             values(READ, lambda a: a[0, 3].fill_(math.nan)),

@@ -57,7 +57,8 @@ def turn(direction: Direction, generator: torch.Generator) -> Direction:
     basis, factor = torch.linalg.qr(rows.T)
     fresh = torch.linalg.qr(torch.randn(basis.shape, generator=generator, dtype=torch.float64))[0]
     read, write = (factor.T @ fresh.T).split(direction.rank)
-    return Direction(read.float().contiguous(), (write if not direction.orthogonal else read).float().contiguous())
+    write = read if direction.orthogonal else write
+    return replace(direction, read=read.float().contiguous(), write=write.float().contiguous())
 
 
 def destroyed_arm(share: float = 0.5, seed: int = 0) -> Arm:

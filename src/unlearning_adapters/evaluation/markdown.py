@@ -32,10 +32,10 @@ def to_markdown(data: Mapping[str, Any]) -> str:
     """
     arms = data["arms"]
     lines = [f"# Evaluation: {data['concept']}", "", *verdict_lines(data), ""]
-    lines += [_row(["", *(arm["title"] for arm in arms.values())]), _row(["---"] * (1 + len(arms)))]
-    lines += [_row([title, *(cell(rate_of(arm, key)) for arm in arms.values())]) for title, key in ROWS]
-    lines.append(_row(["motion relative to the base", *(number(arm["motion_ratio"]) for arm in arms.values())]))
-    lines.append(_row(["mean difference from the base", *(number(drift(arm)) for arm in arms.values())]))
+    lines += [table_row(["", *(arm["title"] for arm in arms.values())]), table_row(["---"] * (1 + len(arms)))]
+    lines += [table_row([title, *(cell(rate_of(arm, key)) for arm in arms.values())]) for title, key in ROWS]
+    lines.append(table_row(["motion relative to the base", *(number(arm["motion_ratio"]) for arm in arms.values())]))
+    lines.append(table_row(["mean difference from the base", *(number(drift(arm)) for arm in arms.values())]))
     lines += ["", "Rates: value [95 % Wilson interval] (counts). n/a: not applicable, which is not zero.", ""]
     lines += _paired(arms)
     lines += _distances(arms)
@@ -89,14 +89,17 @@ def p_text(value: float | None) -> str:
 
 def _paired(arms: Mapping[str, Any]) -> list[str]:
     lines = ["## Against the base, pair by pair", ""]
-    lines += [_row(["arm", "what", "pairs", "lost", "gained", "difference", "p (McNemar, exact)"]), _row(["---"] * 7)]
+    lines += [
+        table_row(["arm", "what", "pairs", "lost", "gained", "difference", "p (McNemar, exact)"]),
+        table_row(["---"] * 7),
+    ]
     for arm in arms.values():
         for title, key in TESTS if "paired" in arm else ():
             test = arm["paired"][key]
             if test["count"]:
                 counts = [str(test[name]) for name in ("count", "lost", "gained")]
                 lines.append(
-                    _row([arm["title"], title, *counts, f"{test['difference']:+.2f}", p_text(test["p_value"])])
+                    table_row([arm["title"], title, *counts, f"{test['difference']:+.2f}", p_text(test["p_value"])])
                 )
     return [*lines, ""]
 
@@ -146,5 +149,6 @@ def _conditions(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _row(cells: list[str]) -> str:
+def table_row(cells: list[str]) -> str:
+    """Return a row of a table in Markdown."""
     return f"| {' | '.join(text.replace('|', '/') for text in cells)} |"

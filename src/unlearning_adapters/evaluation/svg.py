@@ -47,6 +47,53 @@ def intervals(marks: Sequence[Mark], title: str, width: int = 520, label_width: 
     return _svg(width, height, title, parts)
 
 
+@dataclass(frozen=True)
+class Point:
+    """Two values with their intervals.
+
+    Args:
+        label: What it is.
+        x: Value, lower and upper end of its interval, on the horizontal axis.
+        y: The same on the vertical axis.
+        look: Class of its colour, such as "edited".
+    """
+
+    label: str
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+    look: str = "base"
+
+
+def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str, width: int = 620) -> str:
+    """Draw points with two intervals each on scales from 0 to 1; names stand beside them without touching."""
+    left, top, size = 56, 24, width - 200
+    parts = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = left + size * tick, top + size * (1 - tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{left + size}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + size}"/>')
+        parts.append(f'<text class="muted" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        parts.append(f'<text class="muted" x="{x:.1f}" y="{top + size + 18}" text-anchor="middle">{tick:g}</text>')
+    taken: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda item: (-item.y[0], item.x[0])):
+        x, x_low, x_high = (left + size * value for value in point.x)
+        y, y_low, y_high = (top + size * (1 - value) for value in point.y)
+        parts.append(f'<line class="{point.look} bar" x1="{x_low:.1f}" x2="{x_high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<line class="{point.look} bar" x1="{x:.1f}" x2="{x:.1f}" y1="{y_low:.1f}" y2="{y_high:.1f}"/>')
+        parts.append(f'<circle class="{point.look}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
+        at = y - 8
+        while any(abs(at - other) < FONT + 1 and abs(x - place) < 120 for place, other in taken):
+            at += FONT + 2
+        taken.append((x, at))
+        parts.append(f'<text x="{x + 8:.1f}" y="{at + 4:.1f}">{escape(_short(point.label, 20))}</text>')
+    middle = left + size / 2
+    parts.append(
+        f'<text class="muted" x="{middle}" y="{top + size + 38}" text-anchor="middle">{escape(x_label)}</text>'
+    )
+    parts.append(f'<text class="muted" x="{left}" y="{top - 10}" text-anchor="middle">{escape(y_label)}</text>')
+    return _svg(width, top + size + 48, title, parts)
+
+
 def curves(
     series: Mapping[str, Sequence[tuple[float, float, float, float]]], title: str, x_label: str, width: int = 760
 ) -> str:

@@ -1,0 +1,149 @@
+"""Methods side by side: each built with its defaults and timed, and all run on the same prompts and seeds."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unlearning_adapters.adapter import UnlearningAdapter
+from unlearning_adapters.adapter_file import load_adapter
+from unlearning_adapters.builder import build_adapter
+from unlearning_adapters.concepts import Concept
+from unlearning_adapters.config import METHODS, BuildConfig
+from unlearning_adapters.errors import EvaluationError
+
+from .arms import RANDOM, Arm, adapter_arm, negative_prompt_arm, reworded_arm
+from .controls import random_arm
+from .evaluate import evaluate
+from .markdown import rate_of
+from .report import Report
+from .suite import Suite
+
+SCHEMA = "unlearning-comparison/1"
+BUILDS = "builds.json"
+COMPARED = tuple(method for method in METHODS if method != "random")
+DEFAULT = BuildConfig().method
+NEGATIVE, ORACLE = "negative-prompt", "words-left-out"
+# What the table shows of an arm, and where a report keeps it.
+RATES = {
+    "concept": "concept_rate",
+    "erased": "erased",
+    "paraphrases": "paraphrase_erased",
+    "valid": "valid_rate",
+    "context": "context_kept",
+    "preservation": "preservation",
+    "worst": "worst_neighbour",
+}
+MUST_SURVIVE = ("unrelated", "generic", "neighbour")  # roles whose drift is shown, the first that a suite has
+
+
+def compare_methods(
+    pipe: Any,
+    concept: Concept,
+    suite: Suite,
+    output: str | Path,
+    methods: Sequence[str] = COMPARED,
+    detectors: Sequence[Any] | None = None,
+    *,
+    gate: float | None = None,
+    progress: bool = True,
+) -> tuple[dict[str, Any], Report]:
+    """Build every method with its default settings, and measure all of them in one evaluation.
+
+    Further arms: the base with the concept's first word as the negative prompt, the base without the concept's words
+    in its prompts, and the controls: a random direction like that of the default method, or of the first one if that
+    is not compared, and a destroyed model.
+
+    Args:
+        pipe: A diffusers pipeline without adapters of this package.
+        concept: What is to be forgotten.
+        suite: The prompts.
+        output: Folder of the adapters, rows and clips; the same call goes on where it was stopped.
+        methods: Names of methods; "random" is a control and always there.
+        detectors: As for `evaluate`.
+        gate: As for `evaluate`.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The comparison as plain JSON types, and the report that it was taken from.
+
+    Raises:
+        EvaluationError: If a method is unknown, named twice, or the suite has no words of the concept; and as
+            `evaluate`.
+    """
+    folder = Path(output)
+    _check(methods, suite)
+    built = {method: _built(pipe, concept, method, folder, progress) for method in methods}
+    arms: dict[str, Arm] = {
+        method: adapter_arm(adapter, title=method, build_seconds=seconds)
+        for method, (adapter, seconds) in built.items()
+    }
+    arms[NEGATIVE] = negative_prompt_arm(suite.words[0])
+    arms[ORACLE] = reworded_arm(suite.words)
+    arms[RANDOM] = random_arm(built[DEFAULT if DEFAULT in built else methods[0]][0])
+    report = evaluate(pipe, None, suite, detectors, arms=arms, gate=gate, output=folder, progress=progress)
+    return comparison_of(report), report
+
+
+def comparison_of(report: Report) -> dict[str, Any]:
+    """Return the table of a report as plain JSON types: one row per arm, each value with its 95 % interval."""
+    data = report.data
+    return {
+        "schema": SCHEMA,
+        "status": data["status"],
+        "reasons": list(data["reasons"]),
+        "cautions": list(data["cautions"]),
+        "concept": data["concept"],
+        "clips": data["clips"],
+        "conditions": data["conditions"],
+        "rows": {name: _row(arm) for name, arm in data["arms"].items()},
+    }
+
+
+def _row(arm: Mapping[str, Any]) -> dict[str, Any]:
+    role = next((role for role in MUST_SURVIVE if role in arm.get("drift", {})), None)
+    return {
+        "title": arm["title"],
+        "part": arm["part"],
+        **{name: rate_of(arm, key) for name, key in RATES.items()},
+        "drift": None if role is None else {**arm["drift"][role]["difference"], "role": role},
+        "motion_ratio": arm["motion_ratio"],
+        "motion": arm["paired"]["motion"] if "paired" in arm else None,
+        "rank": arm["about"].get("rank"),
+        "strength": arm["strength"],
+        "build_seconds": arm["about"].get("build_seconds"),
+    }
+
+
+def _check(methods: Sequence[str], suite: Suite) -> None:
+    unknown = [method for method in methods if method not in COMPARED]
+    if unknown or not methods or len(set(methods)) != len(methods):
+        raise EvaluationError(
+            f"Expected different methods out of {', '.join(COMPARED)}, but got {', '.join(methods) or 'none'}. "
+            "The random direction is a control, and is always run."
+        )
+    if not suite.words:
+        raise EvaluationError(
+            f"The suite {suite.name!r} has no words of its concept, which the negative prompt needs. Add `words` to it."
+        )
+
+
+def _built(pipe: Any, concept: Concept, method: str, folder: Path, progress: bool) -> tuple[UnlearningAdapter, float]:
+    """Return an adapter and the seconds that its build took, from the folder if it is there and of the same pairs."""
+    file, log = folder / "adapters" / f"{method}.safetensors", folder / BUILDS
+    seconds = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {}
+    if file.is_file() and method in seconds:
+        adapter = load_adapter(file)
+        if adapter.info.pairs_hash != concept.pairs_hash:
+            raise EvaluationError(
+                f"The folder {folder.name!r} holds adapters of other pairs than those of {concept.name!r}. "
+                "Choose another folder, or remove that one."
+            )
+        return adapter, float(seconds[method])
+    start = time.perf_counter()
+    adapter = build_adapter(pipe, concept, BuildConfig(method=method), progress=progress)  # type: ignore[arg-type]
+    took = round(time.perf_counter() - start, 3)
+    adapter.save_pretrained(file)
+    log.write_text(json.dumps({**seconds, method: took}, indent=1) + "\n", encoding="utf-8")
+    return adapter, took

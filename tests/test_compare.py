@@ -1,0 +1,129 @@
+"""`unlearn compare`: every method built, timed, measured in one run, and put into one table and one plot."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from evaluation_runs import obedient, synthetic
+from tiny import tiny_wan_pipeline
+from unlearning_adapters import cli
+from unlearning_adapters.adapter_file import load_adapter
+from unlearning_adapters.concepts import load_concept
+from unlearning_adapters.config import METHODS
+from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.evaluation import comparison
+from unlearning_adapters.evaluation.comparison import COMPARED, compare_methods, comparison_of
+from unlearning_adapters.evaluation.comparison_page import to_plot, to_table
+from unlearning_adapters.evaluation.suite_file import read_suite
+from unlearning_adapters.evaluation.svg import Point, scatter
+
+SUITE = """
+words: [red]
+sets:
+  forget: [a red car]
+  unrelated: [two trees near a house]
+generation: {height: 16, width: 16, num_frames: 5, num_inference_steps: 2}
+"""
+CONCEPT = """
+name: tiny-red
+pairs:
+  - {unsafe: a red circle moves left, safe: a green circle moves left}
+  - {unsafe: a red dog moves right, safe: a green dog moves right}
+neutral: [a dog walks, a tree on a street]
+"""
+
+
+def brightness(frames: Any) -> Any:
+    """A detector as a user would write it."""
+    return frames.mean(axis=(1, 2, 3)) / 255
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("compare")
+    tiny_wan_pipeline().save_pretrained(place / "pipeline")
+    (place / "suite.yaml").write_text(SUITE)
+    (place / "concept.yaml").write_text(CONCEPT)
+    return place
+
+
+def command(place: Path, *more: str) -> list[str]:
+    return ["compare", str(place / "pipeline"), str(place / "concept.yaml"), "--suite", str(place / "suite.yaml"),
+            "--detector", "test_compare:brightness", "--gate", "0", "-o", str(place / "run"), *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(place: Path) -> dict[str, Any]:
+    """The real command with all methods, on random weights: what it writes, not what it finds."""
+    assert cli.main(command(place)) == 0
+    return dict(json.loads((place / "run" / "compare.json").read_text()))
+
+
+def test_each_method_is_a_row_with_its_build_and_its_intervals(written: dict[str, Any], place: Path) -> None:
+    arms = ["base", *COMPARED, "negative-prompt", "words-left-out", "random", "destroyed"]
+    assert list(written["rows"]) == arms and set(COMPARED) == set(METHODS) - {"random"}
+    for name, row in written["rows"].items():
+        assert row["erased"]["count"] == 1 and len(row["erased"]["interval"]) == 2
+        assert (row["build_seconds"] is not None) == (name in COMPARED)
+        assert name == "base" or row["drift"]["role"] == "unrelated"
+    for method in COMPARED:
+        adapter = load_adapter(place / "run" / "adapters" / f"{method}.safetensors")
+        row = written["rows"][method]
+        assert adapter.info.method == method and (row["rank"], row["strength"]) == (adapter.rank, adapter.strength)
+        assert row["build_seconds"] > 0
+    assert written["rows"]["words-left-out"]["drift"]["value"] == 0  # no word of the concept is in that prompt
+    assert written["status"] == "void" and written["reasons"]  # random weights: nothing is to be believed
+
+
+def test_it_goes_on_where_it_was_stopped_and_builds_nothing_twice(
+    written: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {path: path.stat().st_mtime_ns for path in (place / "run" / "adapters").iterdir()}
+    monkeypatch.setattr(comparison, "build_adapter", None)
+    assert cli.main(command(place, "--json")) == 0
+    again = json.loads(capsys.readouterr().out)
+    files = [place / "run" / f"compare.{suffix}" for suffix in ("json", "md", "svg")]
+    assert again.pop("files") == [str(file) for file in files] and all(file.is_file() for file in files)
+    assert again == written
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_folder_of_other_pairs_is_refused(written: dict[str, Any], place: Path) -> None:
+    other, suite = load_concept("shapeworld-red"), read_suite(place / "suite.yaml")
+    with pytest.raises(EvaluationError, match=r"'run' holds adapters of other pairs than those of 'shapeworld-red'\."):
+        compare_methods(tiny_wan_pipeline(), other, suite, place / "run", ["mean"], [brightness], progress=False)
+
+
+@pytest.mark.parametrize("methods", [[], ["ridge", "ridge"], ["random"], ["esd"]])
+def test_methods_are_checked_before_anything_is_built(methods: list[str], place: Path, tmp_path: Path) -> None:
+    suite, concept = read_suite(place / "suite.yaml"), load_concept("shapeworld-red")
+    text = re.escape(f"but got {', '.join(methods) or 'none'}. The random direction is a control, and is always run.")
+    with pytest.raises(EvaluationError, match=text):
+        compare_methods(None, concept, suite, tmp_path / "new", methods)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_table_and_the_plot_show_what_the_report_says(tmp_path: Path) -> None:
+    """Rendered clips: an arm that paints all red things green erases, and the random direction does not."""
+    report = synthetic(tmp_path, {"destroyed": obedient})
+    data = comparison_of(report)
+    assert data["rows"]["edited"]["erased"]["value"] == 1.0 == data["rows"]["edited"]["preservation"]["value"]
+    assert data["rows"]["random"]["erased"]["value"] == 0.0
+    table = [line for line in to_table(data).splitlines() if line.startswith("| ")]
+    assert len({line.count("|") for line in table}) == 1 and len(table) == 2 + len(data["rows"])
+    plot = ElementTree.fromstring(to_plot(data))
+    names = [node.text for node in plot.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"base", "edited", "random", "destroyed"} <= set(names)
+    centres = {node.get("cx") for node in plot.iter("{http://www.w3.org/2000/svg}circle")}
+    assert len(centres) == 2  # erased in full, or not at all
+
+
+def test_names_of_points_in_one_place_do_not_touch() -> None:
+    points = [Point(f"arm {number}", (0.5, 0.4, 0.6), (0.9, 0.8, 1.0)) for number in range(4)]
+    drawn = ElementTree.fromstring(scatter(points, "t", "x", "y"))
+    heights = sorted(float(node.get("y", "")) for node in drawn.iter("text") if (node.text or "").startswith("arm"))
+    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) >= 12
