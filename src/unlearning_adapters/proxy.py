@@ -242,7 +242,8 @@ def _telling(unsafe: Tensor, safe: Tensor) -> Tensor:
             "The denoiser predicts the same for a prompt that names the concept and for its counterparts, so that "
             "nothing tells how much of it is left. Give pairs that differ more."
         )
-    return (telling / telling.square().sum()).float()
+    scaled: Tensor = telling / telling.square().sum()
+    return scaled.float()
 
 
 def _tensors(value: Any) -> list[Tensor]:
