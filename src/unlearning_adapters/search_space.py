@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import hypot
 from typing import Any
 
 from .config import BuildConfig
@@ -91,9 +92,12 @@ def pareto_front(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
 
 def choose(front: Sequence[Trial], erased: float = ERASED) -> Trial:
-    """Return the trial of a front that changes least of those that leave less than `erased`; else what leaves least."""
+    """Return the trial that changes least of those that leave at most `erased`; if none does, the one nearest to 0, 0.
+
+    Both aims are shares, of the concept and of what a prompt does, so that their plain distance is meaningful.
+    """
     gone = [trial for trial in front if trial.leftover <= erased]
-    return min(gone, key=lambda trial: trial.drift) if gone else min(front, key=lambda trial: trial.leftover)
+    return min(gone, key=lambda trial: trial.drift) if gone else min(front, key=lambda trial: hypot(*trial.place))
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
