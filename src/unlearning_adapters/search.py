@@ -189,6 +189,16 @@ def acting(pipe: Any, adapter: UnlearningAdapter) -> Iterator[None]:
         delete_unlearning_adapters(pipe, name)
 
 
+def load_optuna() -> Any:
+    """Return the module `optuna`; `ConfigError` if it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError("A search needs Optuna: pip install 'unlearning-adapters[search]'.") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
 def _check_bare(pipe: Any) -> None:
     loaded = [name for names in get_list_unlearning_adapters(pipe).values() for name in names]
     if loaded:
@@ -198,18 +208,9 @@ def _check_bare(pipe: Any) -> None:
         )
 
 
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError("A search needs Optuna: pip install 'unlearning-adapters[search]'.") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
 def _open_study(search: Search, folder: Path) -> Any:
     """Return the study of a folder, a new one if there is none."""
-    optuna = _optuna()
+    optuna = load_optuna()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
@@ -248,13 +249,13 @@ def _try_settings(search: Search, study: Any, folder: Path, trials: int) -> bool
                     trial.set_user_attr(name, value)
                 study.tell(trial, [score.most_leftover, score.mean_drift])
             except ConceptError:  # such settings find no direction in these pairs
-                study.tell(trial, state=_optuna().trial.TrialState.FAIL)
+                study.tell(trial, state=load_optuna().trial.TrialState.FAIL)
                 failed += 1
                 if failed > trials:
                     raise
                 continue
             except KeyboardInterrupt:
-                study.tell(trial, state=_optuna().trial.TrialState.FAIL, skip_if_finished=True)
+                study.tell(trial, state=load_optuna().trial.TrialState.FAIL, skip_if_finished=True)
                 return True
             done += 1
             bar.update()
@@ -264,7 +265,7 @@ def _try_settings(search: Search, study: Any, folder: Path, trials: int) -> bool
 
 
 def _measured(study: Any) -> tuple[Trial, ...]:
-    complete = study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.COMPLETE,))
+    complete = study.get_trials(deepcopy=False, states=(load_optuna().trial.TrialState.COMPLETE,))
     return tuple(
         Trial(
             item.number, item.user_attrs["settings"], item.values[0], item.user_attrs["mean_leftover"], item.values[1]

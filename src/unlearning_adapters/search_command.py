@@ -46,10 +46,11 @@ def search(options: Namespace) -> Report:
     from .concepts import load_concept
 
     concept = load_concept(options.concept)
+    from .search import Search, load_optuna, run_search, write_record
+
+    load_optuna()  # before the pipeline, which takes longer
     pipe = open_pipeline(options.pipeline, options.dtype, options.device)
     arguments = _arguments(options)
-    from .search import Search, run_search, write_record
-
     searched = Search(pipe, concept, seed=options.seed, call_kwargs=arguments)
     folder = Path(options.output)
     result = run_search(searched, folder, options.trials)
