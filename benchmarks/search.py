@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from unlearning_adapters import BuildConfig, load_concept, load_shapeworld
+from unlearning_adapters.demo import Run, run_arm
 from unlearning_adapters.search import Search, acting, run_search
 from unlearning_adapters.search_space import rank_correlation
-from unlearning_adapters.shapeworld.evaluate import Suite, measure
+from unlearning_adapters.shapeworld.evaluate import Suite
 from unlearning_adapters.shapeworld.generate import GENERATION
 
 SEED = 731  # of the prompts and the noise; no other file uses it
@@ -42,20 +43,24 @@ PAIRS_OF_COLUMNS = (
     ("leftover", "concept_rate"),
     ("mean_leftover", "concept_rate"),
     ("drift", "lost_neighbours"),
+    ("drift", "changed_neighbours"),
     ("leftover", "test_leftover"),
     ("drift", "test_drift"),
 )
 
 
-def measure_setting(search: Search, config: BuildConfig, suite: Suite) -> dict[str, Any]:
-    """Return what the proxy and the judge say of one setting."""
+def measure_setting(search: Search, config: BuildConfig, suite: Suite, base: Run) -> dict[str, Any]:
+    """Return what the proxy and full generation say of one setting."""
     start = time.perf_counter()
     score = search.score(config)
     seconds = time.perf_counter() - start
     test = search.score(config, test=True)
     start = time.perf_counter()
     with acting(search.pipe, search.adapter(config)):
-        arm = measure(search.pipe, suite)
+        run = run_arm(search.pipe, suite, None, {})
+    before, after = (item.latents[len(suite.concept) :].flatten(1) for item in (base, run))
+    changed = (after - before).norm(dim=1) / before.norm(dim=1)
+    arm = run.arm
     told = {key: value for key, value in config.to_dict().items() if key in ("method", "strength", "rank", "epsilon")}
     return {
         **told,
@@ -67,6 +72,7 @@ def measure_setting(search: Search, config: BuildConfig, suite: Suite) -> dict[s
         "test_drift": test.mean_drift,
         "concept_rate": arm.concept_rate.value,
         "lost_neighbours": 1 - (arm.preservation.value or 0.0),
+        "changed_neighbours": float(changed.mean()),
         "valid_rate": arm.valid_rate.value,
         "proxy_seconds": seconds,
         "generation_seconds": time.perf_counter() - start,
@@ -79,7 +85,8 @@ def measure_concept(pipe: Any, name: str, clips: int, trials: int) -> dict[str, 
     search = Search(pipe, concept, call_kwargs=GENERATION, progress=False)
     suite = Suite.draw(next(iter(concept.target.values())), clips, SEED)
     pairs = len(search.split.concept.pairs)
-    rows = [measure_setting(search, BuildConfig(**setting, pairs=pairs), suite) for setting in SETTINGS]
+    base = run_arm(pipe, suite, None, {})
+    rows = [measure_setting(search, BuildConfig(**setting, pairs=pairs), suite, base) for setting in SETTINGS]
     correlations = {
         f"{one} ~ {other}": rank_correlation([row[one] for row in rows], [row[other] for row in rows])
         for one, other in PAIRS_OF_COLUMNS
@@ -88,7 +95,7 @@ def measure_concept(pipe: Any, name: str, clips: int, trials: int) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         found = run_search(search, folder, trials)
     seconds = time.perf_counter() - start
-    chosen = measure_setting(search, found.best.config, suite)
+    chosen = measure_setting(search, found.best.config, suite, base)
     front = [
         {"leftover": t.leftover, "drift": t.drift, "test_leftover": s.most_leftover, "test_drift": s.mean_drift}
         for t, s in zip(found.front, found.tests, strict=True)

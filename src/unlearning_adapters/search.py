@@ -221,7 +221,7 @@ def _open_study(search: Search, folder: Path) -> Any:
     held = study.user_attrs.get("search")
     if held is None:
         study.set_user_attr("search", search.identity)
-        for guess in first_guesses(search.blocks, search.calibrated()):
+        for guess in first_guesses(search.calibrated()):
             study.enqueue_trial(guess)
     elif held != search.identity:
         key = next(name for name in search.identity if held.get(name) != search.identity[name])

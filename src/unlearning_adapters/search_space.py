@@ -65,20 +65,26 @@ def suggest(trial: Any, blocks: Sequence[int], pairs: int, seed: int) -> BuildCo
         chosen["epsilon"] = trial.suggest_float("epsilon", *EPSILON, log=True)
     if method == "cpca":
         chosen["contrast"] = trial.suggest_float("contrast", *CONTRAST, log=True)
-    if len(blocks) > 1:
+    # Without a choice of its own nearly no trial would take all blocks, which is the default.
+    if len(blocks) > 1 and not trial.suggest_categorical("every_block", (True, False)):
         ends = [trial.suggest_int(name, 0, len(blocks) - 1) for name in ("one_end", "other_end")]
-        if max(ends) - min(ends) < len(blocks) - 1:  # all of them is the default
-            chosen["blocks"] = tuple(blocks[min(ends) : max(ends) + 1])
+        chosen["blocks"] = tuple(blocks[min(ends) : max(ends) + 1])
     return BuildConfig(pairs=pairs, seed=seed, **chosen)
 
 
-def first_guesses(blocks: Sequence[int], calibrated: float) -> list[dict[str, Any]]:
-    """Return what is tried first: the default with its calibrated strength, and the paper's methods as it sets them."""
-    ends = {"one_end": 0, "other_end": len(blocks) - 1} if len(blocks) > 1 else {}
+def first_guesses(calibrated: float) -> list[dict[str, Any]]:
+    """Return what is tried first, with all blocks: the default build, the paper's methods, and the default stronger.
+
+    Args:
+        calibrated: Strength that the default build calibrates.
+    """
+    ridge = {"method": "ridge", "rank": 1, "epsilon": 0.01, "every_block": True}
+    stronger = [min(factor * calibrated, STRENGTH[1]) for factor in (1.25, 1.5)]
     return [
-        {"method": "ridge", "strength": calibrated, "rank": 1, "epsilon": 0.01, **ends},
-        {"method": "cpca", "strength": 1.0, "contrast": 1.0, **ends},
-        {"method": "mean", "strength": 1.0, **ends},
+        {**ridge, "strength": calibrated},
+        {"method": "cpca", "strength": 1.0, "contrast": 1.0, "every_block": True},
+        {"method": "mean", "strength": 1.0, "every_block": True},
+        *({**ridge, "strength": strength} for strength in stronger),
     ]
 
 
