@@ -82,7 +82,8 @@ def measure_setting(search: Search, config: BuildConfig, suite: Suite, base: Run
 def measure_concept(pipe: Any, name: str, clips: int, trials: int) -> dict[str, Any]:
     """Return all settings of a concept, the search's choice, and the rank correlations."""
     concept = load_concept(name)
-    search = Search(pipe, concept, call_kwargs=GENERATION, progress=False)
+    few = {name: value for name, value in GENERATION.items() if name != "num_inference_steps"}
+    search = Search(pipe, concept, call_kwargs=few, progress=False)
     suite = Suite.draw(next(iter(concept.target.values())), clips, SEED)
     pairs = len(search.split.concept.pairs)
     base = run_arm(pipe, suite, None, {})

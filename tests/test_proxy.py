@@ -110,7 +110,7 @@ def test_making_one_and_measuring_leave_no_trace():
 
 def test_counterparts_that_read_like_the_prompt_are_an_error(pipe):
     alike = ProxyPrompts((HeldOut("a red house", ("a  red house",)),), PROMPTS.kept)
-    with pytest.raises(ConceptError, match="predicts the same for a prompt that names the concept and for its counter"):
+    with pytest.raises(ConceptError, match="predicts the same for 'a red house' and for its counterparts"):
         Proxy(pipe, alike, call_kwargs=tiny.CALL)
 
 

@@ -80,7 +80,7 @@ class Proxy:
     Args:
         pipe: A diffusers pipeline, as the base that edits are compared with.
         prompts: Prompts that name the concept, with counterparts, and prompts that must not change.
-        steps: Number of denoising steps, all of which are compared.
+        steps: Number of denoising steps, unless `call_kwargs` sets it, and largest number of calls that are compared.
         batch_size: Number of prompts per call.
         seed: Seed of the first prompt's noise; a prompt shares its noise with its counterparts.
         call_kwargs: Further arguments of the pipeline's call, such as {"height": 480}.
@@ -117,7 +117,9 @@ class Proxy:
         if not run.takes_prompt:
             raise ConceptError(f"{type(pipe).__name__} takes no prompt, and the proxy compares prompts alone.")
         if "num_inference_steps" in run.accepted and not {"sigmas", "timesteps"} & set(arguments):
-            run.arguments["num_inference_steps"] = steps
+            run.arguments.setdefault("num_inference_steps", steps)
+        # Stopped before the end: modular pipelines decode what they made, and refuse not to.
+        self.calls = min(steps, run.arguments.get("num_inference_steps") or steps)
         self.run, self.size = run, 1 if run.needs_image else batch_size
         self.named = self._batches(len(prompts.named), lambda chosen: self._concept(prompts, chosen, seed))
         self.kept = self._batches(len(prompts.kept), lambda chosen: self._unchanged(prompts, chosen, seed))
@@ -128,7 +130,7 @@ class Proxy:
         leftover, drift = [], []
         for calls in self.named:
             left = [(self._predict(call) * call.probe).sum(dim=1) - call.offset for call in calls]
-            leftover += torch.stack(left).mean(dim=0).tolist()
+            leftover += torch.stack(left).sum(dim=0).tolist()
         for calls in self.kept:
             moved = torch.stack([(self._predict(call) - call.probe).square().sum(dim=1) for call in calls]).sum(dim=0)
             whole = torch.stack([call.offset.square() for call in calls]).sum(dim=0)
@@ -148,7 +150,7 @@ class Proxy:
     @torch.no_grad()
     def _concept(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_Call]:
         items, seeds = [prompts.named[i] for i in chosen], [seed + i for i in chosen]
-        calls = self._record([item.prompt for item in items], seeds)
+        calls = self._record([item.prompt for item in items], seeds, self.calls)
         count = max(len(item.safe) for item in items)
         # A prompt with fewer counterparts repeats its last one, which adds nothing to their span.
         swaps = [
@@ -158,23 +160,30 @@ class Proxy:
         for call in calls:
             unsafe = self._predict(call, len(items))
             safe = torch.stack([self._predict(_with(call, swap), len(items)) for swap in swaps], dim=1)
-            gaps = [_telling(one, others) for one, others in zip(unsafe, safe, strict=True)]
-            call.probe = torch.stack(gaps)
+            call.probe = torch.stack([_telling(one, others) for one, others in zip(unsafe, safe, strict=True)])
             call.offset = (safe[:, 0] * call.probe).sum(dim=1)
+        told = torch.stack([call.probe.any(dim=1) for call in calls]).sum(dim=0)
+        if not told.all():
+            raise _alike(items[int(told.argmin())].prompt, "its counterparts")
+        for call in calls:  # the mean over the calls that tell
+            call.probe, call.offset = call.probe / told[:, None], call.offset / told
         return calls
 
     @torch.no_grad()
     def _unchanged(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_Call]:
         seeds = [seed + i for i in chosen]
-        calls = self._record([prompts.kept[i] for i in chosen], seeds)
+        calls = self._record([prompts.kept[i] for i in chosen], seeds, self.calls)
         empty = self._text_of([""] * len(chosen), seeds, calls[0])
         for call in calls:
             call.probe = self._predict(call, len(chosen))
             call.offset = (call.probe - self._predict(_with(call, empty), len(chosen))).norm(dim=1)
+        whole = torch.stack([call.offset for call in calls]).sum(dim=0)
+        if not whole.all():
+            raise _alike(prompts.kept[chosen[int(whole.argmin())]], "an empty prompt")
         return calls
 
-    def _record(self, prompts: Sequence[str], seeds: Sequence[int], calls: int | None = None) -> list[_Call]:
-        """Return the calls of the denoisers in a run of the pipeline, or the first ones of them."""
+    def _record(self, prompts: Sequence[str], seeds: Sequence[int], calls: int) -> list[_Call]:
+        """Return the first calls of the denoisers in a run of the pipeline, which is then stopped."""
         recorded: list[_Call] = []
 
         def read(component: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -224,26 +233,27 @@ def _with(call: _Call, text: _Call) -> _Call:
 
 
 def _telling(unsafe: Tensor, safe: Tensor) -> Tensor:
-    """Return `g / |g|^2`, g what tells a prediction from all of some others.
+    """Return `g / |g|^2`, g what tells a prediction from all of some others; zeros if it lies among them.
 
     Args:
         unsafe: Prediction, shape (values,).
         safe: Predictions of the counterparts, shape (counterparts, values).
-
-    Raises:
-        ConceptError: If the prediction lies among the others.
     """
     gap = (unsafe - safe[0]).double()
     _, size, basis = torch.linalg.svd((safe[1:] - safe[0]).double(), full_matrices=False)
     basis = basis[size > SAME * gap.norm()]
     telling = gap - (basis @ gap) @ basis
     if not float(telling.norm()) > SAME * float(unsafe.norm()):
-        raise ConceptError(
-            "The denoiser predicts the same for a prompt that names the concept and for its counterparts, so that "
-            "nothing tells how much of it is left. Give pairs that differ more."
-        )
+        return torch.zeros_like(unsafe)
     scaled: Tensor = telling / telling.square().sum()
     return scaled.float()
+
+
+def _alike(prompt: str, other: str) -> ConceptError:
+    return ConceptError(
+        f"The denoiser predicts the same for {prompt!r} and for {other}, so that there is nothing to compare with. "
+        "Give prompts that differ more."
+    )
 
 
 def _tensors(value: Any) -> list[Tensor]:

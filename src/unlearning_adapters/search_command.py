@@ -51,7 +51,8 @@ def search(options: Namespace) -> Report:
     load_optuna()  # before the pipeline, which takes longer
     pipe = open_pipeline(options.pipeline, options.dtype, options.device)
     arguments = _arguments(options)
-    searched = Search(pipe, concept, seed=options.seed, call_kwargs=arguments)
+    few = {name: value for name, value in arguments.items() if name != "num_inference_steps"}  # the proxy has its own
+    searched = Search(pipe, concept, seed=options.seed, call_kwargs=few)
     folder = Path(options.output)
     result = run_search(searched, folder, options.trials)
     record = dict(result.record)
