@@ -4,8 +4,11 @@ import pytest
 import torch
 
 import tiny
+import whole_ltx
+import whole_modular
+import whole_wan_kin
 from planted import snapshot
-from test_builder import CONCEPT, planted_pipeline, word
+from test_builder import planted_pipeline, word
 from unlearning_adapters.activations import record
 from unlearning_adapters.adapter import AdapterInfo, Direction, UnlearningAdapter
 from unlearning_adapters.counterparts import HeldOut, ProxyPrompts
@@ -13,6 +16,7 @@ from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.proxy import Proxy, Score
 from unlearning_adapters.search import acting
 from unlearning_adapters.sites import find_sites
+from whole import UNRELATED, build, plant_words
 
 NAMED = (
     HeldOut("a red house", ("a blue house", "a green house")),
@@ -126,5 +130,19 @@ def test_what_is_over_corrected_does_not_make_up_for_what_is_left():
     assert score.mean_drift == pytest.approx(0.2)
 
 
-def test_the_concept_of_the_builder_is_that_of_these_tests():
-    assert {pair.unsafe.split()[1] for pair in CONCEPT.pairs} == {"red"}
+CASES = (*whole_modular.CASES, *whole_wan_kin.CASES, *whole_ltx.CASES)
+
+
+@pytest.mark.parametrize("name", ["WanModularPipeline", "SkyReelsV2Pipeline", "LTXPipeline"])
+def test_pipelines_of_other_kinds(name):
+    """One that refuses to end before it decodes, one whose second call hardly reads the prompt, one with a mask."""
+    case = next(case for case in CASES if str(case) == name)
+    pipe = case.make()
+    plant_words(pipe)
+    named = HeldOut("the red dog runs", ("the blue dog runs", "the green dog runs"))
+    proxy = Proxy(pipe, ProxyPrompts((named,), (UNRELATED,)), call_kwargs=case.call)
+    base = proxy.measure()
+    with acting(pipe, build(case, pipe)):
+        edited = proxy.measure()
+    assert base.leftover == pytest.approx((1.0,), abs=1e-3) and base.drift == pytest.approx((0.0,), abs=1e-4)
+    assert abs(edited.leftover[0]) < 0.5 and 0 < edited.drift[0] < 0.25
