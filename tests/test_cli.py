@@ -28,6 +28,7 @@ from unlearning_adapters.shapeworld.model import load_shapeworld
 HELP = [
     ["demo"],
     ["build"],
+    ["search"],
     ["inspect"],
     ["apply"],
     ["eval"],

@@ -88,7 +88,7 @@ def record(
     if not prompts or not sites:
         raise ConfigError(f"Expected prompts and sites, but got {len(prompts)} prompts and {len(sites)} sites.")
     needed = {site.name: steps if site.kind == "hidden" else 1 for site in sites}
-    _check_no_cache(denoisers(pipe), max(needed.values()))
+    check_no_cache(denoisers(pipe), max(needed.values()))
     run = PartialRun(pipe, call_kwargs, any_video=all(site.kind != "hidden" for site in sites))
     seeds = [seed + index for index in range(len(prompts))] if isinstance(seed, int) else list(seed)
     pictures = list(images) if images is not None and run.image else [None] * len(prompts)
@@ -303,7 +303,8 @@ def _evenly(rows: Tensor, limit: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, limit).round().long().to(rows.device)]
 
 
-def _check_no_cache(networks: Mapping[str, nn.Module], steps: int) -> None:
+def check_no_cache(networks: Mapping[str, nn.Module], steps: int) -> None:
+    """Raise `DenoiserError` if several steps are to be recorded and a denoiser has a cache that skips blocks."""
     for name, network in networks.items():
         if steps > 1 and getattr(network, "is_cache_enabled", False):
             raise DenoiserError(

@@ -3,8 +3,9 @@
 import inspect
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, islice
 from pathlib import Path
@@ -70,31 +71,92 @@ def build_adapter(
         >>> adapter = build_adapter(pipe, load_concept("shapeworld-red"))
         >>> adapter.save_pretrained("no-red")
     """
-    pairs = _chosen_pairs(concept, config)
-    sites = choose_sites(pipe, concept, pairs, config, call_kwargs)
-    kinds = {site.name: site.kind for site in sites}
-    networks = denoisers(pipe)
-    for site in sites:
-        check_not_empty(networks[site.component], site.module)
-    recorded, neutral = _record(pipe, concept, pairs, sites, config, progress, call_kwargs)
-
+    material = gather(pipe, concept, config, progress=progress, call_kwargs=call_kwargs)
     generator = torch.Generator("cpu").manual_seed(config.seed)
     by_group: list[Direction] = []
     strengths: list[float] = []
-    for group in tqdm(range(len(recorded.rows)), desc="Directions", unit="group", disable=not progress):
-        rows = _rows_of(recorded, neutral, group, pairs, kinds[recorded.members(group)[0]])
+    networks = denoisers(pipe)
+    for group in tqdm(range(material.groups), desc="Directions", unit="group", disable=not progress):
+        rows = material.rows(group)
         if config.method in NEEDS_GRAM:
-            rows = replace(rows, gram=_gram(networks, recorded.members(group), config.method))
-        try:
+            rows = replace(rows, gram=_gram(networks, material.recorded.members(group), config.method))
+        with material.named(group):
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
-        except ConceptError as error:
-            raise ConceptError(f"At the site {recorded.members(group)[0]!r}: {error}") from error
+    directions = {site.name: by_group[material.group_of(site)] for site in material.sites}
+    return assemble(pipe, concept, config, directions, median(strengths))
 
-    strength = median(strengths)
-    directions = {site.name: by_group[recorded.groups[site.name]] for site in sites}
+
+@dataclass(frozen=True)
+class Material:
+    """What a build works on: the pairs, the sites, and what these read; any number of directions can be made of it.
+
+    Args:
+        pairs: The pairs that are used.
+        sites: The sites.
+        recorded: What they read for the unsafe sides of all pairs, then for the safe ones.
+        neutral: What they read for the neutral prompts, or None without such.
+    """
+
+    pairs: tuple[Pair, ...]
+    sites: tuple[Site, ...]
+    recorded: Recording
+    neutral: Recording | None
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of sites that read the same."""
+        return len(self.recorded.rows)
+
+    def group_of(self, site: Site) -> int:
+        """Return the group of a site."""
+        return self.recorded.groups[site.name]
+
+    def rows(self, group: int) -> GroupRows:
+        """Return what a group reads, without pairs that differ in nothing that sites of its kind read."""
+        kinds = {site.name: site.kind for site in self.sites}
+        return _rows_of(self.recorded, self.neutral, group, self.pairs, kinds[self.recorded.members(group)[0]])
+
+    @contextmanager
+    def named(self, group: int) -> Iterator[None]:
+        """Name the first site of a group in a `ConceptError` that is raised inside."""
+        try:
+            yield
+        except ConceptError as error:
+            raise ConceptError(f"At the site {self.recorded.members(group)[0]!r}: {error}") from error
+
+
+def gather(
+    pipe: Any,
+    concept: Concept,
+    config: BuildConfig,
+    *,
+    progress: bool = True,
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> Material:
+    """Find the sites of a build and record what they read: its first two steps; arguments as in `build_adapter`."""
+    pairs = _chosen_pairs(concept, config)
+    sites = choose_sites(pipe, concept, pairs, config, call_kwargs)
+    networks = denoisers(pipe)
+    for site in sites:
+        check_not_empty(networks[site.component], site.module)
+    return Material(pairs, sites, *_record(pipe, concept, pairs, sites, config, progress, call_kwargs))
+
+
+def assemble(
+    pipe: Any, concept: Concept, config: BuildConfig, directions: Mapping[str, Direction], strength: float
+) -> UnlearningAdapter:
+    """Make the adapter of directions that were found: the last step of a build.
+
+    Args:
+        pipe: The pipeline, for the name of the base and the stock LoRA factors.
+        concept: What is forgotten.
+        config: How the directions were found.
+        directions: A direction per site, by name.
+        strength: Strength that the adapter has by default.
+    """
     return UnlearningAdapter(
-        info=_info(pipe, concept, config, strength, sites),
+        info=_info(pipe, concept, config, strength, directions),
         directions=directions,
         lora_B=_lora_factors(pipe, directions, strength),
     )
@@ -111,7 +173,7 @@ def _chosen_pairs(concept: Concept, config: BuildConfig) -> tuple[Pair, ...]:
         warnings.warn(
             f"The concept {concept.name!r} has no neutral {kind}: the method {config.method!r} protects only what the "
             f"safe sides of its pairs show. Add neutral {kind} to keep more.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return concept.pairs[: config.pairs or DEFAULT_PAIRS]
 
@@ -225,9 +287,9 @@ def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: floa
     return factors
 
 
-def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sites: Sequence[Site]) -> AdapterInfo:
+def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sites: Iterable[str]) -> AdapterInfo:
     networks = denoisers(pipe)
-    used = dict.fromkeys(site.component for site in sites)
+    used = dict.fromkeys(site.split(".", 1)[0] for site in sites)
     return AdapterInfo(
         concept=concept.name,
         method=config.method,

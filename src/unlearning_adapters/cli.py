@@ -17,6 +17,7 @@ from .errors import UnlearningError
 from .export_command import export, export_options
 from .lint_command import lint_concepts, lint_options
 from .pipelines_command import add_pipelines_options, pipelines
+from .search_command import search, search_options
 
 Options = argparse.ArgumentParser
 DTYPES = ("float32", "bfloat16", "float16")
@@ -181,6 +182,7 @@ def _pipeline_options(command: Options) -> None:
 COMMANDS: tuple[tuple[str, str, Callable[[Options], None], Callable[..., commands.Report]], ...] = (
     ("demo", "show the main job on the embedded model, with numbers and pictures", _demo_options, commands.demo),
     ("build", "build an adapter from a concept's pairs", _build_options, commands.build),
+    ("search", "find the settings that forget most and change least, and build with them", search_options, search),
     ("inspect", "show what an adapter file says about itself", _inspect_options, commands.inspect),
     ("apply", "generate clips with adapters on a pipeline", _apply_options, commands.apply),
     ("export", "write adapters as a plain LoRA, or a pipeline with them fused", export_options, export),

@@ -14,17 +14,13 @@ def count_calls(stack: ExitStack, networks: Mapping[str, nn.Module], end: Callab
     Wan-Animate 2 first calls its denoiser on the reference, with a prompt of its own: that call denoises nothing.
     """
     calls: Counter[str] = Counter()
-
-    def denoises(kwargs: Mapping[str, Any]) -> bool:
-        return kwargs.get("kv_cache_mode") != "extract"
-
     for name, network in networks.items():
 
         def begin(_module: nn.Module, _args: Any, kwargs: dict[str, Any], name: str = name) -> None:
-            calls.update([name] if denoises(kwargs) else [])
+            calls.update([name] if _denoises(kwargs) else [])
 
         def finish(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _out: Any, name: str = name) -> None:
-            if denoises(kwargs):
+            if _denoises(kwargs):
                 end(name, calls[name])
 
         stack.callback(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
@@ -39,3 +35,20 @@ def on_input(stack: ExitStack, module: nn.Module, read: Callable[[Tensor], None]
         read(args[0] if args else next(iter(kwargs.values())))
 
     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def on_call(
+    stack: ExitStack, networks: Mapping[str, nn.Module], read: Callable[[str, tuple[Any, ...], dict[str, Any]], None]
+) -> None:
+    """Show the arguments of each denoising call to a function, with the name of the denoiser, when the call ends."""
+    for name, network in networks.items():
+
+        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any], _out: Any, name: str = name) -> None:
+            if _denoises(kwargs):
+                read(name, args, kwargs)
+
+        stack.callback(network.register_forward_hook(hook, with_kwargs=True).remove)
+
+
+def _denoises(kwargs: Mapping[str, Any]) -> bool:
+    return kwargs.get("kv_cache_mode") != "extract"

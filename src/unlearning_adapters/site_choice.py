@@ -77,5 +77,5 @@ def _warn_of_pictures(pipe: Any, concept: Concept) -> None:
         f"The pairs of {concept.name!r} differ in their pictures, but {type(pipe).__name__} has no layer that reads "
         "the picture alone: it enters among the latents of the video, or the tokens of the prompt. Only text sites are "
         'edited; to remove what only the picture shows, build with sites="hidden".',
-        stacklevel=4,
+        stacklevel=5,
     )
