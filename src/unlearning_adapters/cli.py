@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import commands, evaluate_command
+from .attack_command import attack_options, run_attack
 from .config import METHODS
 from .errors import UnlearningError
 from .export_command import export, export_options
@@ -189,6 +190,7 @@ COMMANDS: tuple[tuple[str, str, Callable[[Options], None], Callable[..., command
         evaluate_command.eval_options,
         evaluate_command.run_eval,
     ),
+    ("attack", "try to bring a concept back from an edited pipeline", attack_options, run_attack),
     ("push", "push an adapter and its card to the Hub", _push_options, commands.push),
     ("pull", "download an adapter, its card and its clips from the Hub", _pull_options, commands.pull),
     (
