@@ -25,16 +25,16 @@ class Budget:
     """
 
     name: str = "small"
-    prompts: int = 12
+    prompts: int = 10
     denoising_steps: int = 6
     guidance: tuple[float, ...] = (1.0, 6.0)
     seeds: int = 3
-    etas: tuple[float, ...] = (1.0, 2.0, 4.0)
+    etas: tuple[float, ...] = (1.0, 3.0)
     tokens: int = 4
-    soft_steps: int = 60
-    lora_steps: tuple[int, ...] = (0, 10, 25, 50)
+    soft_steps: int = 50
+    lora_steps: tuple[int, ...] = (0, 10, 30)
     batch: int = 8
-    strengths: tuple[float, ...] = (0.5, 0.7, 0.9)
+    strengths: tuple[float, ...] = (0.7, 0.9)
     seed: int = 0
 
     def __post_init__(self) -> None:
