@@ -323,7 +323,7 @@ def report(pipe: Any, original: Any, adapter: UnlearningAdapter, target: Target)
     before, state = weights(pipe), torch.get_rng_state()
     data = run_attacks(
         pipe, adapter, target, as_detectors(["shapes", "validity"]), ["guidance", "tampering"], FEW,
-        shapeworld_target("blue", 2), original, call=GENERATION, batch=16, progress=False,
+        shapeworld_target("blue", 2), original, call=CALL, batch=16, progress=False,
     )  # fmt: skip
     assert all(torch.equal(value, before[name]) for name, value in weights(pipe).items())
     assert torch.equal(torch.get_rng_state(), state) and get_active_unlearning_adapters(pipe) == []

@@ -27,6 +27,7 @@ def attack_options(command: ArgumentParser) -> None:
     add("--reference", metavar="SUITE", help="a concept that was not erased (ShapeWorld has a default)")
     add("--gold", metavar="PIPELINE", help="a pipeline that was trained without the concept")
     add("--second", metavar="ADAPTER", help="another adapter, for the attack on a stack (ShapeWorld has a default)")
+    add("--second-suite", metavar="SUITE", help="suite of the second adapter (default: its concept)")
     add("--detector", metavar="NAME", action="append", help="a name, or package.module:callable; repeat it for more")
     add("--call", metavar="NAME=VALUE", action="append", default=[], help="argument of the pipeline's call; repeat it")
     add("--batch", type=int, metavar="N", help="clips per call (default: 1; ShapeWorld: 16)")
@@ -43,8 +44,11 @@ def run_attack(options: Namespace) -> Report:
     from .attacks.run import run_attacks
     from .attacks.table import to_markdown
 
-    count = find_budget(options.budget).prompts
+    budget = find_budget(options.budget)
+    count, steps = budget.prompts, budget.denoising_steps
     target, call, detectors = _target(str(options.suite or adapter.info.concept), count, options.detector)
+    if _value(target.concept) and steps:
+        call["num_inference_steps"] = steps
     pipe = open_pipeline(options.pipeline, options.dtype, options.device)
     reference = options.reference or _default(target, "reference")
     data = run_attacks(
@@ -104,7 +108,7 @@ def _pairs(name: str) -> tuple[tuple[str, str], ...]:
     from .concepts import load_concept
 
     try:
-        return tuple((pair.unsafe, pair.safe) for pair in load_concept(name).pairs)
+        return tuple((pair.unsafe, pair.safe) for pair in load_concept(name).pairs if pair.unsafe and pair.safe)
     except ConceptError:
         return ()
 
@@ -117,7 +121,7 @@ def _second(options: Namespace, pipe: Any, target: Any, count: int) -> Any:
         from .adapter_file import load_adapter
 
         adapter = load_adapter(options.second)
-        return adapter, _target(adapter.info.concept, count, options.detector)[0]
+        return adapter, _target(str(options.second_suite or adapter.info.concept), count, options.detector)[0]
     name = _default(target, "second")
     if name is None:
         return None

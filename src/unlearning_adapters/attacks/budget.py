@@ -12,7 +12,7 @@ class Budget:
     Args:
         name: Name of the budget.
         prompts: Prompts of each kind.
-        denoising_steps: Steps per clip; 0 leaves them to the suite.
+        denoising_steps: Steps per clip in the embedded world; 0 takes its own number. Other pipelines keep theirs.
         guidance: Guidance scales.
         seeds: Seeds per prompt of the seed search.
         etas: Sizes of the embedding shift, in mean differences.

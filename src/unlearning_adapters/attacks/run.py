@@ -126,8 +126,7 @@ def run_attacks(
             raise EvaluationError(f"Unknown attack {name!r}. Known: {', '.join(ATTACKS)}.")
     plan = Plan(chosen, find_budget(budget), names is not None, progress)
     loaded = adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter)
-    steps = plan.budget.denoising_steps
-    arguments = {**(call or {}), **({"num_inference_steps": steps} if steps else {})}
+    arguments = dict(call or {})
     check_unedited(pipe)
     check_call(pipe, arguments)
     start, base = time.perf_counter(), Subject(pipe, tuple(detectors), arguments, batch, second=second)
