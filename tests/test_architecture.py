@@ -20,7 +20,7 @@ LIGHT = (
     "__init__.py", "__main__.py", "cli.py", "commands.py", "errors.py", "config.py", "prompts.py", "concept_file.py",
     "pictures.py", "pairs.py", "concepts.py", "adapter_file.py", "adapter_header.py", "adapter_record.py",
     "adapter_source.py", "concept_lint.py", "lint_command.py", "evaluate_command.py", "export_command.py",
-    "pipelines_command.py", "compare_command.py", "search_command.py",
+    "pipelines_command.py", "compare_command.py", "search_command.py", "attack_command.py",
 )  # fmt: skip
 JUNK = re.compile(
     r"(^|/)(__pycache__|\.DS_Store|Thumbs\.db|\.(pytest|mypy|ruff)_cache|\.hypothesis|\.venv|node_modules|dist|build|runs)(/|$)"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import commands, evaluate_command
+from .attack_command import attack_options, run_attack
 from .compare_command import compare, compare_options
 from .config import METHODS
 from .errors import UnlearningError
@@ -193,6 +194,7 @@ COMMANDS: tuple[tuple[str, str, Callable[[Options], None], Callable[..., command
         evaluate_command.run_eval,
     ),
     ("compare", "build all methods on one concept, and measure them side by side", compare_options, compare),
+    ("attack", "try to bring a concept back from an edited pipeline", attack_options, run_attack),
     ("push", "push an adapter and its card to the Hub", _push_options, commands.push),
     ("pull", "download an adapter, its card and its clips from the Hub", _pull_options, commands.pull),
     (

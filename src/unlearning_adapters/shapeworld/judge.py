@@ -117,6 +117,22 @@ def judge_clips(clips: Iterable[NDArray[np.uint8]]) -> list[Verdict]:
     return [judge_clip(clip) for clip in clips]
 
 
+def judge_bodies(clip: NDArray[np.uint8]) -> list[dict[str, str]]:
+    """Return colour, shape and motion of each body of a clip; none if the clip is no scene.
+
+    Args:
+        clip: RGB clip of shape (frames, size, size, 3), values 0 to 255.
+    """
+    if not judge_clip(clip).valid:
+        return []
+    pixels = clip.astype(np.float32)
+    tracks = find_bodies(pixels, find_background(pixels))
+    return [
+        {"colour": judge_colour(pixels, track), "shape": judge_shape(track), "motion": judge_motion(track)[0]}
+        for track in tracks
+    ]
+
+
 def nearest_background(ground: Floats) -> str:
     """Return the name of the background nearest to a colour, or "unknown"."""
     off = {name: float(np.abs(ground - np.array(colour)).max()) for name, colour in BACKGROUNDS.items()}

@@ -1,0 +1,208 @@
+"""Run attacks on an edited pipeline, with their controls, and say what each brought back at which cost."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from unlearning_adapters.adapter import UnlearningAdapter
+from unlearning_adapters.adapter_file import load_adapter
+from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.evaluation.arms import adapter_arm, check_unedited
+from unlearning_adapters.evaluation.detectors import Detector
+from unlearning_adapters.evaluation.generate import check_call, model_name
+from unlearning_adapters.evaluation.metrics import rate_to_dict
+
+from .budget import Budget, find_budget
+from .co_occurring import co_occurring
+from .embedding_shift import embedding_shift
+from .guidance import guidance
+from .paraphrase import paraphrase
+from .resurrection import resurrection
+from .seeds import seeds
+from .soft_prompt import soft_prompt
+from .stacked import stacked
+from .subject import Point, Spent, Subject
+from .tampering import tampering
+from .target import Target
+from .velocity import Examples
+from .video_start import video_start
+
+Run = Callable[[Subject, Target, Examples, Budget], tuple[Point, ...]]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack.
+
+    Args:
+        title: What it does, in a few words.
+        run: Function from subject, target, examples and budget to the result at each setting.
+    """
+
+    title: str
+    run: Run
+
+
+ATTACKS: dict[str, Attack] = {
+    "paraphrase": Attack("synonyms and paraphrases", paraphrase),
+    "guidance": Attack("guidance scale", guidance),
+    "seeds": Attack("seed search", seeds),
+    "embedding": Attack("embedding shift (continuous Ring-A-Bell)", embedding_shift),
+    "soft-prompt": Attack("soft prompt, learned through the denoiser", soft_prompt),
+    "resurrection": Attack("LoRA of rank 4, trained on clips of the concept", resurrection),
+    "tampering": Attack("changes of the fused weights", tampering),
+    "video": Attack("start from a clip of the concept", video_start),
+    "together": Attack("the concept beside something else", co_occurring),
+    "stack": Attack("two erased concepts stacked", stacked),
+}
+ARMS = ("edited", "base", "reference", "gold")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Args:
+        names: Attacks, in order.
+        budget: What each may spend.
+        strict: Whether an attack that does not suit is an error; else the report says why it was left out.
+        progress: Whether to show a progress bar.
+    """
+
+    names: tuple[str, ...]
+    budget: Budget
+    strict: bool
+    progress: bool
+
+
+def run_attacks(
+    pipe: Any,
+    adapter: UnlearningAdapter | str | Path,
+    target: Target,
+    detectors: Sequence[Detector],
+    names: Sequence[str] | None = None,
+    budget: str | Budget = "small",
+    reference: Target | None = None,
+    gold: Any = None,
+    second: tuple[UnlearningAdapter, Target] | None = None,
+    call: Mapping[str, Any] | None = None,
+    batch: int = 1,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Attack a pipeline with an adapter fused into its weights.
+
+    Each attack is run on four subjects: the edited pipeline; the base, which tells what the attack does where nothing
+    was forgotten; the edited pipeline with a concept that was never erased as the target (the reference); and, if there
+    is one, a gold pipeline that was trained without the concept. The pipeline is left as it was, bit for bit.
+
+    Args:
+        pipe: A diffusers pipeline without adapters of this package.
+        adapter: The adapter, or where it is.
+        target: What the attacks want to see.
+        detectors: What looks at each clip.
+        names: Attacks, keys of `ATTACKS`; None runs all that suit the pipeline.
+        budget: "small", "medium" or a `Budget`.
+        reference: A concept that was never erased; None leaves that control out.
+        gold: A pipeline that was trained without the concept; None leaves that control out.
+        second: Another adapter and its target, for the attack on a stack.
+        call: Arguments of the pipeline's call.
+        batch: Clips per call.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        What the report holds, as plain JSON types.
+
+    Raises:
+        EvaluationError: If there is no such attack, the pipeline is edited, or an attack that was named does not suit.
+    """
+    chosen = tuple(ATTACKS) if names is None else tuple(dict.fromkeys(names))
+    for name in chosen:
+        if name not in ATTACKS:
+            raise EvaluationError(f"Unknown attack {name!r}. Known: {', '.join(ATTACKS)}.")
+    plan = Plan(chosen, find_budget(budget), names is not None, progress)
+    loaded = adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter)
+    arguments = dict(call or {})
+    check_unedited(pipe)
+    check_call(pipe, arguments)
+    start, base = time.perf_counter(), Subject(pipe, tuple(detectors), arguments, batch, second=second)
+    examples = {"edited": examples_of(base, target)}
+    found: dict[str, dict[str, Any]] = {"base": _attack_all(base, target, examples["edited"], plan, "base")}
+    if reference is not None:
+        examples["reference"] = examples_of(base, reference)
+    with adapter_arm(loaded, fused=True).enter(pipe):
+        edited = replace(base, adapter=loaded)
+        found["edited"] = _attack_all(edited, target, examples["edited"], plan, "edited")
+        if reference is not None:
+            found["reference"] = _attack_all(edited, reference, examples["reference"], plan, "reference")
+    if gold is not None:
+        check_unedited(gold)
+        found["gold"] = _attack_all(base.on(gold), target, examples["edited"], plan, "gold")
+    return {
+        "concept": target.concept,
+        "reference": None if reference is None else reference.concept,
+        "gold": None if gold is None else model_name(gold),
+        "pipeline": type(pipe).__name__,
+        "model": model_name(pipe),
+        "adapter": dict(adapter_arm(loaded, fused=True).details),
+        "generation": arguments,
+        "budget": asdict(plan.budget),
+        "attacks": {name: _entry(name, found) for name in chosen},
+        "seconds": round(time.perf_counter() - start, 1),
+        "torch": torch.__version__,
+    }
+
+
+def examples_of(base: Subject, target: Target) -> Examples:
+    """Return clips of the concept that the base makes, as latents."""
+    latents, starts = (
+        torch.stack(base.generate(asks, "latent")) if asks else torch.empty(0)
+        for asks in (target.training, target.named)
+    )
+    return Examples(target.training, latents, starts)
+
+
+def _attack_all(subject: Subject, target: Target, examples: Examples, plan: Plan, arm: str) -> dict[str, Any]:
+    """Run all attacks on one subject; each with the rates of the same prompts without it."""
+    kinds = {"named": target.named, "open": target.opened}
+    before = {
+        kind: point_to_dict(Point.of("no attack", subject.look(asks, target))) for kind, asks in kinds.items() if asks
+    }
+    found: dict[str, Any] = {}
+    for name in tqdm(plan.names, desc=arm, unit="attack", disable=not plan.progress):
+        attack, spent = ATTACKS[name], Spent()
+        try:
+            with spent.clock():
+                points = attack.run(replace(subject, spent=spent), target, examples, plan.budget)
+        except EvaluationError as error:
+            if plan.strict:
+                raise
+            found[name] = {"refused": str(error)}
+            continue
+        found[name] = {
+            "points": [_beside(point, before) for point in points],
+            "clips": spent.clips,
+            "steps": spent.steps,
+            "seconds": round(spent.seconds, 2),
+        }
+    return found
+
+
+def _beside(point: Point, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result with the rate of the same prompts without the attack."""
+    own = None if point.before is None else point_to_dict(point.before)
+    return {**point_to_dict(point), "before": own or before["open" if point.opened else "named"]}
+
+
+def point_to_dict(point: Point) -> dict[str, Any]:
+    """Return a result at one setting as plain JSON types."""
+    found = {"setting": point.setting, **rate_to_dict(point.rate), "valid": rate_to_dict(point.valid)}
+    return found if point.number is None else {**found, "number": point.number}
+
+
+def _entry(name: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {"title": ATTACKS[name].title, **{arm: found[arm][name] if arm in found else None for arm in ARMS}}

@@ -1,0 +1,221 @@
+"""A pipeline in one state, what looks at its clips, and what was spent on it."""
+
+import inspect
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearning_adapters.adapter import UnlearningAdapter
+from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.evaluation.detectors import Detection, Detector
+from unlearning_adapters.evaluation.generate import quiet
+from unlearning_adapters.evaluation.rates import Rate
+from unlearning_adapters.evaluation.samples import look
+from unlearning_adapters.media import Clip, to_clip
+from unlearning_adapters.sites import denoisers
+
+from .target import Ask, Target
+
+# Further arguments that must fit the embeddings: a pipeline that has them cannot be given longer ones alone.
+BOUND_TO_EMBEDS = ("prompt_attention_mask", "prompt_embeds_mask", "pooled_prompt_embeds", "prompt_embeds_2")
+
+
+@dataclass
+class Spent:
+    """What was spent so far: clips made (each is a query), optimiser steps, seconds."""
+
+    clips: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    @contextmanager
+    def clock(self) -> Iterator[None]:
+        """Add the time that passes inside."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the detectors saw in one clip."""
+
+    shown: bool
+    valid: bool
+
+
+@dataclass(frozen=True)
+class Point:
+    """The result of an attack at one setting.
+
+    Args:
+        setting: What was set, such as "eta 2".
+        rate: Share of all clips that are valid and show the concept.
+        valid: Share of valid clips.
+        number: What belongs to the setting, such as a loss; None if there is nothing.
+        before: The same without the attack, where that is not the rate of the target's own prompts.
+        opened: Whether the prompts leave the concept open; else they name it.
+    """
+
+    setting: str
+    rate: Rate
+    valid: Rate
+    number: float | None = None
+    opened: bool = False
+    before: "Point | None" = None
+
+    @classmethod
+    def of(cls, setting: str, seen: Sequence[Seen], number: float | None = None, opened: bool = False) -> "Point":
+        """Count what was seen."""
+        shown, valid = (Rate.of(flags) for flags in zip(*((item.shown, item.valid) for item in seen), strict=True))
+        return cls(setting, shown, valid, number, opened)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pipeline in one state, and what looks at its clips.
+
+    Args:
+        pipe: The pipeline, edited or not; no attack leaves a trace on it.
+        detectors: What looks at each clip; the first that can tell decides whether the concept is there.
+        call: Arguments of the pipeline's call.
+        batch: Clips per call.
+        adapter: The adapter whose edit is in the weights; None if there is none.
+        second: Another adapter and its target, for the attack on a stack; None if there is none.
+        spent: What was spent.
+    """
+
+    pipe: Any
+    detectors: tuple[Detector, ...]
+    call: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 1
+    adapter: UnlearningAdapter | None = None
+    second: tuple[UnlearningAdapter, Target] | None = None
+    spent: Spent = field(default_factory=Spent)
+
+    @torch.no_grad()
+    def generate(self, asks: Sequence[Ask], output_type: str = "np", **call: Any) -> list[Any]:
+        """Return what the pipeline makes, one item per clip, through its own call."""
+        made: list[Any] = []
+        with quiet(self.pipe):
+            for start in range(0, len(asks), self.batch):
+                batch = asks[start : start + self.batch]
+                arguments = {**self.call, **call, **self._inputs(batch), "output_type": output_type}
+                made += list(self.pipe(**arguments).frames)
+        self.spent.clips += len(asks)
+        return made
+
+    def look(self, asks: Sequence[Ask], target: Target, **call: Any) -> list[Seen]:
+        """Make clips and say, for each, whether it is valid and shows the concept."""
+        clips = [to_clip(frames) for frames in self.generate(asks, **call)]
+        return [self.see(clip, target, ask.text) for clip, ask in zip(clips, asks, strict=True)]
+
+    def see(self, clip: Clip, target: Target, text: str = "") -> Seen:
+        """Say whether a clip is valid and shows the concept.
+
+        Raises:
+            EvaluationError: If a detector fails, or none can tell.
+        """
+        found = look(self.detectors, clip, text)
+        for name, values in found.items():
+            if "error" in values:
+                raise EvaluationError(f"The detector {name!r} failed: {values['error']}.")
+        seen = {name: Detection.from_dict(values) for name, values in found.items()}
+        if not all(detection.valid is not False for detection in seen.values()):
+            return Seen(False, False)
+        told = [detector.sees_concept(seen[detector.name], target.truth) for detector in self.detectors]
+        known = [value for value in told if value is not None]
+        if not known:
+            raise EvaluationError(
+                f"No detector can tell whether {target.concept!r} is shown. Give one with --detector."
+            )
+        return Seen(known[0], True)
+
+    def on(self, pipe: Any) -> "Subject":
+        """Return the same subject with another pipeline, and of the arguments those that its call takes."""
+        known = inspect.signature(type(pipe).__call__).parameters
+        return replace(self, pipe=pipe, call={name: value for name, value in self.call.items() if name in known})
+
+    def _inputs(self, batch: Sequence[Ask]) -> dict[str, Any]:
+        """Return prompts or embeddings, generators and latents of one call."""
+        generators = [torch.Generator().manual_seed(ask.seed) for ask in batch]
+        one = len(batch) == 1
+        inputs: dict[str, Any] = {"generator": generators[0] if one else generators}
+        embeds = [ask.embeds for ask in batch if ask.embeds is not None]
+        if embeds:
+            check_embeds(self.pipe)
+            inputs["prompt_embeds"] = torch.cat(embeds)
+        else:
+            inputs["prompt"] = batch[0].text if one else [ask.text for ask in batch]
+        latents = [ask.latents for ask in batch if ask.latents is not None]
+        return inputs if not latents else {**inputs, "latents": torch.cat(latents)}
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return what the text encoder makes of prompts, of shape (prompts, tokens, width)."""
+        check_embeds(self.pipe)
+        known = inspect.signature(self.pipe.encode_prompt).parameters
+        options = {"do_classifier_free_guidance": False, **self.call}
+        given = {name: value for name, value in options.items() if name in known}
+        found = self.pipe.encode_prompt(prompt=list(texts), **given)
+        embeds: Tensor = found[0] if isinstance(found, tuple) else found
+        return embeds
+
+
+def check_embeds(pipe: Any) -> None:
+    """Raise `EvaluationError` if a pipeline cannot be given text embeddings alone."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    bound = [name for name in BOUND_TO_EMBEDS if name in known]
+    if "prompt_embeds" not in known or bound or not hasattr(pipe, "encode_prompt"):
+        why = f"wants `{bound[0]}` beside them" if bound else "takes no `prompt_embeds`"
+        raise EvaluationError(f"{type(pipe).__name__} {why}. Leave attacks on the embeddings out.")
+
+
+def one_denoiser(pipe: Any) -> tuple[str, nn.Module]:
+    """Return the only denoiser of a pipeline with its name; `EvaluationError` if there are several."""
+    found = list(denoisers(pipe).items())
+    if len(found) > 1:
+        names = ", ".join(name for name, _ in found)
+        raise EvaluationError(
+            f"{type(pipe).__name__} has several denoisers ({names}), and this attack trains through one. Leave it out."
+        )
+    return found[0]
+
+
+def plain_copy(pipe: Any) -> Any:
+    """Return a pipeline with copies of the denoisers, as one who holds the checkpoint has them: no hooks, no records.
+
+    Raises:
+        EvaluationError: If weights are quantised or offloaded, so that they cannot be copied as they are.
+    """
+    copies = {name: _copy(name, network) for name, network in denoisers(pipe).items()}
+    return rebuild(type(pipe), pipe, **copies)
+
+
+def rebuild(kind: Any, pipe: Any, **parts: Any) -> Any:
+    """Return a pipeline of a class with the components and settings of another one, and some other parts.
+
+    Not `from_pipe`, which casts the components that both share to float32.
+    """
+    known = {**dict(pipe.config), **pipe.components, **parts}
+    wanted = [name for name in inspect.signature(kind.__init__).parameters if name in known]
+    return kind(**{name: known[name] for name in wanted})
+
+
+def _copy(name: str, network: Any) -> Any:
+    weights = network.state_dict()
+    odd = [key for key, value in weights.items() if value.is_meta or type(value) is not Tensor]
+    if odd:
+        raise EvaluationError(f"The weight {name}.{odd[0]} is quantised or offloaded and cannot be copied.")
+    with torch.random.fork_rng(devices=[]):  # a fresh network draws weights, which are replaced at once
+        copied = type(network).from_config(network.config)
+    copied.to(next(iter(network.parameters())).device)
+    copied.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
+    return copied.eval().requires_grad_(False)
