@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from unlearning_adapters.config import check_keys
-from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.errors import EvaluationError, UnlearningError
+from unlearning_adapters.prompts import is_prompt
 
 from .metrics import FORGET, UNRELATED
 from .optional import sha256_of
@@ -141,7 +142,9 @@ def load_prompt_set(
     parts = _files(name, Path(file))
     try:
         rows = [row for part in parts for row in _rows(part, source, name)]
-    except (OSError, ValueError, csv.Error) as error:
+    except UnlearningError:
+        raise
+    except (OSError, EOFError, ValueError, csv.Error) as error:
         reason = type(error).__name__ if isinstance(error, ValueError) else " ".join(str(error).split())
         raise EvaluationError(f"Cannot read the prompt set {name!r} from {file!r}: {reason}.") from None
     found = check_file(name, file, parts, given["sha256"], len(rows))
@@ -221,12 +224,13 @@ def _rows(path: Path, source: PromptSource, name: str) -> list[dict[str, Any]]:
             return [{**line, "aspect": ASPECTS[int(number) - 1]} for line in lines]
         return [dict(line) for line in lines]
     if kind in (".csv", ".tsv"):
-        csv.field_size_limit(1 << 24)
         return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ","))
     if kind == ".jsonl":
         entries = [json.loads(line) for line in text.split("\n") if line.strip()]
     elif kind == ".json":
         entries = json.loads(text)
+        if not isinstance(entries, list):
+            raise EvaluationError(f"Expected {path.name!r} to hold a list, but it holds {type(entries).__name__}.")
     else:
         raise EvaluationError(f"Expected a file of the kind .csv, .tsv, .json, .jsonl or .txt, but got {path.name!r}.")
     return [_mapping(entry, source, number) for number, entry in enumerate(entries, start=1)]
@@ -249,10 +253,12 @@ def _sets(
     columns = [given["column"]] if given["column"] else list(source.text)
     column = next((one for one in columns if rows and one in rows[0]), None)
     if column is None:
-        keys = ", ".join(map(str, rows[0])) if rows else "none"
+        # A file without a header has a prompt where column names should be.
+        keys = ", ".join(key if re.fullmatch(r"\w{1,30}", str(key)) else "..." for key in rows[0]) if rows else "none"
         raise EvaluationError(f"Expected a column {' or '.join(map(repr, columns))} in {name!r}, but got {keys}.")
     groups: dict[tuple[str, str], list[EvaluationPrompt]] = {}
     seen: dict[str, None] = {}
+    empty: list[int] = []
     for number, row in enumerate(rows, start=1):
         labels = [slug(label) for label in _categories(row.get(source.category))]
         seen |= dict.fromkeys(labels)
@@ -262,13 +268,22 @@ def _sets(
         own = own or source.role
         parts = [name, *(labels[:1] if source.grouped else [slug(given["category"])] if given["category"] else [])]
         key = ("-".join(parts) + ("-neutral" if source.roles and own == UNRELATED else ""))[:40], own
-        if not isinstance(row[column], str) or not row[column].strip():
-            raise EvaluationError(f"Prompt {number} of the prompt set {name!r} is empty or no text.")
+        if not is_prompt(row[column]):
+            empty.append(number)
+            continue
         groups.setdefault(key, []).append(EvaluationPrompt(row[column], f"{number:05d}", _seed(row, number, name)))
+    if not groups and empty:
+        raise EvaluationError(f"No prompt of {name!r} that is asked for has words; {len(empty)} have none.")
     if not groups:
         raise EvaluationError(
             f"No prompt of {name!r} has the category {given['category']!r}. Known: {', '.join(seen)}."
         )
+    if empty:
+        warnings.warn(
+            f"Prompts of {name!r} without words were left out: {len(empty)}, the first is number {empty[0]}.",
+            stacklevel=3,
+        )
+        found += f", {len(empty)} without words left out"
     return [PromptSet(title, own, tuple(prompts), source=found) for (title, own), prompts in groups.items()]
 
 
@@ -278,7 +293,7 @@ def _seed(row: Mapping[str, Any], number: int, name: str) -> int | None:
         return None if value is None else int(float(value))
     except ValueError:
         raise EvaluationError(
-            f"Expected the seed of prompt {number} of {name!r} to be a number, got {value!r}."
+            f"Expected the seed of prompt {number} of {name!r} to be a number, but it is none."
         ) from None
 
 
