@@ -17,7 +17,7 @@ from unlearning_adapters.concepts import load_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation import distances
-from unlearning_adapters.evaluation.detectors import as_detector
+from unlearning_adapters.evaluation.detectors import Detector, as_detector
 from unlearning_adapters.evaluation.evaluate import evaluate, read_record, rescore
 from unlearning_adapters.evaluation.markdown import to_markdown
 from unlearning_adapters.evaluation.metrics import measure_samples
@@ -46,6 +46,13 @@ def small() -> Suite:
     return replace(suite, generation={**suite.generation, **FAST})
 
 
+def redness() -> Detector:
+    """How much of each frame is red."""
+    return as_detector(
+        lambda frames: ((frames[..., 0] > 180) & (frames[..., 1] < 90)).mean(axis=(1, 2)), "redness", threshold=0.02
+    )
+
+
 def test_01_rubbish_is_not_erasure(tmp_path: Path) -> None:
     """Noise, blank, blurred and grey clips show no red, and none of them counts as erased."""
     truth = dict(list(red_suite(1).cases())[0].prompt.truth)
@@ -56,10 +63,13 @@ def test_01_rubbish_is_not_erasure(tmp_path: Path) -> None:
         report = synthetic(tmp_path / name, {"edited": draw}, red_suite(2))
         assert report.value("erase") == 0.0, name
     assert synthetic(tmp_path / "green", suite=red_suite(2)).value("erase") == 1.0
-    # And where the detectors cannot tell rubbish from success, the destroyed model gives them away.
-    blind = as_detector(lambda frames: {"colour": "green"}, "blind", kind="concept")
-    fooled = synthetic(tmp_path / "blind", {"destroyed": obedient}, red_suite(2), [blind])
-    assert fooled.status == "void"
+    # The same with a detector that gives scores alone, which says of rubbish, rightly, that it is not red.
+    scored = replace(red_suite(2), target={})
+    assert synthetic(tmp_path / "scored", {"edited": noise}, scored, [redness()]).value("erase") == 0.0
+    assert synthetic(tmp_path / "scored-green", suite=scored, detectors=[redness()]).value("erase") == 1.0
+    # And where no detector can tell rubbish from success, the destroyed model gives them away.
+    fooled = synthetic(tmp_path / "fooled", {"destroyed": recoloured("blue")}, scored, [redness()])
+    assert [reason[:49] for reason in fooled.reasons] == ["A destroyed model counts as erased in 1.00 of the"]
 
 
 def test_02_a_base_that_never_shows_the_concept_proves_nothing(tmp_path: Path) -> None:
@@ -197,6 +207,9 @@ def test_12_failures_are_counted_and_void_the_report(tmp_path: Path) -> None:
 
 
 def test_13_what_does_not_apply_is_not_zero(tmp_path: Path) -> None:
+    unlabelled = synthetic(tmp_path / "scores", suite=replace(red_suite(2), target={}), detectors=[redness()])
+    assert unlabelled.status == "ok" and unlabelled.value("preserve") is None  # the truth is known, but nobody reads it
+    assert unlabelled.value("preserve", "destroyed") is None and unlabelled.value("context") is None
     empty = measure_samples([], "colour")
     assert all(
         getattr(empty, name).value is None for name in ("concept_rate", "erased", "preservation", "context_kept")
@@ -217,11 +230,8 @@ def test_14_frames_and_clips_are_different_units(tmp_path: Path) -> None:
         clip[7] = obedient(case)[7]
         return clip
 
-    redness = as_detector(
-        lambda frames: ((frames[..., 0] > 180) & (frames[..., 1] < 90)).mean(axis=(1, 2)), "redness", threshold=0.02
-    )
     suite = replace(red_suite(2), target={})
-    report = synthetic(tmp_path, {"edited": flashing}, suite, [redness])
+    report = synthetic(tmp_path, {"edited": flashing}, suite, [redness()])
     found = report.data["arms"]["edited"]["detectors"]["redness"]
     assert found["frame_rate"]["value"] == pytest.approx(1 / 9) and found["any_frame"]["value"] == 1.0
     assert found["per_frame"] == [0.0] * 7 + [1.0, 0.0]
@@ -288,7 +298,7 @@ def test_19_a_judge_that_is_told_the_prompt_is_marked(tmp_path: Path) -> None:
     suite = replace(red_suite(1), target={})
     report = synthetic(tmp_path, suite=suite, detectors=[as_detector(led, "led", sees_prompt=True)])
     assert any(told) and any("'led' is told the prompt" in caution for caution in report.data["cautions"])
-    assert report.status == "void"  # it sees red in every arm, also in the destroyed one
+    assert report.value("erase") == 0.0  # it says red where green is shown
     told.clear()
     synthetic(tmp_path / "blind", suite=suite, detectors=[as_detector(led, "led")])
     assert set(told) == {""}
@@ -303,6 +313,8 @@ def test_20_an_effect_that_a_random_direction_has_too_is_not_the_adapters(tmp_pa
     assert good.status == "ok" and good.data["arms"]["edited"]["against_random"]["gained"] == 4
     missing = synthetic(tmp_path / "missing", suite=red_suite(1))
     record = json.loads((tmp_path / "missing" / "run.json").read_text())
-    record["arms"] = {name: arm for name, arm in record["arms"].items() if name in ("base", "edited")}
+    record["arms"].pop("random")
     (tmp_path / "missing" / "run.json").write_text(json.dumps(record))
-    assert missing.status == "ok" and rescore(tmp_path / "missing", progress=False).status == "void"
+    assert missing.status == "ok"
+    (reason,) = rescore(tmp_path / "missing", progress=False).reasons
+    assert reason.startswith("The control with a random direction was not run")

@@ -115,6 +115,8 @@ def test_a_run_that_was_cut_goes_on_to_the_same_rows(
     monkeypatch.setattr(run_module, "make_row", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(pipe, adapter, suite, output=tmp_path / "cut", **options)
+    partial = rescore(tmp_path / "cut", progress=False)
+    assert list(partial.data["arms"]) == ["base"]  # what is complete can be looked at
     monkeypatch.undo()
     cut = Store(tmp_path / "cut")
     assert len(cut.rows()) == 3
@@ -229,5 +231,7 @@ def test_what_an_evaluation_refuses(pipe: Any, adapter: UnlearningAdapter, folde
         as_suite(None, None)
     with pytest.raises(EvaluationError, match="is no folder of an evaluation"):
         rescore(folder / "clips")
+    with pytest.raises(EvaluationError, match="holds a run with other seeds: None, now \\[1\\]"):
+        evaluate(pipe, adapter, tiny_suite(3), seeds=[1], output=folder)
     with pytest.raises(EvaluationError, match="holds a run with other detectors"):
         evaluate(pipe, adapter, tiny_suite(3), ["shapes"], output=folder)

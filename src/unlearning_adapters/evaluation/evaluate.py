@@ -223,10 +223,10 @@ def _evaluate(
             "call": dict(arm.call),
             "cases": len(chosen),
         }
+        if process.main:  # after each arm, so that a run that is cut can be looked at
+            _write_record(folder, record)
         if name == BASE and _stops_at_gate(record, store, suite, detectors):
             break
-    if process.main:
-        _write_record(folder, record)
     report = make_report(record, store.rows(), suite, detectors, _distances(store, suite, features))
     process.wait()
     return report
@@ -281,13 +281,21 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
                 f"The folder {folder.name!r} holds a run with another {name.replace('_', ' ')}: "
                 f"{before['conditions'].get(name)!r}, now {value!r}. Choose another folder, or remove that one."
             )
-    for one, other in ((before["detectors"], now["detectors"]),):
-        settings = [[(item["name"], item["settings"], item["version"]) for item in items] for items in (one, other)]
-        if settings[0] != settings[1]:
-            raise EvaluationError(
-                f"The folder {folder.name!r} holds a run with other detectors: {[item['name'] for item in one]}, now "
-                f"{[item['name'] for item in other]}. Take these, and change them afterwards with --rescore."
-            )
+    if before["seeds"] != now["seeds"]:
+        raise EvaluationError(
+            f"The folder {folder.name!r} holds a run with other seeds: {before['seeds']}, now {now['seeds']}. "
+            "Choose another folder, or remove that one."
+        )
+    old, new = before["detectors"], now["detectors"]
+    if [_identity(item) for item in old] != [_identity(item) for item in new]:
+        raise EvaluationError(
+            f"The folder {folder.name!r} holds a run with other detectors: {[item['name'] for item in old]}, now "
+            f"{[item['name'] for item in new]}. Take these, and change them afterwards with --rescore."
+        )
+
+
+def _identity(detector: Mapping[str, Any]) -> tuple[Any, ...]:
+    return detector["name"], detector["settings"], detector["version"]
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

@@ -77,8 +77,9 @@ def worst_cases(data: Mapping[str, Any], arm: str, count: int = SHOWN) -> list[S
             known = factor is None or sample.get("labels", {}).get(factor) != UNKNOWN
             return 4 if sample.get("present") else (2 if not sample["valid"] else (0 if known else 1))
         if sample["role"] == "neighbour" and factor in asked:
-            right = sample["valid"] and sample.get("labels", {}).get(factor) == asked[factor]
-            return 0 if right else 3
+            labels = sample.get("labels", {})
+            told = not sample["valid"] or factor in labels
+            return 3 if told and labels.get(factor) != asked[factor] else 0
         return 0 if sample["valid"] else 1
 
     ranked = sorted(data["samples"][arm], key=badness, reverse=True)

@@ -113,6 +113,8 @@ def make_report(
         raise EvaluationError(
             "No detector of the kind 'concept' was given: nothing tells whether the concept is shown."
         )
+    if BASE not in record["arms"]:
+        raise EvaluationError("The run has no complete base yet. Run the same command again to go on with it.")
     by_arm = {name: [row for row in rows.values() if row.arm == name] for name in record["arms"]}
     samples = {
         detector.name: {name: read_samples(rows, name, suite, detectors, detector) for name in by_arm}

@@ -20,6 +20,7 @@ def read_samples(
 ) -> list[Sample]:
     """Return what each clip of an arm shows, in the order of the suite.
 
+    What a prompt asks for counts only in the factors that some detector labels: else nothing could be right.
     A clip is valid if no detector says otherwise. A clip that could not be made, or that a detector failed on, is an
     error: it is not valid, and it stays in the count.
 
@@ -32,13 +33,15 @@ def read_samples(
     """
     part_of = {part.name: part for part in suite.sets}
     prompts = {(part.name, prompt.id): prompt for part in suite.sets for prompt in part.prompts}
+    labelled = {name for row in rows.values() for found in row.found.values() for name in found.get("labels", ())}
     samples = []
     for row in rows.values():
         if row.arm != arm:
             continue
         if (row.set, row.prompt) not in prompts:
             raise EvaluationError(f"The row of {row.set}/{row.prompt} belongs to another suite than {suite.name!r}.")
-        role, truth = part_of[row.set].role, prompts[row.set, row.prompt].truth
+        asked = prompts[row.set, row.prompt].truth
+        role, truth = part_of[row.set].role, {name: value for name, value in asked.items() if name in labelled}
         samples.append(_sample(row, role, truth, suite, detectors, concept))
     order = {key: index for index, key in enumerate(prompts)}
     return sorted(samples, key=lambda sample: (order[sample.key[:2]], sample.key[2]))
