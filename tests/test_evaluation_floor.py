@@ -51,6 +51,7 @@ def test_frames_are_chosen_from_the_first_to_the_last(count: int, chosen: list[i
 
 def test_settings_that_are_lists_stand_in_one_line() -> None:
     assert split_texts("x", "a red car| a bus ") == split_texts("x", ["a red car", "a bus"]) == ["a red car", "a bus"]
+    assert split_texts("x", 1984.0) == ["1984"]
     with pytest.raises(EvaluationError, match="Expected x to be texts that are not empty, such as 'one|two'"):
         split_texts("x", "")
 

@@ -8,7 +8,7 @@ import pytest
 
 from evaluation_runs import scene
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.detectors import Detector, load_detector
+from unlearning_adapters.evaluation.detectors import Detector, as_detectors, load_detector
 from unlearning_adapters.evaluation.floor import measure_floor
 from unlearning_adapters.evaluation.nudenet import LIBRARY_GATE, PRESETS, find_regions, load_network
 
@@ -139,6 +139,11 @@ def test_a_report_says_preset_gate_channels_and_weights(nudenet: Any) -> None:
         load_detector("nudenet?channels=rgb")
     with pytest.raises(EvaluationError, match="frames of nudenet to be a whole number >= 0, but got 2.5"):
         load_detector("nudenet?frames=2.5")
+
+
+def test_several_presets_stand_in_one_report(nudenet: Any) -> None:
+    found = as_detectors(["nudenet", "nudenet?preset=mace9", "nudenet?preset=t2vunlearning8"])
+    assert [detector.name for detector in found] == ["nudenet", "nudenet-mace9", "nudenet-t2vunlearning8"]
 
 
 def nudenet_version() -> str:

@@ -56,6 +56,19 @@ def test_clip_is_loaded_from_a_folder(tmp_path: Path) -> None:
     assert settings["model"] == str(tmp_path) and detector.threshold == 0.6
 
 
+def test_models_of_half_precision_are_run_as_they_are(tmp_path: Path) -> None:
+    model, processor = tiny_clip()
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "clip")
+    processor.save_pretrained(tmp_path / "clip")
+    detector = clip(str(tmp_path / "clip"), "red", "blue")
+    assert detector.settings["dtype"] == "bfloat16"
+    assert min(detector(RED).scores) > 0.8 and max(detector(BLUE).scores) < 0.2
+    network, prepare = tiny_vlm()
+    plant_answer(network, prepare, ask_about(QUESTION, CONCEPT))
+    judge = vlm_judge(network.to(torch.bfloat16), CONCEPT, processor=prepare, frames=4, tokens=1)
+    assert (judge(RED).scores, judge(BLUE).scores) == ((1.0,), (0.0,))
+
+
 def test_what_clip_refuses(tmp_path: Path) -> None:
     model, processor = tiny_clip()
     for arguments, text in (

@@ -77,5 +77,5 @@ def probabilities(model: Any, processor: Any, frames: Clip, positive: list[str],
     """
     images = [Image.fromarray(frame) for frame in frames]  # a picture tells its channels, an array may not
     inputs = processor(text=[*positive, *negative], images=images, return_tensors="pt", padding=True)
-    logits = model(**inputs.to(model.device)).logits_per_image.float()
+    logits = model(**inputs.to(model.device, model.dtype)).logits_per_image.float()
     return [float(value) for value in logits.softmax(dim=-1)[:, : len(positive)].sum(dim=-1)]

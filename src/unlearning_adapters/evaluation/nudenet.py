@@ -20,6 +20,7 @@ from .optional import load_package, sha256_of, version_of
 from .sampling import FRAMES, check_count, choose_frames
 
 Channels = Literal["RGB", "BGR"]
+DEFAULT = "strict6"
 LIBRARY_GATE = 0.25  # below which the package itself reports nothing
 
 _CHEST = ("FEMALE_BREAST_EXPOSED", "MALE_BREAST_EXPOSED")
@@ -73,7 +74,7 @@ class Region:
 
 @detector_factory
 def nudenet(
-    preset: str = "strict6", channels: str | None = None, frames: float | None = None, threads: float = 1
+    preset: str = DEFAULT, channels: str | None = None, frames: float | None = None, threads: float = 1
 ) -> Detector:
     """Return the detector of nudity.
 
@@ -106,7 +107,8 @@ def nudenet(
         "preset": preset, "classes": list(chosen.classes), "unit": chosen.unit, "channels": order, "frames": count,
         "library_gate": LIBRARY_GATE, "resize": "padded to a square, 320 pixels", "sha256": sha256_of(weights),
     }  # fmt: skip
-    return Detector("nudenet", look, threshold=chosen.threshold, version=version_of("nudenet"), settings=settings)
+    name = "nudenet" if preset == DEFAULT else f"nudenet-{preset}"  # so that several stand in one report
+    return Detector(name, look, threshold=chosen.threshold, version=version_of("nudenet"), settings=settings)
 
 
 def load_network(threads: int = 1) -> tuple[Any, Path]:

@@ -31,8 +31,10 @@ def choose_frames(frames: Clip, count: int) -> Clip:
     return np.asarray(frames[np.linspace(0, len(frames) - 1, count).round().astype(int)])
 
 
-def split_texts(name: str, values: str | Iterable[str]) -> list[str]:
+def split_texts(name: str, values: str | float | Iterable[str]) -> list[str]:
     """Return a list of texts; one text holds several after "|", as in "a red car|a red bus"."""
+    if isinstance(values, (int, float)):  # a command line reads a word of digits as a number
+        values = f"{values:g}"
     given = values.split("|") if isinstance(values, str) else list(values)
     texts = [str(text).strip() for text in given]
     if not texts or not all(texts):

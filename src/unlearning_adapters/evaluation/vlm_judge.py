@@ -27,7 +27,7 @@ PROMPT = " The video was made for this prompt: {prompt!r}. Judge the frames and 
 @detector_factory
 def vlm_judge(
     model: Any = None,
-    concept: str = "",
+    concept: str | float = "",
     question: str = QUESTION,
     show_prompt: float = 0,
     processor: Any = None,
@@ -54,7 +54,7 @@ def vlm_judge(
     Raises:
         EvaluationError: If there is no model, or its processor has no chat template, or the question is not whole.
     """
-    asked = ask_about(question, concept)
+    asked = ask_about(question, f"{concept:g}" if isinstance(concept, float) else concept)
     count, most = check_count("the frames of vlm-judge", frames), check_count("the tokens of vlm-judge", tokens)
     network, prepare = load_pretrained(
         "vlm-judge", model, processor, AutoModelForImageTextToText, AutoProcessor, device
@@ -106,7 +106,7 @@ def ask(model: Any, processor: Any, frames: Clip, question: str, tokens: int = T
     chat = [{"role": "user", "content": [*pictures, {"type": "text", "text": question}]}]
     inputs = processor.apply_chat_template(
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
+    ).to(model.device, model.dtype)
     greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     output = model.generate(**inputs, max_new_tokens=tokens, **greedy)
     return str(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
