@@ -113,7 +113,7 @@ def test_a_vision_language_model_judges_the_frames() -> None:
     assert detector(RED).scores == (1.0,) and detector(BLUE).scores == (0.0,)
     assert measure_floor(detector, [BLUE, BLUE]).clips.hits == 0
     # A model that would draw its words by chance is asked for the likeliest one.
-    model.generation_config.do_sample, model.generation_config.temperature = True, 50.0
+    model.generation_config.do_sample, model.generation_config.temperature = True, 1e6
     assert {detector(RED).scores for _ in range(8)} == {(1.0,)}
     settings = detector.describe()["settings"]
     assert (settings["temperature"], settings["class"]) == (0, "LlavaForConditionalGeneration")

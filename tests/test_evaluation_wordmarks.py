@@ -1,5 +1,6 @@
 """Wordmarks: edit distances, words in pieces, and texts that are drawn and read."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from evaluation_runs import scene
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.detectors import load_detector
 from unlearning_adapters.evaluation.floor import measure_floor
-from unlearning_adapters.evaluation.wordmarks import edit_distance, letters, match_words, wordmarks
+from unlearning_adapters.evaluation.wordmarks import edit_distance, letters, load_reader, match_words, wordmarks
 from unlearning_adapters.media import Clip
 
 
@@ -75,6 +76,21 @@ def test_a_wordmark_is_read() -> None:
     for text, edits in (("ACNE COLA", 0), ("QUIET HOUSE", 1)):
         other = wordmarks(["acme cola"], edits=edits)(drawn(text))
         assert other.scores == (0.0, 0.0) and other.reason == ""
+
+
+def test_frames_are_read_as_the_package_reads_its_files(tmp_path: Path) -> None:
+    package = reader()
+    picture = Image.new("RGB", (200, 80), (200, 40, 40))
+    ImageDraw.Draw(picture).text((10, 20), "ACME COLA", (40, 60, 190), ImageFont.load_default(28))
+    picture.save(tmp_path / "sign.png")
+    settings = {"Global.use_cls": False, "Det.limit_side_len": 320, "Det.limit_type": "max"}
+    engine = package.RapidOCR(params={**settings, "Global.log_level": "critical"})
+    (expected,) = engine(str(tmp_path / "sign.png")).scores
+    read, _ = load_reader()
+    ((text, score),) = read(np.asarray(picture))
+    ((_, swapped),) = read(np.asarray(picture)[..., ::-1])
+    assert letters(text) == "acmecola" and score == pytest.approx(expected, abs=1e-6)
+    assert swapped != pytest.approx(expected, abs=1e-6)
 
 
 def test_nothing_is_read_on_shapes() -> None:
