@@ -14,7 +14,11 @@ def eval_options(command: ArgumentParser) -> None:
     add = command.add_argument
     add("subjects", metavar="PIPELINE ADAPTER", nargs="*", help=f"{FORMS}; a report is a run's folder or its JSON file")
     add("-o", "--output", metavar="DIR", help="folder of the run; the same command goes on where it was stopped")
-    add("--suite", metavar="SUITE", help="a concept, or a .yaml, .jsonl or .csv file (default: the adapter's concept)")
+    add(
+        "--suite",
+        metavar="SUITE",
+        help="a concept, or a .yaml, .jsonl or .csv file, or LOADER:FILE (default: the adapter's concept)",
+    )
     add("--detector", metavar="NAME", action="append", help="a name, or package.module:callable; repeat it for more")
     add("--threshold", metavar="NAME=X", action="append", default=[], help="threshold of a detector; repeat it")
     add("--clips", type=int, metavar="N", help="prompts of each set at most (default: all; ShapeWorld: 24)")

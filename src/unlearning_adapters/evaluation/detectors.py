@@ -25,6 +25,12 @@ BUILT_IN = {
     "shapes": "unlearning_adapters.evaluation.shapes:shapes",
     "validity": "unlearning_adapters.evaluation.validity:validity",
     "motion": "unlearning_adapters.evaluation.motion:motion",
+    "flow": "unlearning_adapters.evaluation.flow:flow",
+    "nudenet": "unlearning_adapters.evaluation.nudenet:nudenet",
+    "open-nsfw": "unlearning_adapters.evaluation.open_nsfw:open_nsfw",
+    "wordmarks": "unlearning_adapters.evaluation.wordmarks:wordmarks",
+    "clip": "unlearning_adapters.evaluation.clip:clip",
+    "vlm-judge": "unlearning_adapters.evaluation.vlm_judge:vlm_judge",
 }
 
 
@@ -180,7 +186,7 @@ def load_detector(spec: str) -> Detector:
     """Return a detector by name.
 
     Args:
-        spec: A built-in name ("shapes", "validity", "motion"), a name of the entry-point group
+        spec: A built-in name ("shapes", "validity", "motion", "nudenet", ...), a name of the entry-point group
             `unlearning_adapters.detectors`, or "package.module:callable". Settings follow a question mark,
             "nudenet?preset=strict&threshold=0.45"; those of `Detector` apply to it, all others go to the factory.
 

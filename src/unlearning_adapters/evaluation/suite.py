@@ -56,12 +56,14 @@ class PromptSet:
             concept's factor open, such as "a circle" where the concept is red).
         prompts: The prompts.
         held_out: Whether the adapter was built without them.
+        source: File that they were read from, with its checksum; "" if they are the suite's own.
     """
 
     name: str
     role: str
     prompts: tuple[EvaluationPrompt, ...]
     held_out: bool = True
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.-]{0,39}", self.name):

@@ -15,6 +15,7 @@ from unlearning_adapters.errors import EvaluationError, UnlearningError
 from unlearning_adapters.prompts import show
 
 from .metrics import FORGET, ROLES
+from .prompt_sets import PROMPT_SETS, load_prompt_set
 from .shapeworld_suite import shapeworld_suite, values
 from .suite import EvaluationPrompt, PromptSet, Suite
 
@@ -26,7 +27,7 @@ COLUMNS = {
     "id": ("id", "case_number"),
 }
 SUITE_KEYS = {"name", "sets", "target", "generation", "words", "sides", "sensitive"}
-SET_KEYS = {"name", "role", "prompts", "held_out", "file"}
+SET_KEYS = {"name", "role", "prompts", "held_out", "file", "loader", "source"}
 PROMPT_KEYS = {"text", "prompt", "id", "seed", "truth", "image", "call"}
 TRUTH = "truth."  # columns such as truth.colour
 
@@ -36,8 +37,8 @@ def read_suite(source: str | Path, role: str = FORGET) -> Suite:
 
     Args:
         source: A ShapeWorld value or concept ("red", "shapeworld-red"), another shipped concept, a concept file, a
-            suite file (YAML with `sets`), a `.jsonl` or `.csv` file of prompts, or "<loader>:<path>" with a loader of
-            the entry-point group `unlearning_adapters.prompt_sets`.
+            suite file (YAML with `sets`), a `.jsonl` or `.csv` file of prompts, or "<loader>:<path>" with one of
+            `PROMPT_SETS` or a loader of the entry-point group `unlearning_adapters.prompt_sets`.
         role: Role of the prompts of a file that names none.
 
     Raises:
@@ -51,6 +52,8 @@ def read_suite(source: str | Path, role: str = FORGET) -> Suite:
     if text.removeprefix("shapeworld-") in values():
         return shapeworld_suite(text.removeprefix("shapeworld-"))
     loader, colon, rest = text.partition(":")
+    if colon and loader in PROMPT_SETS:
+        return Suite(loader, tuple(load_prompt_set(loader, rest)))
     loaders = {point.name: point for point in entry_points(group=GROUP)}
     if colon and loader in loaders:
         return Suite(loader, tuple(loaders[loader].load()(Path(rest))))
@@ -163,6 +166,9 @@ def _sets(index: int, entry: Any, folder: Path | None) -> list[PromptSet]:
     name = str(entry.get("name", entry.get("role", index)))
     role = str(entry.get("role", name if name in ROLES else FORGET))
     held_out = bool(entry.get("held_out", True))
+    if "loader" in entry:
+        asked = entry.get("role", name if name in ROLES else None)
+        return load_prompt_set(str(entry["loader"]), (folder or Path()) / str(entry.get("file", "")), role=asked)
     if "file" in entry:
         path = (folder or Path()) / str(entry["file"])
         read = sets_from_jsonl if path.suffix.lower() == ".jsonl" else sets_from_csv
@@ -172,7 +178,7 @@ def _sets(index: int, entry: Any, folder: Path | None) -> list[PromptSet]:
         if isinstance(texts, (str, Mapping)):
             raise EvaluationError(f"Expected `prompts` of the set {name!r} to be a list, but got {show(texts)}.")
         prompts = tuple(_prompt(text, number) for number, text in enumerate(texts, start=1))
-    return [PromptSet(name, role, prompts, held_out)]
+    return [PromptSet(name, role, prompts, held_out, str(entry.get("source", "")))]
 
 
 def _prompt(entry: Any, number: int) -> EvaluationPrompt:
