@@ -185,7 +185,7 @@ class _Taps:
     def __init__(self, run: PartialRun, sites: Sequence[Site], needed: Mapping[str, int], max_rows: int | None) -> None:
         networks = denoisers(run.pipe)
         self.modules = {site.name: site_module(run.pipe, site.name) for site in sites}
-        self.guided = run.guided
+        self.pipe, self.guided = run.pipe, run.guided
         self.networks = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
         self.sites, self.needed, self.max_rows = sites, needed, max_rows
         self.leaders: dict[str, str] = {}  # site -> the site of its group that is recorded
@@ -200,7 +200,7 @@ class _Taps:
         self.fed: dict[tuple[Any, ...], tuple[Tensor, str]] = {}
         self.prompts, self.base = prompts, {name: len(rows) for name, rows in self.rows.items()}
         with ExitStack() as stack:
-            calls = count_calls(stack, self.networks, self._end_call)
+            calls = count_calls(stack, self.pipe, self.networks, self._end_call)
             for site in watched:
                 on_input(stack, self.modules[site.name], self._reader(site, calls))
             try:
@@ -334,7 +334,7 @@ def _probe(
         return read
 
     with ExitStack() as stack:
-        calls = count_calls(stack, networks, end)
+        calls = count_calls(stack, pipe, networks, end)
         for site in sites:
             on_input(stack, site_module(pipe, site.name), reader(site))
         run([prompt], [seed], image)

@@ -5,22 +5,22 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from diffusers import ModularPipeline
 from torch import Tensor, nn
 
 
-def count_calls(stack: ExitStack, networks: Mapping[str, nn.Module], end: Callable[[str, int], None]) -> Counter[str]:
-    """Count the calls of each denoiser from their begin on, and tell the end of each.
-
-    Wan-Animate 2 first calls its denoiser on the reference, with a prompt of its own: that call denoises nothing.
-    """
+def count_calls(
+    stack: ExitStack, pipe: Any, networks: Mapping[str, nn.Module], end: Callable[[str, int], None]
+) -> Counter[str]:
+    """Count the calls in which a pipeline's denoisers denoise, from their begin on, and tell the end of each."""
     calls: Counter[str] = Counter()
     for name, network in networks.items():
 
         def begin(_module: nn.Module, _args: Any, kwargs: dict[str, Any], name: str = name) -> None:
-            calls.update([name] if _denoises(kwargs) else [])
+            calls.update([name] if _denoises(pipe, kwargs) else [])
 
         def finish(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _out: Any, name: str = name) -> None:
-            if _denoises(kwargs):
+            if _denoises(pipe, kwargs):
                 end(name, calls[name])
 
         stack.callback(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
@@ -38,17 +38,21 @@ def on_input(stack: ExitStack, module: nn.Module, read: Callable[[Tensor], None]
 
 
 def on_call(
-    stack: ExitStack, networks: Mapping[str, nn.Module], read: Callable[[str, tuple[Any, ...], dict[str, Any]], None]
+    stack: ExitStack,
+    pipe: Any,
+    networks: Mapping[str, nn.Module],
+    read: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
 ) -> None:
     """Show the arguments of each denoising call to a function, with the name of the denoiser, when the call ends."""
     for name, network in networks.items():
 
         def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any], _out: Any, name: str = name) -> None:
-            if _denoises(kwargs):
+            if _denoises(pipe, kwargs):
                 read(name, args, kwargs)
 
         stack.callback(network.register_forward_hook(hook, with_kwargs=True).remove)
 
 
-def _denoises(kwargs: Mapping[str, Any]) -> bool:
-    return kwargs.get("kv_cache_mode") != "extract"
+def _denoises(pipe: Any, kwargs: Mapping[str, Any]) -> bool:
+    # The pipelines of Wan-Animate 2 first call their denoiser on the reference, with a prompt of its own.
+    return not (isinstance(pipe, ModularPipeline) and kwargs.get("kv_cache_mode") == "extract")

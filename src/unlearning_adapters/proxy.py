@@ -120,7 +120,7 @@ class Proxy:
             run.arguments.setdefault("num_inference_steps", steps)
         # Stopped before the end: modular pipelines decode what they made, and refuse not to.
         self.calls = min(steps, run.arguments.get("num_inference_steps") or steps)
-        self.run, self.size = run, 1 if run.needs_image else batch_size
+        self.run, self.size = run, 1 if run.one_by_one else batch_size
         self.named = self._batches(len(prompts.named), lambda chosen: self._concept(prompts, chosen, seed))
         self.kept = self._batches(len(prompts.kept), lambda chosen: self._unchanged(prompts, chosen, seed))
 
@@ -192,7 +192,7 @@ class Proxy:
                 raise StopRun
 
         with ExitStack() as stack:
-            on_call(stack, self.networks, read)
+            on_call(stack, self.run.pipe, self.networks, read)
             self.run(prompts, seeds)
         if not recorded:
             raise DenoiserError(f"A run of {type(self.run.pipe).__name__} called none of its denoisers.")

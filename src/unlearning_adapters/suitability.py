@@ -82,7 +82,7 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
     """Return the adapter with a stock LoRA factor `-strength * W write^T` for each site, computed where it lacks one.
 
     Raises:
-        FuseError: If a factor is missing where the weight is fused, or offloaded to a file.
+        FuseError: If a factor is missing where the weight is fused, or cannot be reached.
     """
     factors, networks = dict(adapter.lora_B), denoisers(pipe)
     for site, direction in adapter.directions.items():
@@ -91,7 +91,7 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
         component, _, path = site.partition(".")
         response = None if site in fused else layer_response(networks[component], path, direction.write)
         if response is None:
-            cure = "offloaded to a file. Load the base without offloading."
+            cure = "quantised or offloaded out of reach. Load the base without quantisation and offloading."
             if site in fused:
                 cure = "fused. Call unfuse_unlearning_adapters() first."
             raise FuseError(f"The stock LoRA factor of {site} cannot be computed, since its weight is {cure}")
