@@ -31,6 +31,7 @@ HELP = [
     ["inspect"],
     ["apply"],
     ["eval"],
+    ["attack"],
     ["export"],
     ["push"],
     ["pull"],
