@@ -33,6 +33,7 @@ HELP = [
     ["apply"],
     ["eval"],
     ["compare"],
+    ["attack"],
     ["export"],
     ["push"],
     ["pull"],
