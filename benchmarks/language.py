@@ -34,6 +34,7 @@ ARMS: dict[str, ua.BuildConfig | None] = {
     "cpca": ua.BuildConfig(method="cpca"),
 }
 SEED = 2026
+KINDS = ("pairs' phrases", "synonyms", "paraphrases", "unseen")
 
 
 def draw_sets(value: str, known: Sequence[str], clips: int) -> dict[str, list[LabelledPrompt]]:
@@ -115,8 +116,7 @@ def _plain(value: Any) -> Any:
 
 def table(results: dict[str, Any]) -> str:
     """Return the Markdown table: one row per concept and arm."""
-    kinds = ("pairs' phrases", "synonyms", "paraphrases", "unseen")
-    head = ["concept", "arm", "strength", *kinds, "valid", "context kept", "preservation", "worst neighbour"]
+    head = ["concept", "arm", "strength", *KINDS, "valid", "context kept", "preservation", "worst neighbour"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
 
     def cell(item: dict[str, Any] | None) -> str:
@@ -125,10 +125,29 @@ def table(results: dict[str, Any]) -> str:
     for value, found in results.items():
         for name, arm in found["arms"].items():
             strength = "" if arm["strength"] is None else f"{arm['strength']:.2f}"
-            shown = [cell(arm["shown"].get(kind)) for kind in kinds]
+            shown = [cell(arm["shown"].get(kind)) for kind in KINDS]
             rest = [cell(arm[key]) for key in head[-4:]]
             lines.append("| " + " | ".join([value, name, strength, *shown, *rest]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Return the Markdown table of all concepts together: one row per arm, with 95 % Wilson intervals."""
+    keys = ("valid", "context kept", "preservation")
+    lines = ["| arm | " + " | ".join([*KINDS, *keys]) + " |", "|" + "---|" * (1 + len(KINDS) + len(keys))]
+    for name in ARMS:
+        arms = [found["arms"][name] for found in results.values()]
+        columns = [[arm["shown"][kind] for arm in arms if kind in arm["shown"]] for kind in KINDS]
+        columns += [[arm[key] for arm in arms] for key in keys]
+        rates_of_all = [Rate(sum(c["hits"] for c in column), sum(c["count"] for c in column)) for column in columns]
+        cells = [f"{rate.value:.3f} ({rate.interval[0]:.3f} to {rate.interval[1]:.3f})" for rate in rates_of_all]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def page(results: dict[str, Any]) -> str:
+    """Return what language.md holds."""
+    return f"{summary(results)}\n{table(results)}"
 
 
 def main() -> None:
@@ -149,8 +168,8 @@ def main() -> None:
             options.file.write_text(
                 json.dumps({"clips": options.clips, "seed": SEED, "concepts": results}, indent=1) + "\n"
             )
-            options.file.with_suffix(".md").write_text(table(results))
-    print(table(results))
+            options.file.with_suffix(".md").write_text(page(results))
+    print(page(results))
 
 
 if __name__ == "__main__":
