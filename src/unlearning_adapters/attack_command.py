@@ -5,8 +5,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from .commands import SHAPEWORLD, Report, open_pipeline
-from .errors import ConceptError, EvaluationError
+from .commands import SHAPEWORLD, Report, open_pipeline, read_call
+from .errors import ConceptError
 
 ATTACKS = (
     "paraphrase", "guidance", "seeds", "embedding", "soft-prompt", "resurrection", "tampering", "video", "together",
@@ -61,7 +61,7 @@ def run_attack(options: Namespace) -> Report:
         None if reference is None else _target(reference, count, options.detector)[0],
         None if options.gold is None else open_pipeline(options.gold, options.dtype, options.device),
         _second(options, pipe, target, count),
-        {**call, **_call(options.call)},
+        {**call, **read_call(options.call)},
         options.batch or (BATCH if _value(target.concept) else 1),
     )
     folder = Path(options.output)
@@ -71,19 +71,6 @@ def run_attack(options: Namespace) -> Report:
     (folder / "attacks.md").write_text(text, encoding="utf-8")
     files = [str(folder / name) for name in ("attacks.json", "attacks.md")]
     return Report({**data, "files": files}, "\n".join((text, *files)))
-
-
-def _call(texts: list[str]) -> dict[str, Any]:
-    """Read arguments of a call, such as "num_frames=49"; values are YAML."""
-    import yaml
-
-    found = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise EvaluationError(f"Expected --call as NAME=VALUE, such as num_frames=49, but got {text!r}.")
-        found[name] = yaml.safe_load(value)
-    return found
 
 
 def _target(name: str, count: int, detector: list[str] | None) -> tuple[Any, dict[str, Any], Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConceptError, ConfigError, UnlearningError
+from .errors import ConceptError, ConfigError, EvaluationError, UnlearningError
 
 SHAPEWORLD = "shapeworld"
 EMBEDDED = (SHAPEWORLD, "shapeworld-language")
@@ -219,6 +219,19 @@ def open_pipeline(source: str, dtype: str | None = None, device: str | None = No
             f"Cannot open the pipeline {source!r} on {place!r}: {reason[:240].rstrip('.')}. "
             "Give 'shapeworld', a folder in diffusers' layout, or a Hub repository 'org/name'."
         ) from error
+
+
+def read_call(texts: list[str]) -> dict[str, Any]:
+    """Return the arguments of a pipeline's call that `--call NAME=VALUE` gives; values are YAML."""
+    import yaml
+
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise EvaluationError(f"Expected --call as NAME=VALUE, such as num_frames=49, but got {text!r}.")
+        found[name] = yaml.safe_load(value)
+    return found
 
 
 def _load_pipeline(source: str, dtype: Any) -> Any:

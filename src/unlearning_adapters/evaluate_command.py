@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from .commands import SHAPEWORLD, Report, open_pipeline
+from .commands import SHAPEWORLD, Report, open_pipeline, read_call
 from .errors import ConfigError, EvaluationError
 
 FORMS = "PIPELINE ADAPTER, or: diff REPORT REPORT, or nothing with --rescore"
@@ -113,7 +113,7 @@ def _suite(options: Namespace, adapter: Any) -> Any:
     else:
         suite = read_suite(name)
         suite = suite if options.clips is None else suite.limited(options.clips)
-    return replace(suite, generation={**suite.generation, **_call(options.call)})
+    return replace(suite, generation={**suite.generation, **read_call(options.call)})
 
 
 def _further_arms(options: Namespace, suite: Any) -> dict[str, Any]:
@@ -176,19 +176,6 @@ def _features(name: str | None) -> Any:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise EvaluationError(f"Cannot load --features {name!r}: {error}. Give package.module:callable.") from error
-
-
-def _call(texts: list[str]) -> dict[str, Any]:
-    """Read arguments of a call, such as "num_frames=49"; values are YAML."""
-    import yaml
-
-    found = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise EvaluationError(f"Expected --call as NAME=VALUE, such as num_frames=49, but got {text!r}.")
-        found[name] = yaml.safe_load(value)
-    return found
 
 
 def _pairs(texts: list[str], option: str) -> dict[str, float]:
