@@ -34,7 +34,7 @@ GUIDANCE_OFF = {
     "pag_scale": 0.0,
 }
 # Fails with guidance off (diffusers 0.42): there the first half of the batch is the unconditional prompt.
-ALWAYS_GUIDED = {"TextToVideoZeroPipeline"}
+ALWAYS_GUIDED = {"TextToVideoZeroPipeline", "TextToVideoZeroSDXLPipeline"}
 GUIDANCE_ONLY = {"guidance_scale_2", "negative_prompt"}  # of no use without guidance
 SCHEDULE = {"sigmas", "timesteps"}
 SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
