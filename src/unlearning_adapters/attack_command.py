@@ -43,13 +43,15 @@ def run_attack(options: Namespace) -> Report:
     from .attacks.budget import find_budget
     from .attacks.run import run_attacks
     from .attacks.table import to_markdown
+    from .shapeworld.generate import generation_of
 
     budget = find_budget(options.budget)
     count, steps = budget.prompts, budget.denoising_steps
     target, call, detectors = _target(str(options.suite or adapter.info.concept), count, options.detector)
+    pipe = open_pipeline(options.pipeline, options.dtype, options.device)
+    call = generation_of(pipe) or call
     if _value(target.concept) and steps:
         call["num_inference_steps"] = steps
-    pipe = open_pipeline(options.pipeline, options.dtype, options.device)
     reference = options.reference or _default(target, "reference")
     data = run_attacks(
         pipe,

@@ -252,14 +252,14 @@ def _call_arguments(pipe: Any, options: Namespace) -> dict[str, Any]:
     """Return the arguments of the pipeline's call that the options ask for."""
     from inspect import signature
 
-    from .shapeworld.generate import GENERATION
+    from .shapeworld.generate import generation_of
 
     given = {CALL_OPTIONS[name]: value for name, value in _given(options, tuple(CALL_OPTIONS)).items()}
     accepted = signature(type(pipe).__call__).parameters
     for name, argument in CALL_OPTIONS.items():
         if argument in given and argument not in accepted:
             raise ConfigError(f"{type(pipe).__name__} takes no `{argument}`. Leave --{name.replace('_', '-')} out.")
-    return {**(GENERATION if options.pipeline in EMBEDDED else {}), **given}
+    return {**generation_of(pipe), **given}
 
 
 def _write_clip(pipe: Any, prompt: str, file: Path, options: Namespace, arguments: dict[str, Any]) -> None:

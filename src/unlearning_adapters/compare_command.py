@@ -34,9 +34,11 @@ def compare(options: Namespace) -> Report:
     suite = _suite(options, concept)
     from .evaluation.comparison import COMPARED, compare_methods
     from .evaluation.comparison_page import to_plot, to_table
+    from .evaluation.shapeworld_suite import suite_for
 
     folder = Path(options.output)
     pipe = open_pipeline(options.pipeline, options.dtype, options.device)
+    suite = suite_for(suite, pipe)
     methods = COMPARED if options.methods is None else tuple(name for name in options.methods if name != "random")
     data, report = compare_methods(pipe, concept, suite, folder, methods, options.detector, gate=options.gate)
     report.save(folder)

@@ -66,15 +66,17 @@ def _evaluate(options: Namespace, wanted: dict[str, float] | None) -> Report:
     from .adapter_file import load_adapter
 
     source, adapter = options.subjects[0], load_adapter(options.subjects[1])
-    suite = _suite(options, adapter)
+    suite, call = _suite(options, adapter), read_call(options.call)
     from .evaluation.evaluate import evaluate, rescore
     from .evaluation.processes import this_process
+    from .evaluation.shapeworld_suite import suite_for
 
     process = this_process(cpu=_on_cpu(options.device))
     device = options.device
     if process.count > 1 and device in (None, "cuda") and not _on_cpu(device):
         device = f"cuda:{process.local}"
     pipe = open_pipeline(source, options.dtype, device)
+    suite = suite_for(suite, pipe, **call)
     report = evaluate(
         pipe,
         adapter,
@@ -98,9 +100,7 @@ def _evaluate(options: Namespace, wanted: dict[str, float] | None) -> Report:
 
 
 def _suite(options: Namespace, adapter: Any) -> Any:
-    """Return the suite with the call arguments and the size that the options ask for."""
-    from dataclasses import replace
-
+    """Return the suite of the size that the options ask for."""
     from .evaluation.shapeworld_suite import shapeworld_suite, values
     from .evaluation.suite_file import read_suite
 
@@ -109,11 +109,9 @@ def _suite(options: Namespace, adapter: Any) -> Any:
     if options.clips is not None and options.clips < 1:
         raise EvaluationError(f"Expected --clips to be at least 1, but got {options.clips}.")
     if value in values():
-        suite = shapeworld_suite(value, options.clips or 24)
-    else:
-        suite = read_suite(name)
-        suite = suite if options.clips is None else suite.limited(options.clips)
-    return replace(suite, generation={**suite.generation, **read_call(options.call)})
+        return shapeworld_suite(value, options.clips or 24)
+    suite = read_suite(name)
+    return suite if options.clips is None else suite.limited(options.clips)
 
 
 def _further_arms(options: Namespace, suite: Any) -> dict[str, Any]:

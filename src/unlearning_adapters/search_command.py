@@ -50,7 +50,7 @@ def search(options: Namespace) -> Report:
 
     load_optuna()  # before the pipeline, which takes longer
     pipe = open_pipeline(options.pipeline, options.dtype, options.device)
-    arguments = _arguments(options)
+    arguments = _arguments(pipe, options)
     few = {name: value for name, value in arguments.items() if name != "num_inference_steps"}  # the proxy has its own
     searched = Search(pipe, concept, seed=options.seed, call_kwargs=few)
     folder = Path(options.output)
@@ -62,11 +62,11 @@ def search(options: Namespace) -> Report:
     return Report(record, _text(record, folder), INTERRUPTED if result.interrupted else 0)
 
 
-def _arguments(options: Namespace) -> dict[str, Any]:
-    from .shapeworld.generate import GENERATION
+def _arguments(pipe: Any, options: Namespace) -> dict[str, Any]:
+    from .shapeworld.generate import generation_of
 
     given = {argument: getattr(options, name) for name, argument in CALL_OPTIONS.items() if hasattr(options, name)}
-    return {**(GENERATION if options.pipeline == SHAPEWORLD else {}), **given}
+    return {**generation_of(pipe), **given}
 
 
 def _generation(
@@ -75,7 +75,7 @@ def _generation(
     """Return what full generation gave for the front: rates on ShapeWorld, clips elsewhere if they are asked for."""
     from .front_generation import JUDGED_CLIPS, judge_front, show_front
 
-    if options.pipeline == SHAPEWORLD and searched.split.concept.target:
+    if Path(options.pipeline).name.startswith(SHAPEWORLD) and searched.split.concept.target:
         return {"generation": judge_front(searched, result, options.clips or JUDGED_CLIPS)}
     return {"clips": show_front(searched, result, folder, arguments)} if options.clips else {}
 

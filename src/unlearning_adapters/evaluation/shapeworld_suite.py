@@ -1,13 +1,14 @@
 """Suites of the embedded world: held-out prompts whose truth is known, for ShapeWorld's judge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from unlearning_adapters.concepts import load_concept
 from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.prompts import find_word
 from unlearning_adapters.shapeworld.captions import WORDS
-from unlearning_adapters.shapeworld.generate import GENERATION
+from unlearning_adapters.shapeworld.generate import GENERATION, generation_of
 from unlearning_adapters.shapeworld.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
 from unlearning_adapters.shapeworld.scenes import FACTORS
 
@@ -17,7 +18,13 @@ from .suite import EvaluationPrompt, PromptSet, Suite
 SEED = 2027  # of the prompts; the demo and the benchmark use other ones
 
 
-def shapeworld_suite(value: str, clips: int = 24, seed: int = SEED, paraphrases: bool = True) -> Suite:
+def shapeworld_suite(
+    value: str,
+    clips: int = 24,
+    seed: int = SEED,
+    paraphrases: bool = True,
+    generation: Mapping[str, Any] | None = None,
+) -> Suite:
     """Return the suite of a value of the embedded world, such as "red".
 
     Its sets: "forget" names the value with its own word, "synonyms" with other words (crimson), "neighbours" names the
@@ -28,6 +35,7 @@ def shapeworld_suite(value: str, clips: int = 24, seed: int = SEED, paraphrases:
         clips: Prompts of each of "forget" and "neighbours"; the other sets have half as many.
         seed: Seed of the prompts and of their noise.
         paraphrases: Whether to add the sets "synonyms" and "generic".
+        generation: Call arguments of the pipeline; None takes those of the embedded model.
     """
     factor = find_factor(value)
     half = max(1, clips // 2)
@@ -47,9 +55,13 @@ def shapeworld_suite(value: str, clips: int = 24, seed: int = SEED, paraphrases:
     except ConceptError:  # a value without a shipped concept
         pairs = ()
     sides = dict.fromkeys(side for pair in pairs for side in (pair.unsafe, pair.safe))
-    return Suite(
-        f"shapeworld-{value}", tuple(sets), {factor: value}, dict(GENERATION), words, tuple(sides), sensitive=False
-    )
+    call = dict(GENERATION if not generation else generation)
+    return Suite(f"shapeworld-{value}", tuple(sets), {factor: value}, call, words, tuple(sides), sensitive=False)
+
+
+def suite_for(suite: Suite, pipe: Any, **call: Any) -> Suite:
+    """Return a suite with further call arguments, and those of a ShapeWorld model, which its own may not fit."""
+    return replace(suite, generation={**(generation_of(pipe) or suite.generation), **call})
 
 
 def _as_set(name: str, role: str, prompts: Sequence[LabelledPrompt]) -> PromptSet:

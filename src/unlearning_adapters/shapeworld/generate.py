@@ -20,9 +20,33 @@ GENERATION: dict[str, Any] = {
     "guidance_scale": 3.0,
     "max_sequence_length": 32,
 }
+# The same for the models of other classes, which `train_family` makes; they are smaller.
+OTHERS: dict[str, dict[str, Any]] = {
+    "TextToVideoSDPipeline": {
+        "height": 32,
+        "width": 32,
+        "num_frames": 5,
+        "num_inference_steps": 12,
+        "guidance_scale": 3.0,
+    },
+    "CogVideoXPipeline": {
+        "height": 32,
+        "width": 32,
+        "num_frames": 9,
+        "num_inference_steps": 12,
+        "guidance_scale": 3.0,
+        "max_sequence_length": 24,
+    },
+}
 
 
-@torch.no_grad()
+def generation_of(pipe: Any) -> dict[str, Any]:
+    """Return the call arguments of a ShapeWorld model, known by its name, and none for any other pipeline."""
+    config: Any = getattr(pipe, "config", None) or {}
+    name = str(config.get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
+    return dict(OTHERS.get(type(pipe).__name__, GENERATION)) if name.startswith("shapeworld") else {}
+
+
 def generate_latents(
     pipe: Any, prompts: Sequence[LabelledPrompt], batch_size: int = 16, progress: str | None = None, **settings: Any
 ) -> Tensor:
@@ -38,23 +62,29 @@ def generate_latents(
     Returns:
         Latents of shape (prompts, channels, latent frames, latent height, latent width), on the CPU.
     """
+    call = {**GENERATION, **settings, "output_type": "latent"}
+    return torch.cat([frames.cpu() for frames in run_batches(pipe, prompts, batch_size, progress, **call)])
+
+
+@torch.no_grad()
+def run_batches(
+    pipe: Any, prompts: Sequence[LabelledPrompt], batch_size: int = 16, progress: str | None = None, **call: Any
+) -> list[Any]:
+    """Return the frames of each call of the pipeline, with the prompts in batches and a generator for each."""
     shown = dict(pipe._progress_bar_config) if hasattr(pipe, "_progress_bar_config") else {}
     pipe.set_progress_bar_config(disable=True)
     bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, unit="clip")
-    rows = []
+    rows: list[Any] = []
     try:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             generators = [torch.Generator().manual_seed(prompt.seed) for prompt in batch]
-            call = {**GENERATION, **settings}
-            rows.append(
-                pipe([p.prompt for p in batch], generator=generators, output_type="latent", **call).frames.cpu()
-            )
+            rows.append(pipe([p.prompt for p in batch], generator=generators, **call).frames)
             bar.update(len(batch))
     finally:
         bar.close()
         pipe.set_progress_bar_config(**{"disable": False, **shown})
-    return torch.cat(rows)
+    return rows
 
 
 @torch.no_grad()
@@ -72,4 +102,7 @@ def decode_latents(pipe: Any, latents: Tensor, batch_size: int = 16) -> list[NDA
 
 def generate_clips(pipe: Any, prompts: Sequence[LabelledPrompt], **settings: Any) -> list[NDArray[np.uint8]]:
     """Return one clip per prompt; arguments as in `generate_latents`."""
-    return decode_latents(pipe, generate_latents(pipe, prompts, **settings))
+    if type(pipe).__name__ not in OTHERS:
+        return decode_latents(pipe, generate_latents(pipe, prompts, **settings))
+    outputs = run_batches(pipe, prompts, output_type="np", **{**OTHERS[type(pipe).__name__], **settings})
+    return [np.rint(np.asarray(clip) * 255).astype(np.uint8) for frames in outputs for clip in frames]

@@ -33,13 +33,26 @@ class DenoiserSettings:
     noise_word: float = 0.05  # chance of an unknown word in a caption, which the model must learn to ignore
     text_tokens: int = 24
     seed: int = 2
+    without: str = ""  # a value that no scene shows and no caption names: the gold model of an unlearning method
 
 
 def training_scenes(settings: DenoiserSettings) -> list[Scene]:
     """Return the fixed set of scenes that the denoiser learns from."""
     rng = np.random.default_rng((settings.seed, 0))
-    scenes = [sample_scene(rng) for _ in range(settings.scenes)]
-    return scenes + [sample_scene(rng, bodies=2) for _ in range(settings.pair_scenes)]
+    scenes: list[Scene] = []
+    for bodies, count in ((1, settings.scenes), (2, settings.pair_scenes)):
+        wanted = len(scenes) + count
+        while len(scenes) < wanted:
+            scene = sample_scene(rng, bodies)
+            if settings.without not in values_shown(scene):
+                scenes.append(scene)
+    return scenes
+
+
+def values_shown(scene: Scene) -> set[str]:
+    """Return the values of all factors that a scene shows."""
+    shown = {value for body in scene.bodies for value in (body.colour, body.shape, body.motion)}
+    return shown | {scene.background}
 
 
 @torch.no_grad()
@@ -150,7 +163,8 @@ class Captions:
 
 def build_optimizers(model: Any, settings: DenoiserSettings) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the denoiser's blocks and AdamW for all else."""
-    matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
+    names = (".blocks.", "_blocks.", "mid_block.")
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and any(part in name for part in names)]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     muon = torch.optim.Muon(

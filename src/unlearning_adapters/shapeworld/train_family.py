@@ -1,0 +1,177 @@
+"""Train a further ShapeWorld model from nothing: VAE, then text encoder and denoiser together, then the decoder.
+
+    python -m unlearning_adapters.shapeworld.train_family unet vae --output runs/unet
+    python -m unlearning_adapters.shapeworld.train_family unet denoiser --output runs/unet
+    python -m unlearning_adapters.shapeworld.train_family unet decoder --output runs/unet
+    python -m unlearning_adapters.shapeworld.train_family unet export --output runs/unet --to models/shapeworld-unet
+
+`cogvideox` in place of `unet` trains the other one. Each stage resumes from its newest checkpoint, draws its data from
+fixed seeds, and appends one JSON object per log line to `log.jsonl`.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .architecture import build_tokenizer
+from .cogvideox import COGVIDEOX
+from .family import Family
+from .scenes import Scene, render
+from .train_denoiser import Captions, DenoiserSettings, Training, training_scenes
+from .train_family_vae import FamilyVaeSettings, refine_family_decoder, train_family_vae
+from .training_run import DEVICE, Run, to_tensor
+from .unet import UNET
+
+FAMILIES = {"unet": UNET, "cogvideox": COGVIDEOX}
+
+
+@dataclass(frozen=True)
+class FamilySettings(DenoiserSettings):
+    """Settings of text encoder and denoiser."""
+
+    batch: int = 64
+
+
+# A UNet learns shapes sooner, and each of its steps costs more.
+SETTINGS = {
+    "unet": (FamilyVaeSettings(frame_steps=2500), FamilySettings(steps=1300)),
+    "cogvideox": (FamilyVaeSettings(frame_steps=1800, clip_steps=1200), FamilySettings(steps=1600)),
+}
+
+
+class Conditioned(torch.nn.Module):
+    """Text encoder and denoiser, trained as one module; prompts are padded and not masked, as the pipelines do it."""
+
+    def __init__(self, family: Family, vocabulary_size: int) -> None:
+        super().__init__()
+        self.family = family
+        self.text_encoder = family.build_text_encoder(vocabulary_size)
+        self.denoiser = family.build_denoiser()
+
+    def forward(self, ids: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """Predict v."""
+        hidden = self.text_encoder(ids).last_hidden_state
+        return self.family.predict(self.denoiser, noisy, timestep, hidden)
+
+
+@torch.no_grad()
+def encode_scenes(family: Family, run: Run, scenes: list[Scene]) -> tuple[Tensor, Tensor, float]:
+    """Return means and deviations of the scenes' latents, scaled to variance 1, and the scale."""
+    if (data := run.load("latents")) is not None:
+        return data["mean"], data["deviation"], float(data["scale"])
+    state = run.load("vae")
+    if state is None:
+        raise SystemExit(f"No VAE checkpoint in {run.folder}; run the stage 'vae' first.")
+    vae = family.build_vae().to(DEVICE).eval()
+    vae.load_state_dict(state["model"])
+    means, deviations = [], []
+    for start in tqdm(range(0, len(scenes), 32), desc="encode"):
+        drawn = [render(scene, family.frames, family.size) for scene in scenes[start : start + 32]]
+        mean, deviation = family.encode(vae, to_tensor(drawn).to(DEVICE))
+        means.append(mean)
+        deviations.append(deviation)
+    mean, deviation = torch.cat(means), torch.cat(deviations)
+    scale = 1.0 / float((mean.square() + deviation.square()).mean().sqrt())
+    data = {"mean": mean * scale, "deviation": deviation * scale, "scale": torch.tensor(scale)}
+    run.save("latents", data)
+    return data["mean"], data["deviation"], scale
+
+
+def diffusion_batch(
+    rng: np.random.Generator, family: Family, mean: Tensor, deviation: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return noisy latents, timesteps and v targets of one step."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    noise, jitter = (torch.randn(mean.shape, generator=generator).to(DEVICE) for _ in range(2))
+    clean = mean + deviation * jitter
+    alphas = family.build_scheduler().alphas_cumprod
+    timestep = torch.randint(0, len(alphas), (len(mean),), generator=generator)
+    kept = alphas[timestep].to(DEVICE).view(-1, 1, 1, 1, 1)
+    noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+    return noisy, timestep.to(DEVICE), kept.sqrt() * noise - (1 - kept).sqrt() * clean
+
+
+def train_family_denoiser(family: Family, run: Run, settings: FamilySettings) -> None:
+    """Train text encoder and denoiser together, from the newest checkpoint if there is one."""
+    scenes = training_scenes(settings)
+    mean, deviation, _ = encode_scenes(family, run, scenes)
+    captions = Captions(scenes, settings)
+    torch.manual_seed(settings.seed)
+    # In evaluation mode: the dropout that a UNet's temporal convolutions have is of no use to clips without end.
+    training = Training(run, settings, Conditioned(family, len(captions.tokenizer)).eval())
+    bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc="denoiser")
+    for step in bar:
+        rng = np.random.default_rng((settings.seed, 1, step))
+        indices = rng.integers(len(scenes), size=settings.batch)
+        ids, _ = captions.draw(rng, indices)
+        noisy, timestep, target = diffusion_batch(rng, family, mean[indices], deviation[indices])
+        loss = (training.model(ids, noisy, timestep) - target).square().mean()
+        training.update(loss)
+        bar.set_postfix(loss=f"{loss.item():.4f}")
+        if training.step % 25 == 0:
+            run.log("denoiser", step=training.step, loss=round(loss.item(), 5))
+        if training.step % 100 == 0 or training.step == settings.steps:
+            training.save()
+
+
+def assemble(family: Family, run: Run, weights: str = "average") -> Any:
+    """Return the pipeline of the newest checkpoints of a run."""
+    # The refined decoder if there is one.
+    vae_state, data, state = run.load("decoder") or run.load("vae"), run.load("latents"), run.load("denoiser")
+    if vae_state is None or data is None or state is None:
+        raise SystemExit(f"Not all checkpoints are in {run.folder}; run the stages 'vae' and 'denoiser' first.")
+    tokenizer = build_tokenizer()
+    tokenizer.model_max_length = family.text_tokens
+    model = Conditioned(family, len(tokenizer))
+    model.load_state_dict(state[weights])
+    vae = family.build_vae()
+    vae.load_state_dict(vae_state["model"])
+    vae.register_to_config(scaling_factor=float(data["scale"]))
+    parts = {"vae": vae, "text_encoder": model.text_encoder, "denoiser": model.denoiser}
+    parts = {name: part.eval() for name, part in parts.items()}
+    pipe = family.assemble({**parts, "tokenizer": tokenizer, "scheduler": family.build_scheduler()})
+    pipe.register_to_config(_name_or_path=family.name)
+    return pipe
+
+
+def export(family: Family, run: Run, folder: Path, vae: FamilyVaeSettings, denoiser: FamilySettings) -> None:
+    """Write the pipeline in half precision, with the training log beside it."""
+    assemble(family, run).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    settings = {"vae": asdict(vae), "denoiser": asdict(denoiser)}
+    (folder / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "training_log.jsonl").write_text((run.folder / "log.jsonl").read_text())
+
+
+def main() -> None:
+    """Parse the command line and run one stage."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("family", choices=tuple(FAMILIES))
+    parser.add_argument("stage", choices=("vae", "denoiser", "decoder", "export"))
+    parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
+    parser.add_argument("--to", type=Path, help="folder of the exported pipeline")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    family, run = FAMILIES[arguments.family], Run(arguments.output)
+    vae, denoiser = SETTINGS[arguments.family]
+    if arguments.stage == "vae":
+        train_family_vae(family, run, vae)
+    elif arguments.stage == "denoiser":
+        train_family_denoiser(family, run, denoiser)
+    elif arguments.stage == "decoder":
+        refine_family_decoder(family, run, vae, training_scenes(denoiser))
+    elif arguments.to is None:
+        parser.error("the stage 'export' needs --to DIR")
+    else:
+        export(family, run, arguments.to, vae, denoiser)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Train a gold model: the embedded model retrained from nothing on a world without one value.
+
+    python -m unlearning_adapters.shapeworld.train_gold train --without red --output runs/gold
+    python -m unlearning_adapters.shapeworld.train_gold export --without red --output runs/gold --to models/gold
+
+It is what unlearning should come to: no clip of its training shows the value, and no caption names it. Text encoder and
+denoiser are new; the VAE is that of the embedded model, which draws whatever its latents say. The training resumes from
+its newest checkpoint, and takes about 40 minutes on two CPU cores.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import WanPipeline
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from tqdm import tqdm
+
+from .architecture import build_text_encoder, build_transformer
+from .model import load_shapeworld
+from .train_denoiser import Captions, DenoiserSettings, TextConditioned, Training, flow_batch, training_scenes
+from .train_language import encode_clips
+from .training_run import Run
+
+
+def gold_settings(value: str) -> DenoiserSettings:
+    """Return the settings of the model that never saw a value: those of the embedded model, with fewer steps."""
+    return DenoiserSettings(steps=1000, without=value)
+
+
+def train_gold(run: Run, settings: DenoiserSettings) -> None:
+    """Train text encoder and denoiser together, from the newest checkpoint if there is one."""
+    scenes = training_scenes(settings)
+    mean, deviation = encode_clips(run, scenes)
+    captions = Captions(scenes, settings)
+    torch.manual_seed(settings.seed)
+    model = TextConditioned(build_text_encoder(len(captions.tokenizer)), build_transformer())
+    training = Training(run, settings, model)
+    bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc="gold")
+    for step in bar:
+        rng = np.random.default_rng((settings.seed, 1, step))
+        indices = rng.integers(len(scenes), size=settings.batch)
+        ids, mask = captions.draw(rng, indices)
+        noisy, timestep, target, padded = flow_batch(rng, mean[indices], deviation[indices])
+        loss = (training.model(ids, mask, padded, noisy, timestep) - target).square().mean()
+        training.update(loss)
+        bar.set_postfix(loss=f"{loss.item():.4f}")
+        if training.step % 25 == 0:
+            run.log("gold", step=training.step, loss=round(loss.item(), 5))
+        if training.step % 100 == 0 or training.step == settings.steps:
+            training.save()
+
+
+def assemble_gold(run: Run, value: str, weights: str = "average") -> WanPipeline:
+    """Return the pipeline of the newest checkpoint of a run."""
+    state = run.load("denoiser")
+    if state is None:
+        raise SystemExit(f"No checkpoint in {run.folder}; run the stage 'train' first.")
+    pipe = load_shapeworld()
+    model = TextConditioned(pipe.text_encoder, pipe.transformer)
+    model.load_state_dict(state[weights])
+    for block in pipe.transformer.blocks:
+        block.attn2.set_processor(WanAttnProcessor())
+    pipe.register_to_config(_name_or_path=f"shapeworld-without-{value}")
+    return pipe
+
+
+def export(run: Run, settings: DenoiserSettings, folder: Path) -> None:
+    """Write the pipeline in half precision, with the training log and settings beside it."""
+    assemble_gold(run, settings.without).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    (folder / "training.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    (folder / "training_log.jsonl").write_text((run.folder / "log.jsonl").read_text())
+
+
+def main() -> None:
+    """Parse the command line and run one stage."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("stage", choices=("train", "export"))
+    parser.add_argument("--without", required=True, metavar="VALUE", help="the value that the model never sees")
+    parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
+    parser.add_argument("--to", type=Path, help="folder of the exported pipeline")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    run, settings = Run(arguments.output), gold_settings(arguments.without)
+    if arguments.stage == "train":
+        train_gold(run, settings)
+    elif arguments.to is None:
+        parser.error("the stage 'export' needs --to DIR")
+    else:
+        export(run, settings, arguments.to)
+
+
+if __name__ == "__main__":
+    main()
