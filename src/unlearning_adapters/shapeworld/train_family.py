@@ -93,7 +93,7 @@ def diffusion_batch(
     clean = mean + deviation * jitter
     alphas = family.build_scheduler().alphas_cumprod
     timestep = torch.randint(0, len(alphas), (len(mean),), generator=generator)
-    kept = alphas[timestep].to(DEVICE).view(-1, 1, 1, 1, 1)
+    kept = alphas[timestep].float().to(DEVICE).view(-1, 1, 1, 1, 1)
     noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
     return noisy, timestep.to(DEVICE), kept.sqrt() * noise - (1 - kept).sqrt() * clean
 

@@ -1,0 +1,106 @@
+"""Further ShapeWorld models: their training runs and resumes, and those of the repository show what they are asked."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from unlearning_adapters import load_shapeworld
+from unlearning_adapters.shapeworld.captions import WORDS
+from unlearning_adapters.shapeworld.generate import GENERATION, OTHERS, generate_clips, generation_of
+from unlearning_adapters.shapeworld.prompts import draw_prompts
+from unlearning_adapters.shapeworld.train_denoiser import Captions, DenoiserSettings, training_scenes, values_shown
+from unlearning_adapters.shapeworld.train_family import (
+    FAMILIES,
+    SETTINGS,
+    assemble,
+    diffusion_batch,
+    export,
+    train_family_denoiser,
+)
+from unlearning_adapters.shapeworld.train_family_vae import refine_family_decoder, train_family_vae
+from unlearning_adapters.shapeworld.train_gold import gold_settings, train_gold
+from unlearning_adapters.shapeworld.training_run import Run
+from unlearning_adapters.sites import find_sites
+
+MODELS = Path(__file__).parents[1] / "models"
+SITES = {
+    "unet": {"attn2.to_k", "attn2.to_v"},
+    "cogvideox": {"patch_embed.text_proj"},
+}
+
+
+def small(name: str, steps: int):
+    """The settings of a family with few scenes and steps."""
+    vae, denoiser = SETTINGS[name]
+    vae = replace(vae, frame_steps=2, clip_steps=2, frame_batch=2, clip_batch=2)
+    return vae, replace(denoiser, steps=steps, batch=4, scenes=6, pair_scenes=2)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_trains_resumes_and_becomes_a_pipeline(name, tmp_path):
+    family, run = FAMILIES[name], Run(tmp_path / "run")
+    vae, denoiser = small(name, 2)
+    train_family_vae(family, run, vae)
+    train_family_denoiser(family, run, replace(denoiser, steps=1))
+    train_family_denoiser(family, run, denoiser)  # goes on at step 1
+    state = run.load("denoiser")
+    assert state is not None and state["step"] == 2
+    refine_family_decoder(family, run, vae, training_scenes(denoiser), steps=1)
+    built = assemble(family, run)
+    before, after = run.load("vae")["model"], built.vae.state_dict()
+    changed = {key.split(".")[0] for key in after if not torch.equal(before[key], after[key])}
+    run.log("denoiser", step=2)
+    assert changed == {"decoder"}  # the latents stay as the denoiser knows them
+    export(family, run, tmp_path / family.name, vae, denoiser)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / family.name)
+    clips = generate_clips(pipe, draw_prompts(2, 1), num_inference_steps=2)
+    assert [clip.shape for clip in clips] == [(family.frames, family.size, family.size, 3)] * 2
+    assert generation_of(pipe) == OTHERS[type(pipe).__name__]
+    found = {part for site in find_sites(pipe) for part in SITES[name] if site.name.endswith(part)}
+    assert found == SITES[name]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_target_of_training_is_v(name):
+    family = FAMILIES[name]
+    mean = torch.randn(64, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    noisy, timestep, target = diffusion_batch(np.random.default_rng(0), family, mean, torch.zeros_like(mean))
+    scheduler = family.build_scheduler()
+    kept = scheduler.alphas_cumprod[timestep].float().view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(kept.sqrt() * noisy - (1 - kept).sqrt() * target, mean)  # v gives the clean latents back
+    assert float(scheduler.alphas_cumprod[-1]) == 0.0  # sampling starts from pure noise
+
+
+def test_a_world_without_a_value_never_shows_or_names_it():
+    for value in ("red", "circle", "left", "black"):
+        settings = replace(gold_settings(value), scenes=60, pair_scenes=30)
+        scenes = training_scenes(settings)
+        assert len(scenes) == 90 and sum(len(scene.bodies) == 2 for scene in scenes) == 30
+        assert not any(value in values_shown(scene) for scene in scenes)
+        captions = Captions(scenes, settings)
+        words = {word for factor in WORDS.values() for word in factor.get(value, ())}
+        ids, _ = captions.draw(np.random.default_rng(0), np.arange(90))
+        texts = captions.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        assert not any(f" {word} " in f" {text} " for word in words for text in texts)
+        assert any(value in values_shown(scene) for scene in training_scenes(replace(settings, without="")))
+
+
+def test_the_scenes_of_the_embedded_model_are_as_they_were():
+    scenes = training_scenes(replace(DenoiserSettings(), scenes=3, pair_scenes=1))
+    assert [scene.factors["colour"] for scene in scenes] == ["yellow", "yellow", "green", "red"]
+
+
+def test_gold_training_resumes(tmp_path):
+    run, settings = Run(tmp_path), replace(gold_settings("red"), steps=2, batch=4, scenes=6, pair_scenes=2)
+    train_gold(run, replace(settings, steps=1))
+    train_gold(run, settings)
+    assert run.load("denoiser")["step"] == 2
+
+
+def test_generation_is_known_by_name():
+    assert generation_of(load_shapeworld()) == GENERATION
+    assert generation_of(object()) == {}
