@@ -104,14 +104,15 @@ def measure_concept(pipe: Any, value: str, clips: int) -> dict[str, Any]:
         finally:
             if config is not None:
                 pipe.unload_unlearning_adapters()
-        arms[name] = {"strength": strength, **_plain(rates(value, sets, verdicts))}
+        arms[name] = {"strength": strength, **plain(rates(value, sets, verdicts))}
     return {"phrases": list(concept.words), "arms": arms}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return rates as plain JSON types: hits, count and interval."""
     if isinstance(value, Rate):
         return {"hits": value.hits, "count": value.count, "interval": [round(end, 4) for end in value.interval]}
-    return {name: _plain(item) for name, item in value.items()}
+    return {name: plain(item) for name, item in value.items()}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -139,10 +140,14 @@ def summary(results: dict[str, Any]) -> str:
         arms = [found["arms"][name] for found in results.values()]
         columns = [[arm["shown"][kind] for arm in arms if kind in arm["shown"]] for kind in KINDS]
         columns += [[arm[key] for arm in arms] for key in keys]
-        rates_of_all = [Rate(sum(c["hits"] for c in column), sum(c["count"] for c in column)) for column in columns]
-        cells = [f"{rate.value:.3f} ({rate.interval[0]:.3f} to {rate.interval[1]:.3f})" for rate in rates_of_all]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(pooled(column) for column in columns) + " |")
     return "\n".join(lines) + "\n"
+
+
+def pooled(rates_found: Sequence[dict[str, Any]]) -> str:
+    """Return the rate of all together with its 95 % Wilson interval, as text."""
+    rate = Rate(sum(item["hits"] for item in rates_found), sum(item["count"] for item in rates_found))
+    return f"{rate.value:.3f} ({rate.interval[0]:.3f} to {rate.interval[1]:.3f})"
 
 
 def page(results: dict[str, Any]) -> str:

@@ -1,0 +1,197 @@
+"""Measure nine concepts on every ShapeWorld model: python -m benchmarks.models [--clips N] [--models NAME]; resumes.
+
+Writes benchmarks/models.json and benchmarks/models.md. For each model and concept: five shipped pairs, default
+settings, held-out prompts with the concept's own word and with other words, prompts of its neighbours, the same seeds
+for all arms; rivals; three concepts stacked; and how long a build takes, in generations of one clip.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+import unlearning_adapters as ua
+from unlearning_adapters.prompts import find_word
+from unlearning_adapters.shapeworld.captions import WORDS
+from unlearning_adapters.shapeworld.generate import generate_clips, generation_of
+from unlearning_adapters.shapeworld.judge import judge_clips
+from unlearning_adapters.shapeworld.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
+
+from .language import CONCEPTS, plain, pooled, rates
+
+FOLDER = Path(__file__).parent
+FILE = FOLDER / "models.json"
+MODELS = ("shapeworld", "shapeworld-unet", "shapeworld-cogvideox")
+METHODS = ("ridge", "uce", "cpca")
+STACK = ("red", "circle", "left")
+SEED = 631  # of the prompts and the noise; no other file uses it
+SHOWN = ("own word", "synonyms")
+KEPT = ("valid", "context kept", "preservation")
+
+
+def open_model(name: str) -> Any:
+    """Return a model: the embedded one, or one of the folder `models`."""
+    return ua.load_shapeworld() if name == "shapeworld" else DiffusionPipeline.from_pretrained(f"models/{name}")
+
+
+def draw_sets(value: str, clips: int) -> dict[str, list[LabelledPrompt]]:
+    """Return held-out prompts: the concept by its own word, by other words, and its neighbours."""
+    factor = find_factor(value)
+    own, *others = WORDS[factor][value]
+    mixed = draw_prompts(8 * clips, SEED + 2, synonyms=True, **{factor: value})
+    other = [item for item in mixed if find_word(item.prompt, others) and not find_word(item.prompt, [own])]
+    sets = {SHOWN[0]: draw_prompts(clips, SEED, **{factor: value}), SHOWN[1]: other[:clips]}
+    return {
+        **{kind: found for kind, found in sets.items() if found},
+        "neighbours": neighbour_prompts(clips, SEED, value),
+    }
+
+
+def arm(pipe: Any, value: str, sets: dict[str, list[LabelledPrompt]], base: Sequence[Any] | None, label: str) -> Any:
+    """Return the clips of an arm and its rates; with the base's clips also the drift of the neighbours' ones."""
+    prompts = [prompt for members in sets.values() for prompt in members]
+    clips = generate_clips(pipe, prompts, progress=label)
+    found = plain(rates(value, sets, judge_clips(clips)))
+    if base is not None:
+        kept = len(sets["neighbours"])
+        pairs = zip(clips[-kept:], base[-kept:], strict=True)
+        found["drift"] = float(np.mean([np.abs(a.astype(float) - b).mean() / 255 for a, b in pairs]))
+    return clips, found
+
+
+def build(pipe: Any, value: str, method: str) -> tuple[ua.UnlearningAdapter, float]:
+    """Return an adapter and the seconds that its build took."""
+    concept, call = ua.load_concept(f"shapeworld-{value}"), generation_of(pipe)
+    length = {name: call[name] for name in ("max_sequence_length",) if name in call}
+    start = time.perf_counter()
+    adapter = ua.build_adapter(
+        pipe,
+        concept,
+        ua.BuildConfig(method=method),  # type: ignore[arg-type]
+        progress=False,
+        call_kwargs=length,
+    )
+    return adapter, time.perf_counter() - start
+
+
+def measure_concept(pipe: Any, value: str, clips: int, methods: Iterable[str]) -> dict[str, Any]:
+    """Return the rates of the base and of each method for one concept."""
+    sets = draw_sets(value, clips)
+    base, found = arm(pipe, value, sets, None, f"{value}: base")
+    arms = {"base": found}
+    for method in methods:
+        adapter, seconds = build(pipe, value, method)
+        ua.load_unlearning_adapter(pipe, adapter)
+        try:
+            _, found = arm(pipe, value, sets, base, f"{value}: {method}")
+        finally:
+            ua.unload_unlearning_adapters(pipe)
+        arms[method] = {"strength": adapter.strength, "build seconds": seconds, **found}
+    return arms
+
+
+def measure_stack(pipe: Any, clips: int) -> dict[str, Any]:
+    """Return, for each concept of the stack, its rates with all of them loaded, and with it alone."""
+    adapters = {value: build(pipe, value, "ridge")[0] for value in STACK}
+    found: dict[str, Any] = {}
+    for value in STACK:
+        drawn = draw_sets(value, 2 * clips)
+        sets = {kind: [item for item in items if free(item, value)][:clips] for kind, items in drawn.items()}
+        for label, names in (("alone", (value,)), ("stacked", STACK)):
+            for name in names:
+                ua.load_unlearning_adapter(pipe, adapters[name], adapter_name=name)
+            try:
+                found.setdefault(value, {})[label] = arm(pipe, value, sets, None, f"{value}: {label}")[1]
+            finally:
+                ua.unload_unlearning_adapters(pipe)
+    return found
+
+
+def free(prompt: LabelledPrompt, value: str) -> bool:
+    """Tell whether a prompt names none of the other stacked concepts."""
+    return not set(prompt.factors.values()) & (set(STACK) - {value})
+
+
+def clip_seconds(pipe: Any) -> float:
+    """Return the seconds of one generation, the middle of three."""
+    taken = []
+    for prompt in draw_prompts(3, SEED):
+        start = time.perf_counter()
+        generate_clips(pipe, [prompt])
+        taken.append(time.perf_counter() - start)
+    return sorted(taken)[1]
+
+
+def row(model: str, name: str, arms: list[dict[str, Any]], generation: float) -> str:
+    """Return one row of the table: all concepts together, and the worst one."""
+    cells = []
+    for kind in SHOWN:
+        found = [item["shown"][kind] for item in arms if kind in item["shown"]]
+        cells.append(pooled(found))
+    worst = max(item["shown"][SHOWN[0]]["hits"] / max(1, item["shown"][SHOWN[0]]["count"]) for item in arms)
+    cells.insert(1, f"{worst:.2f}")
+    cells += [pooled([item[key] for item in arms]) for key in KEPT]
+    cells.append(f"{min(item['worst neighbour']['hits'] / item['worst neighbour']['count'] for item in arms):.2f}")
+    drift = [item["drift"] for item in arms if "drift" in item]
+    cells.append(f"{np.mean(drift):.4f}" if drift else "")
+    built = [item["build seconds"] for item in arms if "build seconds" in item]
+    cells.append(f"{np.median(built) / generation:.2f}" if built else "")
+    return "| " + " | ".join([model, name, *cells]) + " |"
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the Markdown table."""
+    head = ["model", "arm", "concept shown", "worst concept", "other words", *KEPT, "worst neighbour", "drift", "build"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for model, found in results.items():
+        concepts = found["concepts"].values()
+        for name in ("base", *METHODS):
+            if arms := [item[name] for item in concepts if name in item]:
+                lines.append(row(model, name, arms, found["clip seconds"]))
+        for label in ("alone", "stacked"):
+            if arms := [item[label] for item in found.get("stack", {}).values()]:
+                lines.append(row(model, f"{', '.join(STACK)}: {label}", arms, found["clip seconds"]))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure what is not in the file yet."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", type=int, default=40, help="prompts of each kind (default: 40)")
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--concepts", nargs="+", default=CONCEPTS)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--file", type=Path, default=FILE)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    old = json.loads(options.file.read_text()) if options.file.is_file() else {}
+    results = old.get("models", {}) if old.get("clips") == options.clips else {}
+
+    def keep() -> None:
+        options.file.write_text(json.dumps({"clips": options.clips, "seed": SEED, "models": results}, indent=1) + "\n")
+        options.file.with_suffix(".md").write_text(table(results))
+
+    for model in options.models:
+        pipe = open_model(model)
+        found = results.setdefault(model, {"concepts": {}})
+        found.setdefault("clip seconds", clip_seconds(pipe))
+        for value in options.concepts:
+            if value not in found["concepts"]:
+                found["concepts"][value] = measure_concept(pipe, value, options.clips, options.methods)
+                keep()
+        if "stack" not in found:
+            found["stack"] = measure_stack(pipe, options.clips)
+            keep()
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
