@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import tiny_wan_pipeline
+from tiny import tiny_wan_pipeline, untrained
 from unlearning_adapters.adapter import UnlearningAdapter
 from unlearning_adapters.attacks.budget import Budget, find_budget
 from unlearning_adapters.attacks.co_occurring import co_occurring
@@ -31,12 +31,13 @@ from unlearning_adapters.concepts import load_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms import adapter_arm
-from unlearning_adapters.evaluation.detectors import as_detectors
+from unlearning_adapters.evaluation.detectors import Detector, as_detectors
 from unlearning_adapters.evaluation.suite import EvaluationPrompt, PromptSet, Suite
-from unlearning_adapters.shapeworld.generate import GENERATION
+from unlearning_adapters.shapeworld.generate import GENERATION, OTHERS
 from unlearning_adapters.shapeworld.judge import judge_bodies
 from unlearning_adapters.shapeworld.model import load_shapeworld
 from unlearning_adapters.shapeworld.scenes import Body, Scene, render
+from unlearning_adapters.shapeworld.train_family import FAMILIES
 from unlearning_adapters.verbs import (
     get_active_unlearning_adapters,
     load_unlearning_adapter,
@@ -216,6 +217,44 @@ def test_the_loss_is_that_of_flow_matching() -> None:
     denoising, noise = Denoising(Knows(), {"return_dict": False}, 1000.0), torch.Generator().manual_seed(0)
     assert float(denoising.loss(clean, torch.zeros(1), noise)) < 1e-6
     assert float(denoising.loss(clean, None, noise)) == pytest.approx(5.0, rel=0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_loss_is_that_of_diffusion(prediction: str) -> None:
+    """The same of a denoiser of diffusion, whatever it predicts; zero has the mean square of the target."""
+    clean, kept = torch.full((256, 2, 1, 4, 4), 2.0), torch.linspace(0.9, 0.1, 50)
+
+    class Knows(torch.nn.Module):
+        def forward(self, sample, timestep, encoder_hidden_states):
+            share = kept[timestep].view(-1, 1, 1, 1, 1)
+            noise = (sample - share.sqrt() * clean) / (1 - share).sqrt()
+            velocity = share.sqrt() * noise - (1 - share).sqrt() * clean
+            found = {"epsilon": noise, "v_prediction": velocity, "sample": clean}[prediction]
+            return (found if encoder_hidden_states is not None else torch.zeros_like(clean),)
+
+    denoising = Denoising(Knows(), {}, 50.0, "sample", kept, prediction)
+    noise = torch.Generator().manual_seed(0)
+    assert float(denoising.loss(clean, torch.zeros(1), noise)) < 1e-6
+    square = {"epsilon": 1.0, "v_prediction": 0.5 + 0.5 * 4.0, "sample": 4.0}[prediction]
+    assert float(denoising.loss(clean, None, noise)) == pytest.approx(square, rel=0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_denoisers_of_diffusion_can_be_trained_through(name: str, target: Target) -> None:
+    """A UNet, whose latents have another name, and CogVideoX: their own call, their loss."""
+    pipe = untrained(name)
+    _, network = one_denoiser(pipe)
+    subject = Subject(pipe, (), OTHERS[type(pipe).__name__] | {"num_inference_steps": 2}, batch=2)
+    asks = target.named[:2]
+    clips = torch.stack(subject.generate(asks, output_type="latent"))
+    denoising = denoising_of(subject, clips)
+    assert denoising.prediction == "v_prediction" and denoising.kept is not None
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    seeing = replace(subject, detectors=as_detectors([Detector("always", lambda frames: [1.0] * len(frames))]))
+    start, after = resurrection(seeing, replace(target, named=asks), Examples(asks, clips, clips), FEW)
+    assert start.number is None and after.number is not None and after.number > 0
+    assert before.keys() == network.state_dict().keys()
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_a_lora_starts_as_no_attack_and_is_trained_on_a_copy(

@@ -1,5 +1,7 @@
 """Tiny random-weight pipelines, made in memory and offline: real diffusers classes that run within a second."""
 
+from typing import Any
+
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -104,3 +106,20 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if not any(part in kept for part in name.split(".")):
             parameter.data = parameter.data.to(dtype)
+
+
+def untrained(family: str) -> Any:
+    """Return a ShapeWorld model of a family with random weights, also where training starts from zero."""
+    from unlearning_adapters.shapeworld.architecture import build_tokenizer
+    from unlearning_adapters.shapeworld.train_family import FAMILIES, Conditioned
+
+    torch.manual_seed(0)
+    found, tokenizer = FAMILIES[family], build_tokenizer()
+    tokenizer.model_max_length = found.text_tokens
+    model = Conditioned(found, len(tokenizer)).eval()
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    parts = {"vae": found.build_vae().eval(), "text_encoder": model.text_encoder, "denoiser": model.denoiser}
+    return found.assemble({**parts, "tokenizer": tokenizer, "scheduler": found.build_scheduler()})

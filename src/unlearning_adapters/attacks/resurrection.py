@@ -7,7 +7,7 @@ only beside the curve of a gold model, which never saw the concept.
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from unlearning_adapters.errors import EvaluationError
@@ -61,5 +61,7 @@ def add_lora(pipe: Any, seed: int) -> list[nn.Parameter]:
         raise EvaluationError(f"{type(network).__name__} has no attention layers named {', '.join(LAYERS)}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LAYERS)))  # type: ignore[operator]
+        inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LAYERS)), network)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_("lora_" in name)
     return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -162,7 +162,12 @@ class Subject:
         """Return what the text encoder makes of prompts, of shape (prompts, tokens, width)."""
         check_embeds(self.pipe)
         known = inspect.signature(self.pipe.encode_prompt).parameters
-        options = {"do_classifier_free_guidance": False, **self.call}
+        # The two that older pipelines demand, and newer ones know already.
+        needed = {"device": self.pipe._execution_device, "num_images_per_prompt": 1}
+        demanded = {
+            name: needed[name] for name in needed if name in known and known[name].default is inspect.Parameter.empty
+        }
+        options = {"do_classifier_free_guidance": False, **demanded, **self.call}
         given = {name: value for name, value in options.items() if name in known}
         found = self.pipe.encode_prompt(prompt=list(texts), **given)
         embeds: Tensor = found[0] if isinstance(found, tuple) else found
