@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from unlearning_adapters import load_shapeworld
+from unlearning_adapters import build_adapter, load_concept, load_shapeworld, load_unlearning_adapter
 from unlearning_adapters.shapeworld.captions import WORDS
 from unlearning_adapters.shapeworld.generate import GENERATION, OTHERS, generate_clips, generation_of
 from unlearning_adapters.shapeworld.prompts import draw_prompts
@@ -104,3 +104,29 @@ def test_gold_training_resumes(tmp_path):
 def test_generation_is_known_by_name():
     assert generation_of(load_shapeworld()) == GENERATION
     assert generation_of(object()) == {}
+
+
+@pytest.mark.parametrize("name", ["shapeworld-unet", "shapeworld-cogvideox"])
+def test_a_model_of_the_repository_forgets_red_and_nothing_else(name):
+    pipe = DiffusionPipeline.from_pretrained(MODELS / name)
+    suite = Suite.draw("red", 18, seed=77)
+    base = measure(pipe, suite)
+    assert base.concept_rate.value >= 0.9 and base.preservation.value >= 0.9 and base.context_kept.value >= 0.9
+    call = {key: value for key, value in generation_of(pipe).items() if key == "max_sequence_length"}
+    load_unlearning_adapter(pipe, build_adapter(pipe, load_concept("red"), progress=False, call_kwargs=call))
+    edited = measure(pipe, suite)
+    assert edited.concept_rate.value <= 0.1 and edited.preservation.value >= 0.9 and edited.context_kept.value >= 0.9
+
+
+def test_the_gold_model_knows_everything_but_red():
+    pipe = DiffusionPipeline.from_pretrained(MODELS / "shapeworld-without-red")
+    assert generation_of(pipe) == GENERATION
+    rates = measure(pipe, Suite.draw("red", 18, seed=77))
+    assert rates.concept_rate.hits == 0 and rates.preservation.value >= 0.9
+
+
+@pytest.mark.parametrize("folder", sorted(MODELS.glob("shapeworld-*")), ids=lambda folder: folder.name)
+def test_a_model_of_the_repository_is_small_and_says_how_it_was_trained(folder):
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    assert sum(sizes) < 25_000_000 and not list(folder.rglob("*.bin"))
+    assert {"training.json", "training_log.jsonl", "model_index.json"} <= {file.name for file in folder.iterdir()}
