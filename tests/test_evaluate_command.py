@@ -68,7 +68,7 @@ def test_eval_writes_all_forms_of_the_report(place: Path, unlearn: Callable[...,
         "--seeds",
         "0,1",
     ]
-    options = [*detector, *further, "--gate", "0", "--strengths", "0.5", "--fused"]
+    options = [*detector, *further, "--gate", "0", "--strengths", "0.5", "--fused", "--batch", "4"]
     code, out, err = unlearn(*call, *options, "--json")
     found = json.loads(out)
     assert code == 0 and "error" not in err
@@ -79,7 +79,7 @@ def test_eval_writes_all_forms_of_the_report(place: Path, unlearn: Callable[...,
         "random", "destroyed",
     ]  # fmt: skip
     assert found["clips"] == 4 and found["seeds"] == [0, 1] and found["detectors"][0]["threshold"] == 0.9
-    assert found["arms"]["edited"]["about"]["applied"] == "fused"
+    assert found["arms"]["edited"]["about"]["applied"] == "fused" and found["conditions"]["batch"] == 4
     drift = {
         name: arm["drift"]["forget"]["difference"]["value"] for name, arm in found["arms"].items() if name != "base"
     }
