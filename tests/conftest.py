@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,19 @@ def hub():
     HUB.forget()
     yield HUB
     HUB.forget()
+
+
+@pytest.fixture
+def unlearn(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run one command in this process; return its exit code, stdout and stderr."""
+    from unlearning_adapters import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        return code, *capfd.readouterr()
+
+    return run

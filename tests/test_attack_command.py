@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tiny import tiny_wan_pipeline
-from unlearning_adapters import attack_command, cli
+from unlearning_adapters import attack_command
 from unlearning_adapters.adapter_file import save_adapter
 from unlearning_adapters.attacks import budget
 from unlearning_adapters.attacks.budget import Budget
@@ -29,19 +29,9 @@ def brightness(frames):
     return frames.mean(axis=(1, 2, 3)) / 255 > 0.1
 
 
-@pytest.fixture
-def unlearn(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+@pytest.fixture(autouse=True)
+def tiny_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(budget.BUDGETS, "small", TINY)
-
-    def run(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -49,21 +49,6 @@ Outcome = tuple[int, str, str]
 
 
 @pytest.fixture
-def unlearn(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run one command in this process; return its exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def adapter_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "no-red"
     save_adapter(forge.planted_adapter(forge.small_weights(), description="The colour red."), folder)

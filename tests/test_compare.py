@@ -53,7 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(place: Path, *more: str) -> list[str]:
     return ["compare", str(place / "pipeline"), str(place / "concept.yaml"), "--suite", str(place / "suite.yaml"),
-            "--detector", "test_compare:brightness", "--gate", "0", "-o", str(place / "run"), *more]  # fmt: skip
+            "--detector", "test_compare:brightness", "--gate", "0", "--batch", "2", "-o", str(place / "run"),
+            *more]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,7 @@ def written(place: Path) -> dict[str, Any]:
 
 def test_each_method_is_a_row_with_its_build_and_its_intervals(written: dict[str, Any], place: Path) -> None:
     arms = ["base", *COMPARED, "negative-prompt", "words-left-out", "random", "destroyed"]
+    assert written["conditions"]["batch"] == 2
     assert list(written["rows"]) == arms and set(COMPARED) == set(METHODS) - {"random"}
     for name, row in written["rows"].items():
         assert row["erased"]["count"] == 1 and len(row["erased"]["interval"]) == 2

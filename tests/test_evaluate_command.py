@@ -9,7 +9,6 @@ import pytest
 
 from evaluation_runs import obedient, recoloured, red_suite, synthetic
 from tiny import tiny_wan_pipeline
-from unlearning_adapters import cli
 from unlearning_adapters.adapter_file import save_adapter
 from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept, Pair
@@ -25,19 +24,6 @@ SIZE = ["--call", "height=16", "--call", "width=16", "--call", "num_frames=5", "
 def brightness(frames):
     """A detector as a user would write it."""
     return frames.mean(axis=(1, 2, 3)) / 255
-
-
-@pytest.fixture
-def unlearn(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    def run(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +54,7 @@ def test_eval_writes_all_forms_of_the_report(place: Path, unlearn: Callable[...,
         "--seeds",
         "0,1",
     ]
-    options = [*detector, *further, "--gate", "0", "--strengths", "0.5", "--fused"]
+    options = [*detector, *further, "--gate", "0", "--strengths", "0.5", "--fused", "--batch", "4"]
     code, out, err = unlearn(*call, *options, "--json")
     found = json.loads(out)
     assert code == 0 and "error" not in err
@@ -79,7 +65,7 @@ def test_eval_writes_all_forms_of_the_report(place: Path, unlearn: Callable[...,
         "random", "destroyed",
     ]  # fmt: skip
     assert found["clips"] == 4 and found["seeds"] == [0, 1] and found["detectors"][0]["threshold"] == 0.9
-    assert found["arms"]["edited"]["about"]["applied"] == "fused"
+    assert found["arms"]["edited"]["about"]["applied"] == "fused" and found["conditions"]["batch"] == 4
     drift = {
         name: arm["drift"]["forget"]["difference"]["value"] for name, arm in found["arms"].items() if name != "base"
     }

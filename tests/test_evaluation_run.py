@@ -109,10 +109,10 @@ def test_a_run_that_was_cut_goes_on_to_the_same_rows(
         made.append(arguments)
         if len(made) == 4:
             raise KeyboardInterrupt
-        return make_row(*arguments)
+        return make_rows(*arguments)
 
-    make_row = run_module.make_row
-    monkeypatch.setattr(run_module, "make_row", dies)
+    make_rows = run_module.make_rows
+    monkeypatch.setattr(run_module, "make_rows", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(pipe, adapter, suite, output=tmp_path / "cut", **options)
     partial = rescore(tmp_path / "cut", progress=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,22 +13,9 @@ from diffusers import DiffusionPipeline
 
 from planted import output, planted
 from tiny import tiny_wan_pipeline
-from unlearning_adapters import cli
 from unlearning_adapters.adapter_file import FILE_NAME, save_adapter
 from unlearning_adapters.export import LAYOUTS, export_lora
 from unlearning_adapters.export_command import LAYOUTS as CHOICES
-
-Outcome = tuple[int, str, str]
-
-
-@pytest.fixture
-def unlearn(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    def run(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

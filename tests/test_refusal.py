@@ -16,6 +16,7 @@ from unlearning_adapters.refusal import (
     exact_rows,
     pooled_refusal_vector,
     refusal_vector,
+    ridge_solve,
     token_differences,
 )
 
@@ -200,3 +201,13 @@ def test_distinct_rows_keep_the_first_of_each_in_order() -> None:
 def test_exact_rows_are_float64_without_a_gradient() -> None:
     rows = exact_rows(torch.ones(2, 2, dtype=torch.bfloat16, requires_grad=True))
     assert rows.dtype == torch.float64 and not rows.requires_grad
+
+
+@pytest.mark.parametrize(("count", "features"), [(7, 40), (39, 40), (40, 40), (90, 40)])
+@pytest.mark.parametrize("ridge", [1e-3, 10.0])
+def test_the_ridge_solve_is_the_dense_one_however_many_rows_there_are(count: int, features: int, ridge: float) -> None:
+    draw = torch.Generator().manual_seed(count)
+    rows, targets = (torch.randn(number, features, generator=draw, dtype=torch.float64) for number in (count, 3))
+    moment = sum(np.outer(row, row) for row in rows.numpy())
+    dense = targets.numpy() @ np.linalg.inv(moment + ridge * np.eye(features))
+    np.testing.assert_allclose(ridge_solve(rows, targets, ridge).numpy(), dense, atol=1e-9 * np.abs(dense).max())

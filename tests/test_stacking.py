@@ -22,7 +22,6 @@ from unlearning_adapters.stacking import (
     apply_edit,
     edited_weight,
     lora_factors,
-    project_lora,
     stack_directions,
     stack_report,
     stacked_factors,
@@ -159,7 +158,6 @@ def test_strength_zero_is_the_base_bit_for_bit() -> None:
     assert apply_edit(x, edit) is x
     weight = random_rows(9, 6, 24)
     assert torch.equal(edited_weight(weight, edit), weight)
-    assert torch.equal(project_lora(weight, edit), weight)
     assert weight_factor(weight, edit).shape == (6, 0)
 
 
@@ -332,20 +330,6 @@ def test_a_weight_is_read_in_blocks_with_the_same_result(monkeypatch: pytest.Mon
     assert whole.dtype == torch.float32
     monkeypatch.setattr("unlearning_adapters.stacking.BLOCK_ELEMENTS", 2 * 24)
     torch.testing.assert_close(weight_factor(weight, edit), whole)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_projected_lora_reads_the_edited_input(dtype: torch.dtype) -> None:
-    lora_A, x = random_rows(7, 4, 24).to(dtype), random_rows(8, 6, 24)
-    edit = stack_directions([oblique(1), oblique(2)], [1.0, 0.6])
-    projected = project_lora(lora_A, edit)
-    assert projected.shape == lora_A.shape and projected.dtype == dtype
-    after = apply_edit(x, edit) @ lora_A.float().T
-    tolerance = 1e-4 if dtype == torch.float32 else 0.02
-    torch.testing.assert_close(
-        x @ projected.float().T, after, atol=tolerance * float(after.abs().max()), rtol=tolerance
-    )
-    assert (projected.float() - lora_A.float()).abs().max() > 0.05
 
 
 def test_gradients_flow_through_the_edited_input() -> None:

@@ -21,6 +21,7 @@ def compare_options(command: ArgumentParser) -> None:
     add("--suite", metavar="SUITE", help="a concept, or a .yaml, .jsonl or .csv file (default: the concept)")
     add("--detector", metavar="NAME", action="append", help="a name, or package.module:callable; repeat it for more")
     add("--clips", type=int, metavar="N", help="prompts of each set at most (default: all; ShapeWorld: 24)")
+    add("--batch", type=int, default=1, metavar="N", help="clips per call of the pipeline (default: 1)")
     add("--gate", type=float, metavar="X", help="share of forget prompts that the base must show (default: 0.9 or 0.5)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="number type of the weights")
     add("--device", help="where to run, such as cuda (default: a GPU if there is one)")
@@ -40,7 +41,9 @@ def compare(options: Namespace) -> Report:
     pipe = open_pipeline(options.pipeline, options.dtype, options.device)
     suite = suite_for(suite, pipe)
     methods = COMPARED if options.methods is None else tuple(name for name in options.methods if name != "random")
-    data, report = compare_methods(pipe, concept, suite, folder, methods, options.detector, gate=options.gate)
+    data, report = compare_methods(
+        pipe, concept, suite, folder, methods, options.detector, gate=options.gate, batch_size=options.batch
+    )
     report.save(folder)
     text = to_table(data)
     files = [folder / f"{NAME}.{suffix}" for suffix in ("json", "md", "svg")]

@@ -20,6 +20,7 @@ from .refusal import (
     exact_rows,
     pooled_refusal_vector,
     refusal_vector,
+    ridge_solve,
     token_differences,
 )
 
@@ -177,7 +178,8 @@ def ridge_direction(
         # As long as r, so that the joint solve is well scaled.
         rest = _leading(differences - (differences @ unit.T) @ unit, rank - 1, differences.norm())
         write = torch.cat([write, rest * write.norm()])
-    solved = _ridge_solve(_moment_rows(exact_rows(rows), weights), write, epsilon)
+    moment = _moment_rows(exact_rows(rows), weights)
+    solved = ridge_solve(moment, write, epsilon * float(moment.square().sum()) / moment.shape[1])
     return _direction(torch.linalg.solve(solved @ write.T, solved), write, r.device)
 
 
@@ -276,19 +278,6 @@ def _moment_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
             "check that the sites read the prompt, and give the concept neutral prompts."
         )
     return moment
-
-
-def _ridge_solve(moment: Tensor, targets: Tensor, epsilon: float) -> Tensor:
-    """Return `targets @ (X^T X + e I)^-1`, each row one target; never features x features if X has fewer rows."""
-    count, features = moment.shape
-    ridge = epsilon * float(moment.square().sum()) / features
-    if count >= features:
-        dense = moment.T @ moment + ridge * torch.eye(features, dtype=moment.dtype, device=moment.device)
-        solved: Tensor = torch.linalg.solve(dense, targets.T)
-        return solved.T
-    inner = moment @ moment.T + ridge * torch.eye(count, dtype=moment.dtype, device=moment.device)
-    inside: Tensor = torch.linalg.solve(inner, moment @ targets.T)
-    return (targets - inside.T @ moment) / ridge
 
 
 def _leading(rows: Tensor, count: int, size: Tensor) -> Tensor:

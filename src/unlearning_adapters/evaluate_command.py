@@ -25,6 +25,7 @@ def eval_options(command: ArgumentParser) -> None:
     add("--seeds", type=_whole_numbers, metavar="N,N", help="seeds of each prompt (default: one of its own)")
     add("--strengths", type=_numbers, metavar="X,X", default=(), help="further strengths, for the plot")
     add("--call", metavar="NAME=VALUE", action="append", default=[], help="argument of the pipeline's call; repeat it")
+    add("--batch", type=int, default=1, metavar="N", help="clips per call of the pipeline (default: 1)")
     add("--negative-prompt", metavar="TEXT", help="add an arm: the base with this negative prompt")
     add("--without-words", action="store_true", help="add an arm: the base, the concept's words left out of prompts")
     add("--reseeded", action="store_true", help="add an arm: the base with other noise, the scale for all drift")
@@ -91,6 +92,7 @@ def _evaluate(options: Namespace, wanted: dict[str, float] | None) -> Report:
         features=_features(options.features),
         output=options.output,
         process=process,
+        batch_size=options.batch,
     )
     if not process.main:
         return Report({}, "")

@@ -1,7 +1,7 @@
-"""From rows of activations to the refusal vector: which tokens carry the concept, and how they differ.
+"""From rows of activations to the refusal vector: which tokens carry the concept, how they differ, and the ridge solve.
 
 Rows are float32, shape (rows, features), one row per token as the site receives it. Everything is computed in float64.
-Symbols, equations and sources: docs/maths.md 2.
+Symbols, equations and sources: docs/maths.md 2 and 3.
 """
 
 from collections.abc import Sequence
@@ -175,6 +175,30 @@ def exact_rows(rows: Tensor) -> Tensor:
     """
     rows = rows.detach()
     return (rows.cpu() if rows.device.type == "mps" else rows).double()
+
+
+def ridge_solve(rows: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """Return `targets (X^T X + ridge I)^-1`, in the span of the rows X where they are fewer than features.
+
+    Then `(X^T X + e I)^-1 = (I - X^T (X X^T + e I)^-1 X) / e` (Woodbury; docs/maths.md 3), and no features x features
+    matrix is formed.
+
+    Args:
+        rows: X, shape (n, features), float64.
+        targets: Rows of the same width, shape (k, features).
+        ridge: Above 0.
+
+    Returns:
+        Solved targets of shape (k, features).
+    """
+    count, features = rows.shape
+    if count >= features:
+        dense = rows.T @ rows + ridge * torch.eye(features, dtype=rows.dtype, device=rows.device)
+        solved: Tensor = torch.linalg.solve(dense, targets.T)
+        return solved.T
+    inner = rows @ rows.T + ridge * torch.eye(count, dtype=rows.dtype, device=rows.device)
+    inside: Tensor = torch.linalg.solve(inner, rows @ targets.T)
+    return (targets - inside.T @ rows) / ridge
 
 
 def _distances(unsafe: Tensor, safe: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .adapter import Direction
 from .errors import ConceptError
-from .refusal import distinct_rows, exact_rows
+from .refusal import distinct_rows, exact_rows, ridge_solve
 
 # UCE's and RECE's weights were set for CLIP's tokens, |c|^2 about 768: on rows of another size they are scaled alike.
 CLIP_SQUARE = 768.0
@@ -48,7 +48,7 @@ def uce_direction(
     if not len(tokens):
         raise ConceptError("UCE needs at least one token that carries the concept, but got none.")
     rows = torch.cat([tokens * erase**0.5, exact_rows(preserved).to(tokens.device) * keep**0.5])
-    read = erase * _solve(rows, tokens, ridge * _relative_size(tokens))
+    read = erase * ridge_solve(rows, tokens, ridge * _relative_size(tokens))
     return _additive(read, tokens - aims, concepts.device)
 
 
@@ -138,18 +138,6 @@ def _soft_projector(rows: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
 
 def _relative_size(rows: Tensor) -> float:
     return float(rows.square().sum(dim=1).mean()) / CLIP_SQUARE
-
-
-def _solve(rows: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    """Return `targets (X^T X + ridge I)^-1` in the span of the rows X, never features x features if it is smaller."""
-    count, features = rows.shape
-    if count >= features:
-        dense = rows.T @ rows + ridge * torch.eye(features, dtype=rows.dtype, device=rows.device)
-        solved: Tensor = torch.linalg.solve(dense, targets.T)
-        return solved.T
-    inner = rows @ rows.T + ridge * torch.eye(count, dtype=rows.dtype, device=rows.device)
-    inside: Tensor = torch.linalg.solve(inner, rows @ targets.T)
-    return (targets - inside.T @ rows) / ridge
 
 
 def _factored(matrix: Tensor, rank: int, device: torch.device) -> Direction:

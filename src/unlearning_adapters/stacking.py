@@ -1,4 +1,4 @@
-"""What several directions do together at one site: the joint edit, and how it acts on inputs, weights and LoRAs.
+"""What several directions do together at one site: the joint edit, how it acts on inputs and weights, and as a LoRA.
 
 With the reads stacked as `A` (m x in), the writes as the columns of `V` (in x m), `G = A V` and `L = diag(strengths)`:
 
@@ -219,21 +219,6 @@ def stacked_factors(
     kept, dials = _solve(rows)
     made = torch.stack([outputs[row.owner][:, row.number].detach().cpu().double() for row in kept], dim=1)
     return torch.stack([row.read for row in kept]).float(), -(made @ dials).float()
-
-
-def project_lora(lora_A: Tensor, edit: StackedEdit) -> Tensor:
-    """Return the A factor with which another LoRA reads the edited input, `A' = A (I - mix read)`.
-
-    Args:
-        lora_A: A factor of a LoRA on the same site, shape (r, in_features), any floating dtype.
-        edit: The joint edit of the site, on the same device.
-
-    Returns:
-        Factor of the shape and dtype of `lora_A`, computed in float32; the rank does not change.
-    """
-    if edit.rank == 0:
-        return lora_A
-    return (lora_A - (lora_A.float() @ edit.mix) @ edit.read).to(lora_A.dtype)
 
 
 def edited_weight(weight: Tensor, edit: StackedEdit) -> Tensor:

@@ -48,6 +48,7 @@ def compare_methods(
     *,
     gate: float | None = None,
     progress: bool = True,
+    batch_size: int = 1,
 ) -> tuple[dict[str, Any], Report]:
     """Build every method with its default settings, and measure all of them in one evaluation.
 
@@ -64,6 +65,7 @@ def compare_methods(
         detectors: As for `evaluate`.
         gate: As for `evaluate`.
         progress: Whether to show progress bars.
+        batch_size: As for `evaluate`.
 
     Returns:
         The comparison as plain JSON types, and the report that it was taken from.
@@ -82,7 +84,9 @@ def compare_methods(
     arms[NEGATIVE] = negative_prompt_arm(suite.words[0])
     arms[ORACLE] = reworded_arm(suite.words)
     arms[RANDOM] = random_arm(built[DEFAULT if DEFAULT in built else methods[0]][0])
-    report = evaluate(pipe, None, suite, detectors, arms=arms, gate=gate, output=folder, progress=progress)
+    report = evaluate(
+        pipe, None, suite, detectors, arms=arms, gate=gate, output=folder, progress=progress, batch_size=batch_size
+    )
     return comparison_of(report), report
 
 

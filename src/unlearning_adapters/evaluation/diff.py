@@ -6,11 +6,14 @@ from typing import Any
 
 from unlearning_adapters.errors import EvaluationError
 
+from .generate import UNSAID
 from .markdown import NOT_APPLICABLE, number
 from .rates import Paired
 from .report import NAMES, Report
 
-COMPARED = ("pipeline", "model", "dtype", "device", "generator_device", "scheduler", "scheduler_config", "generation")
+COMPARED = (
+    "pipeline", "model", "dtype", "device", "generator_device", "scheduler", "scheduler_config", "generation", "batch"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,9 @@ def diff_reports(before: Report, after: Report) -> Difference:
     for name in NAMES:
         one, two = before.value(name), after.value(name)
         measures[name] = {"before": one, "after": two, "change": None if None in (one, two) else two - one}  # type: ignore[operator]
+    old, new = ({**UNSAID, **report.data["conditions"]} for report in (before, after))
     conditions = {
-        name: (before.data["conditions"].get(name), after.data["conditions"].get(name))
-        for name in (*COMPARED, "suite")
-        if before.data["conditions"].get(name) != after.data["conditions"].get(name)
+        name: (old.get(name), new.get(name)) for name in (*COMPARED, "suite") if old.get(name) != new.get(name)
     }
     same = not conditions and before.data["seeds"] == after.data["seeds"]
     if same and (test := _paired_erasure(before, after)) is not None:

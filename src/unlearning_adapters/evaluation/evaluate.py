@@ -13,9 +13,10 @@ from unlearning_adapters.concepts import Concept
 from unlearning_adapters.errors import EvaluationError
 
 from .arms import BASE, DESTROYED, EDITED, RANDOM, Arm, adapter_arm, base_arm, check_unedited
+from .batches import check_batch
 from .controls import destroyed_arm, random_arm
 from .detectors import Detector, as_detectors, load_detector
-from .generate import check_call, conditions_of
+from .generate import UNSAID, check_call, conditions_of
 from .processes import Process, this_process
 from .report import Report, make_report
 from .rows import Store
@@ -24,7 +25,7 @@ from .suite import Case, Suite
 from .suite_file import read_suite, suite_from_dict
 
 RECORD = "run.json"
-REPEATED = 2  # clips of the base that are made once more at the end
+REPEATED = 2  # clips of the base that are made once more at the end, without batches
 
 
 def evaluate(
@@ -43,6 +44,7 @@ def evaluate(
     output: str | Path | None = None,
     progress: bool = True,
     process: Process | None = None,
+    batch_size: int = 1,
 ) -> Report:
     """Measure what an adapter makes a pipeline forget, and what else it changes.
 
@@ -68,12 +70,14 @@ def evaluate(
         output: Folder of rows and clips; an interrupted run goes on from there. None takes a temporary one.
         progress: Whether to show progress bars.
         process: This process among all of a run; None asks the launcher's environment.
+        batch_size: Clips per call of the pipeline, at most. Noise does not depend on it; clips differ by rounding.
 
     Returns:
         The report.
 
     Raises:
-        EvaluationError: If there is nothing to measure, the pipeline is edited, or the folder holds another run.
+        EvaluationError: If there is nothing to measure, the pipeline is edited or makes no batches, or the folder holds
+            another run.
 
     Example:
         >>> report = evaluate(pipe, "no-red", output="no-red-evaluation")
@@ -85,6 +89,7 @@ def evaluate(
     watching = with_validity(watching)
     planned = plan_arms(loaded, arms or {}, controls, fused, strengths)
     check_unedited(pipe)
+    check_batch(pipe, batch_size)
     for arm in planned.values():
         check_call(pipe, {**chosen.generation, **arm.call})
     own = process or this_process(cpu=_on_cpu(pipe))
@@ -92,8 +97,10 @@ def evaluate(
         if own.count > 1:
             raise EvaluationError("Several processes need a folder that all of them see. Give `output`.")
         with tempfile.TemporaryDirectory(prefix="unlearning-evaluation-") as folder:
-            return _evaluate(pipe, chosen, watching, planned, seeds, gate, features, Path(folder), progress, own)
-    return _evaluate(pipe, chosen, watching, planned, seeds, gate, features, Path(output), progress, own)
+            place = Path(folder)
+            return _evaluate(pipe, chosen, watching, planned, seeds, gate, features, place, progress, own, batch_size)
+    place = Path(output)
+    return _evaluate(pipe, chosen, watching, planned, seeds, gate, features, place, progress, own, batch_size)
 
 
 def rescore(
@@ -206,12 +213,13 @@ def _evaluate(
     folder: Path,
     progress: bool,
     process: Process,
+    batch: int,
 ) -> Report:
-    conditions = conditions_of(pipe, suite)
+    conditions = conditions_of(pipe, suite, batch)
     store, cases = Store(folder, process.index), list(suite.cases(seeds))
     record = _open_record(folder, suite, detectors, conditions, seeds, gate, process)
-    run = Run(pipe, suite, detectors, store, conditions["hash"], process, progress)
-    repeated = cases[:: max(1, len(cases) // REPEATED)][:REPEATED]
+    run = Run(pipe, suite, detectors, store, conditions["hash"], process, progress, batch)
+    repeated = _repeated(cases, batch, process.count)
     for name, arm in {**arms, AGAIN: replace(base_arm(), part="reference", title="base, once more")}.items():
         chosen: list[Case] = repeated if name == AGAIN else cases
         run_arm(run, name, arm, chosen)
@@ -230,6 +238,13 @@ def _evaluate(
     report = make_report(record, store.rows(), suite, detectors, _distances(store, suite, features))
     process.wait()
     return report
+
+
+def _repeated(cases: Sequence[Case], batch: int, processes: int) -> list[Case]:
+    """Return what is made once more at the end: of batches the first of each process, so that rounding is the same."""
+    if batch > 1:
+        return list(cases[: batch * processes])
+    return list(cases[:: max(1, len(cases) // REPEATED)][:REPEATED])
 
 
 def _distances(store: Store, suite: Suite, features: Any) -> dict[str, Any] | None:
@@ -275,11 +290,12 @@ def _open_record(
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    conditions = {**UNSAID, **before["conditions"]}
     for name, value in now["conditions"].items():
-        if name not in ("hash", "versions") and before["conditions"].get(name) != value:
+        if name not in ("hash", "versions") and conditions.get(name) != value:
             raise EvaluationError(
                 f"The folder {folder.name!r} holds a run with another {name.replace('_', ' ')}: "
-                f"{before['conditions'].get(name)!r}, now {value!r}. Choose another folder, or remove that one."
+                f"{conditions.get(name)!r}, now {value!r}. Choose another folder, or remove that one."
             )
     if before["seeds"] != now["seeds"]:
         raise EvaluationError(

@@ -1,51 +1,71 @@
-"""Make one clip through the pipeline's own call, and say under which conditions that happened."""
+"""Make clips through the pipeline's own call, and say under which conditions that happened."""
 
 import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.media import Clip, to_clip
 from unlearning_adapters.sites import denoisers
 
 from .suite import Case, Suite
 
 LIBRARIES = ("unlearning-adapters", "torch", "diffusers", "transformers", "numpy")
 OWN_ARGUMENTS = ("prompt", "generator", "output_type")
+TEXTS = ("prompt_", "negative_prompt")  # how the names of further texts begin: `prompt_2`, `negative_prompt_2`
+UNSAID = {"batch": 1}  # older runs have no batches, and do not say so: they go on as they are
 GENERATOR_DEVICE = "cpu"  # the same noise on every machine; a CUDA generator gives other noise for the same seed
 
 
 @torch.no_grad()
-def generate_clip(pipe: Any, case: Case, call: Mapping[str, Any], text: str | None = None) -> Clip:
-    """Return the clip of one case with the pipeline as it is now.
+def generate_batch(pipe: Any, cases: Sequence[Case], call: Mapping[str, Any], texts: Sequence[str]) -> Sequence[Any]:
+    """Return the frames of some cases, clip by clip, made by one call of the pipeline as it is now.
+
+    Each clip has a generator of its own, so that its noise is the same in any batch; the rest of the computation is the
+    same up to rounding. One case alone is asked for with a text and a generator, not with lists of one.
 
     Args:
         pipe: A diffusers pipeline, edited or not.
-        case: Prompt and seed.
+        cases: Prompts and seeds, which share the arguments of their call; one with a picture is alone.
         call: Further arguments of the pipeline's call.
-        text: What to ask for in place of the case's own prompt.
+        texts: What to ask for in each case.
 
     Raises:
         EvaluationError: If the pipeline returns no frames.
     """
-    arguments = {**call, **case.prompt.call}
-    if case.prompt.image:
+    prompt = cases[0].prompt
+    arguments = {**call, **prompt.call, "output_type": "np"}
+    if prompt.image:
         from diffusers.utils import load_image
 
-        arguments["image"] = load_image(case.prompt.image)
-    generator = torch.Generator(GENERATOR_DEVICE).manual_seed(case.seed)
-    output = pipe(prompt=text or case.prompt.text, generator=generator, output_type="np", **arguments)
+        arguments["image"] = load_image(prompt.image)
+    generators = [torch.Generator(GENERATOR_DEVICE).manual_seed(case.seed) for case in cases]
+    if len(cases) == 1:
+        output = pipe(prompt=texts[0], generator=generators[0], **arguments)
+    else:
+        output = pipe(prompt=list(texts), generator=generators, **for_each(arguments, len(cases)))
     if not hasattr(output, "frames"):
         raise EvaluationError(
             f"{type(pipe).__name__} returned no frames: only pipelines that make clips are evaluated."
         )
-    return to_clip(output.frames[0])
+    frames: Sequence[Any] = output.frames
+    return frames
+
+
+def for_each(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return arguments with each further text, such as `negative_prompt`, once per prompt.
+
+    Most pipelines repeat a single text themselves; those made like Stable Diffusion's refuse one beside a list.
+    """
+    return {
+        name: [value] * count if isinstance(value, str) and name.startswith(TEXTS) else value
+        for name, value in arguments.items()
+    }
 
 
 @contextlib.contextmanager
@@ -72,7 +92,7 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
             raise EvaluationError(f"{type(pipe).__name__} takes no `{name}`. Leave it out of the generation settings.")
 
 
-def conditions_of(pipe: Any, suite: Suite) -> dict[str, Any]:
+def conditions_of(pipe: Any, suite: Suite, batch: int = 1) -> dict[str, Any]:
     """Return all that decides what is generated, as plain JSON types.
 
     Two arms, or two runs, can be compared only if these are the same. Versions of libraries are no part of the hash.
@@ -80,6 +100,7 @@ def conditions_of(pipe: Any, suite: Suite) -> dict[str, Any]:
     Args:
         pipe: The pipeline.
         suite: The suite.
+        batch: Clips per call: clips made in other batches differ in their last bits.
     """
     networks = denoisers(pipe)
     first = next(iter(networks.values()))
@@ -97,13 +118,18 @@ def conditions_of(pipe: Any, suite: Suite) -> dict[str, Any]:
         "scheduler_config": json.loads(json.dumps(config, sort_keys=True, default=str)),
         "generation": json.loads(json.dumps(dict(suite.generation), sort_keys=True, default=str)),
         "suite": suite.sha256,
+        "batch": batch,
     }
     return {**compared, "hash": conditions_hash(compared), "versions": {name: _version(name) for name in LIBRARIES}}
 
 
 def conditions_hash(conditions: Mapping[str, Any]) -> str:
-    """Return a short hash of conditions, without versions."""
-    compared = {name: value for name, value in conditions.items() if name not in ("hash", "versions")}
+    """Return a short hash of conditions, without versions and what older runs do not say."""
+    compared = {
+        name: value
+        for name, value in conditions.items()
+        if name not in ("hash", "versions") and (name, value) not in UNSAID.items()
+    }
     return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -144,7 +144,7 @@ def _conditions(data: Mapping[str, Any]) -> list[str]:
         "",
         f"- pipeline: {found['pipeline']}, {found['model'] or 'no name'}, {found['dtype']}, on {found['device']}",
         f"- scheduler: {found['scheduler']}; noise from a {found['generator_device']} generator",
-        f"- generation: {generation or 'defaults of the pipeline'}",
+        f"- generation: {generation or 'defaults of the pipeline'}; clips per call: {found.get('batch', 1)}",
         f"- suite: {found['suite'][:16]}, conditions: {found['hash']}",
     ]
 

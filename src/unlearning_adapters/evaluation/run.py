@@ -1,19 +1,21 @@
-"""Run the arms of an evaluation: generate, look, write a row, clip by clip, from where an earlier run stopped."""
+"""Run the arms of an evaluation: generate, look, write a row per clip, from where an earlier run stopped."""
 
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
 
 from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.media import to_clip
 
 from .arms import BASE, Arm
+from .batches import batches, check_count
 from .detectors import Detector
-from .generate import generate_clip, quiet
+from .generate import generate_batch, quiet
 from .processes import Process
 from .rows import Row, Store
 from .samples import drift_between, look
@@ -35,6 +37,7 @@ class Run:
         conditions: Hash of the conditions.
         process: This process among all.
         progress: Whether to show progress bars.
+        batch: Clips per call of the pipeline, at most.
     """
 
     pipe: Any
@@ -44,6 +47,7 @@ class Run:
     conditions: str
     process: Process
     progress: bool = True
+    batch: int = 1
 
 
 def arm_conditions(conditions: str, arm: Arm) -> str:
@@ -72,25 +76,55 @@ def run_arm(run: Run, name: str, arm: Arm, cases: Sequence[Case]) -> None:
     if not missing:
         return
     failures, label = 0, f"{name}{f' ({run.process.index})' if run.process.count > 1 else ''}"
-    with quiet(run.pipe), arm.enter(run.pipe):
-        for case in tqdm(missing, desc=label, unit="clip", disable=not run.progress, position=run.process.local):
-            row = make_row(run, name, arm, case, conditions)
+    with (
+        quiet(run.pipe),
+        arm.enter(run.pipe),
+        tqdm(total=len(missing), desc=label, unit="clip", disable=not run.progress, position=run.process.local) as bar,
+    ):
+        groups = batches(missing, run.batch)
+        for row in (row for group in groups for row in make_rows(run, name, arm, group, conditions)):
             run.store.append(row)
+            bar.update()
             failures = failures + 1 if row.error and failures >= 0 else (failures if row.error else -1)
             if failures >= HOPELESS or (failures == len(missing) and name == BASE):
-                raise EvaluationError(f"No clip of the arm {name!r} could be made. The last error: {row.error}")
+                raise EvaluationError(
+                    f"No clip of the arm {name!r} could be made. The last error: {row.error}{_cure(run)}"
+                )
 
 
-def make_row(run: Run, name: str, arm: Arm, case: Case, conditions: str) -> Row:
-    """Make one clip, look at it, and return its row; an error of the pipeline becomes a row that says so."""
+def make_rows(run: Run, name: str, arm: Arm, cases: Sequence[Case], conditions: str) -> Iterator[Row]:
+    """Make clips by one call, look at each, and yield their rows; an error of the pipeline becomes rows that say so.
+
+    Args:
+        run: The run.
+        name: Name of the arm.
+        arm: The arm, in whose state the pipeline is.
+        cases: Cases that one call can make.
+        conditions: Hash of the arm's conditions.
+
+    Raises:
+        EvaluationError: If the pipeline returned another number of clips.
+    """
     start = time.perf_counter()
+    asked = [replace(case, seed=case.seed + arm.reseed) for case in cases]
+    texts = [arm.text(case) for case in cases]
     try:
-        asked = replace(case, seed=case.seed + arm.reseed)
-        clip = generate_clip(run.pipe, asked, {**run.suite.generation, **arm.call}, arm.text(case))
-    except Exception as error:  # of a foreign pipeline: anything; the row counts as an error
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        return Row(name, *case.key, conditions, error=text)
-    seconds = time.perf_counter() - start
+        made = generate_batch(run.pipe, asked, {**run.suite.generation, **arm.call}, texts)
+    except Exception as error:  # of a foreign pipeline: anything; the rows count as errors
+        yield from (Row(name, *case.key, conditions, error=_line(error)) for case in cases)
+        return
+    seconds = (time.perf_counter() - start) / len(cases)
+    check_count(run.pipe, made, cases)
+    for index, case in enumerate(cases):
+        yield _row(run, name, arm, case, conditions, made[index], seconds)
+
+
+def _row(run: Run, name: str, arm: Arm, case: Case, conditions: str, frames: Any, seconds: float) -> Row:
+    """Store a clip, look at it, and return its row."""
+    try:
+        clip = to_clip(frames)
+    except Exception as error:  # frames of a foreign pipeline: anything
+        return Row(name, *case.key, conditions, error=_line(error))
     path = run.store.save_clip((name, *case.key), clip)
     found = look(run.detectors, clip, case.prompt.text)
     drift: Mapping[str, Any] = {}
@@ -98,6 +132,16 @@ def make_row(run: Run, name: str, arm: Arm, case: Case, conditions: str) -> Row:
         base = run.store.rows_of_base().get((BASE, *case.key))
         drift = drift_between(run.store.load_clip(base), clip) if base and base.clip else {}
     return Row(name, *case.key, conditions, path, clip.shape[:3], round(seconds, 3), found, drift)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _cure(run: Run) -> str:
+    if run.batch == 1:
+        return ""
+    return f" If {type(run.pipe).__name__} cannot make {run.batch} clips in one call, use batch 1, and another folder."
 
 
 def look_again(store: Store, suite: Suite, detectors: Sequence[Detector], progress: bool = True) -> None:
