@@ -1,4 +1,4 @@
-"""Sites that meet the timestep: they are told from the others, recorded in several steps, and edited for all of them."""
+"""Sites that meet the timestep: told from the others, recorded in several steps, and edited for all of them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,11 +14,13 @@ import whole_ltx
 from test_builder import planted_pipeline
 from unlearning_adapters.activations import record
 from unlearning_adapters.builder import build_adapter
+from unlearning_adapters.concepts import load_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.input_hooks import count_calls, on_input
 from unlearning_adapters.moving_sites import few_steps, find_moving
 from unlearning_adapters.partial_run import PartialRun
 from unlearning_adapters.refusal import concept_rows
+from unlearning_adapters.shapeworld.model import load_shapeworld
 from unlearning_adapters.sites import denoisers, find_sites, site_module
 from whole import SAFE, UNSAFE, changed, concept, plant_words, state
 
@@ -95,18 +97,17 @@ def test_both_sides_of_a_pair_are_compared_at_the_same_step(make: Any, site: str
     for prompt, rows in zip((UNSAFE, SAFE), recorded.by_call[0], strict=True):
         every = inputs_in(pipe, site, prompt, call)
         for step, kept in zip((0, 2, 3), rows, strict=True):
-            assert torch.cdist(kept, every[step]).amin(dim=1).max() < 1e-4  # batches round otherwise
+            assert torch.cdist(kept, every[step]).amin(dim=1).max() < 1e-3  # rounding
             assert torch.cdist(kept, every[1]).amin(dim=1).max() > 1e-2
     (alone,) = record(pipe, [UNSAFE], [found], call_kwargs=call, progress=False).rows
     assert torch.allclose(alone[0], recorded.by_call[0][0][0], atol=1e-5)
 
 
-@MOVING
-def test_the_adapter_takes_the_concept_out_at_all_steps(make: Any, site: str) -> None:
+def test_the_adapter_takes_the_concept_out_at_all_steps() -> None:
     """Less of the concept is left than by a build of the first step, over all steps and at the last one."""
-    pipe, call = make()
+    (pipe, call), site = ltx_2_3(), LTX_SITE
     plant_words(pipe)
-    case = next(case for case in (*whole_ltx.CASES, *whole_llm.CASES) if case.pipeline == type(pipe).__name__)
+    case = next(case for case in whole_ltx.CASES if case.pipeline == "LTX2Pipeline")
     config = BuildConfig("ridge", sites=site, strength=1.0, batch_size=4)
     several = build_adapter(pipe, concept(case), config, progress=False, call_kwargs=call)
     once = build_adapter(pipe, concept(case), config, progress=False, call_kwargs={**call, "num_inference_steps": 1})
@@ -116,6 +117,17 @@ def test_the_adapter_takes_the_concept_out_at_all_steps(make: Any, site: str) ->
         direction = adapter.directions[site]
         gaps = [(pair.concept - pair.counterpart) for pair in map(concept_rows, unsafe, safe)]
         left[name] = [float((gap - (direction.read[0] @ gap) * direction.write[0]).norm() / gap.norm()) for gap in gaps]
-    print(type(pipe).__name__, left)
-    assert sum(value**2 for value in left["several"]) < sum(value**2 for value in left["once"])
+    assert sum(left["several"]) < 0.95 * sum(left["once"])
+    assert max(left["several"]) < 0.9 * max(left["once"])
     assert left["several"][-1] < left["once"][-1]
+
+
+def test_shapeworld_is_recorded_as_ever() -> None:
+    """No site of it moves, so that its builds are the same to the bit as from the first step alone."""
+    pipe = load_shapeworld()
+    pair = load_concept("shapeworld-red").pairs[0]
+    sites = find_sites(pipe, "text")
+    assert find_moving(pipe, sites, pair.unsafe) == {}
+    plain, given = (record(pipe, [pair.unsafe, pair.safe], sites, calls=calls, progress=False) for calls in (None, {}))
+    assert plain.by_call == given.by_call == {}
+    assert all(torch.equal(*rows) for rows in zip(plain.rows[0], given.rows[0], strict=True))
