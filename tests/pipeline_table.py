@@ -134,8 +134,8 @@ NOTES = """
 
 - **Why the projection**: a layer that reads text and video at once would apply an edit to the video's own tokens, too.
   In front of the blocks the prompt is still alone, so an edit there touches nothing else.
-- **Steps**: what text sites read depends on the timestep in LTX-2.3 (`prompt_scale_shift_table`) and Kandinsky (text
-  blocks); directions are built from the first step.
+- **Steps**: what text sites read depends on the timestep in LTX-2.3 (`prompt_scale_shift_table`), in Kandinsky (text
+  blocks) and in joint attention (HunyuanVideo). The builder measures it, and records such sites in three steps.
 
 ## 2. Pipelines
 

@@ -97,14 +97,20 @@ def uce_weight(
 
 
 def rece_weights(
-    weights: list[Array], concepts: Array, guides: Array, preserved: Array, rounds: int, search: float = 0.1
+    weights: list[Array],
+    concepts: Array,
+    guides: Array,
+    preserved: Array,
+    rounds: int,
+    ridge: float = 0.1,
+    search: float = 0.1,
 ) -> list[Array]:
-    """RECE's loop: UCE on every weight, then on the tokens that bring the old values back most, again and again."""
+    """RECE's loop: UCE on every weight, then on the tokens that bring the old values back most, with one l for all."""
     features = weights[0].shape[1]
     penalty = search * np.trace(sum(weight.T @ weight for weight in weights)) / features
+    ridge = ridge * (concepts**2).sum(axis=1).mean() / 768
     current, tokens = weights, concepts
     for _ in range(rounds + 1):
-        ridge = 0.1 * (tokens**2).sum(axis=1).mean() / 768
         current = [uce_weight(weight, tokens, guides, preserved, ridge, 1.0, 0.1) for weight in current]
         left = penalty * np.eye(features) + sum(weight.T @ weight for weight in current)
         right = sum(weight.T @ old for weight, old in zip(current, weights, strict=True))

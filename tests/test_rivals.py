@@ -75,6 +75,41 @@ def test_rece_leaves_less_for_the_strongest_attack_than_uce() -> None:
     assert rece > 1.1 * uce  # the attack comes less near to what the model showed before
 
 
+def test_every_round_of_rece_has_the_ridge_of_the_first() -> None:
+    """Found tokens are shorter than the concept's under a large m; a ridge that went by them would erase harder."""
+    concepts, guides, preserved = rows_of(0, 2, 24), rows_of(1, 2, 24), rows_of(2, 60, 24)
+    weight = rows_of(5, 48, 24).double().numpy()
+    arrays = [rows.double().numpy() for rows in (concepts, guides, preserved)]
+    gram = torch.from_numpy(weight.T @ weight)
+    found = weight @ edit_of(rece_direction(concepts, guides, preserved, gram, rounds=1, ridge=1000.0, search=10.0))
+    (expected,) = reference.rece_weights([weight], *arrays, rounds=1, ridge=1000.0, search=10.0)
+    change = np.abs(expected - weight).max()
+    assert change > 0.001 * np.abs(weight).max()
+    np.testing.assert_allclose(found, expected, atol=0.01 * change)
+
+
+@pytest.mark.parametrize("slant", [0.0, 0.5, 1.0, 3.0], ids=lambda slant: f"slant {slant}")
+def test_a_round_of_rece_gives_back_what_its_read_cannot_see(slant: float) -> None:
+    """docs/maths.md 6: with exact edits and Q = I the first round leaves `g + (c - g - a / |a|^2) / (1 - t)` of c."""
+    e = torch.eye(6, dtype=torch.float64)
+    guide = 2 * e[0] + e[1]
+    concept = guide + e[2] + slant * e[3]  # e[3] is preserved, so that the read of the first edit is e[2] alone
+    preserved = torch.stack([guide, e[3], e[4]])
+    settings = {"ridge": 1e-6, "keep": 1.0, "search": 1e-4}
+
+    def left(rounds: int) -> np.ndarray:
+        rows = [row.float() for row in (concept[None], guide[None], preserved)]
+        return edit_of(rece_direction(*rows, e, rounds=rounds, **settings)) @ concept.numpy()
+
+    gap, read = (concept - guide).numpy(), e[2].numpy()
+    start = guide.numpy() - read
+    t = -(start @ gap) / (gap @ gap)
+    expected = (gap - read) / (1 - t) if slant else 0 * gap
+    assert np.linalg.norm(left(0) - guide.numpy()) < 0.01 * np.linalg.norm(gap)  # UCE alone has it all
+    np.testing.assert_allclose(left(1) - guide.numpy(), expected, atol=0.02 * np.linalg.norm(gap))
+    assert (np.linalg.norm(left(1) - guide.numpy()) > 0.3 * np.linalg.norm(gap)) == (slant > 0)
+
+
 @pytest.mark.parametrize("sharpness", [1.0, 2.0, 5.0])
 def test_cure_equals_its_projectors(sharpness: float) -> None:
     forget, retain = rows_of(0, 6, 40), rows_of(1, 9, 40)

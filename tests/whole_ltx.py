@@ -158,7 +158,7 @@ AS_2_3 = {
     "gated_attn": True,
     "audio_gated_attn": True,
 }
-MODULATED = "as LTX-2.3, the timestep modulates what text sites read: directions are those of the first step"
+MODULATED = "as LTX-2.3, the timestep modulates what text sites read: they are recorded in three steps"
 CASES = (
     Whole("LTXPipeline", "LTX", ltx, CALL),
     Whole("LTXImageToVideoPipeline", "LTX", lambda: ltx(LTXImageToVideoPipeline), CALL, takes="image", pictures=True),

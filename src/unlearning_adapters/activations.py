@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,10 +31,12 @@ class Recording:
     Args:
         rows: Per group, per prompt: rows of shape (tokens, in_features), float32, on the CPU, no two the same.
         groups: Group of each site, by the site's name.
+        by_call: Of groups that were recorded in `calls`: per prompt, the rows of each call.
     """
 
     rows: tuple[tuple[Tensor, ...], ...]
     groups: Mapping[str, int]
+    by_call: Mapping[int, tuple[tuple[Tensor, ...], ...]] = field(default_factory=dict)
 
     def of(self, site_name: str) -> tuple[Tensor, ...]:
         """Return the rows of a site, one tensor per prompt."""
@@ -52,6 +54,7 @@ def record(
     *,
     images: Sequence[Any] | None = None,
     steps: int = 1,
+    calls: Mapping[str, Sequence[int]] | None = None,
     batch_size: int = 8,
     seed: int | Sequence[int] = 0,
     max_rows: int | None = None,
@@ -62,7 +65,8 @@ def record(
     """Run a pipeline on some prompts, without guidance, and return what the sites read.
 
     Each run is stopped after the last call of a site that is needed: the first call of the denoiser for text and image
-    sites, and its first `steps` calls for hidden ones. Nothing is left behind, also if the pipeline raises.
+    sites that `calls` does not name, and its first `steps` calls for hidden ones. Nothing is left behind, also if the
+    pipeline raises.
 
     Args:
         pipe: A diffusers pipeline; it is used as it is, with its own loop.
@@ -70,6 +74,7 @@ def record(
         sites: Sites as `find_sites` returns them.
         images: Picture of each prompt or None, for image-to-video pipelines; others ignore them.
         steps: Number of denoising steps that are recorded at hidden sites.
+        calls: Calls of the denoiser, from 0, that are recorded at text and image sites, by name; others have the first.
         batch_size: Number of prompts per call of the pipeline.
         seed: Seed of the noise; one for all prompts, which then get seed, seed + 1, ..., or one per prompt.
         max_rows: Largest number of rows kept per prompt and call: at text and image sites those that differ most, so
@@ -87,8 +92,9 @@ def record(
     """
     if not prompts or not sites:
         raise ConfigError(f"Expected prompts and sites, but got {len(prompts)} prompts and {len(sites)} sites.")
-    needed = {site.name: steps if site.kind == "hidden" else 1 for site in sites}
-    check_no_cache(denoisers(pipe), max(needed.values()))
+    first = {site.name: tuple(range(steps if site.kind == "hidden" else 1)) for site in sites}
+    needed = {**first, **{name: tuple(wanted) for name, wanted in (calls or {}).items()}}
+    check_no_cache(denoisers(pipe), 1 + max(max(wanted) for wanted in needed.values()))
     run = PartialRun(pipe, call_kwargs, any_video=all(site.kind != "hidden" for site in sites))
     seeds = [seed + index for index in range(len(prompts))] if isinstance(seed, int) else list(seed)
     pictures = list(images) if images is not None and run.image else [None] * len(prompts)
@@ -182,7 +188,9 @@ def _gather(
 class _Taps:
     """Hooks on the sites, and the rows that they gathered so far."""
 
-    def __init__(self, run: PartialRun, sites: Sequence[Site], needed: Mapping[str, int], max_rows: int | None) -> None:
+    def __init__(
+        self, run: PartialRun, sites: Sequence[Site], needed: Mapping[str, tuple[int, ...]], max_rows: int | None
+    ) -> None:
         networks = denoisers(run.pipe)
         self.modules = {site.name: site_module(run.pipe, site.name) for site in sites}
         self.pipe, self.guided = run.pipe, run.guided
@@ -196,7 +204,7 @@ class _Taps:
     def placed(self, prompts: int) -> Iterator[None]:
         """Hook a run over some prompts: after the first run, only one site of each group."""
         watched = [site for site in self.sites if self.leaders.get(site.name, site.name) == site.name]
-        self.waiting = {(site.name, call) for site in watched for call in range(self.needed[site.name])}
+        self.waiting = {(site.name, call) for site in watched for call in self.needed[site.name]}
         self.fed: dict[tuple[Any, ...], tuple[Tensor, str]] = {}
         self.prompts, self.base = prompts, {name: len(rows) for name, rows in self.rows.items()}
         with ExitStack() as stack:
@@ -221,7 +229,8 @@ class _Taps:
     def _keep(self, site: Site, tensor: Tensor) -> None:
         """Take the rows of one call, unless another site of its group has taken them."""
         if site.name not in self.leaders:
-            identity = (site.kind, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, _version(tensor))
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, _version(tensor))
+            identity = (site.kind, self.needed[site.name], *place)
             if site.kind == "hidden":  # large: keep alive only the last one, which its neighbour may share
                 self.fed = {key: value for key, value in self.fed.items() if key[0] != "hidden" or key == identity}
             # Kept alive until the end of the run, so that an equal address means the same tensor.
@@ -270,7 +279,12 @@ class _Taps:
         """Return what was gathered."""
         index = {leader: group for group, leader in enumerate(self.rows)}
         rows = tuple(tuple(_distinct(torch.cat(calls)) for calls in per_prompt) for per_prompt in self.rows.values())
-        return Recording(rows, {site.name: index[self.leaders[site.name]] for site in self.sites})
+        several = {
+            index[site.name]: tuple(tuple(calls) for calls in self.rows[site.name])
+            for site in self.sites
+            if site.name in index and site.kind != "hidden" and len(self.needed[site.name]) > 1
+        }
+        return Recording(rows, {site.name: index[self.leaders[site.name]] for site in self.sites}, several)
 
 
 def _version(tensor: Tensor) -> int:

@@ -22,6 +22,7 @@ from .concepts import Concept
 from .config import DEFAULT_PAIRS, BuildConfig
 from .errors import ConceptError, DenoiserError
 from .methods import NEEDS_GRAM, NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
+from .moving_sites import few_steps, find_moving
 from .pairs import Pair
 from .site_choice import choose_sites
 from .sites import Site, check_not_empty, denoisers
@@ -42,7 +43,8 @@ def build_adapter(
     """Build the adapter that makes a pipeline forget a concept.
 
     1. Find the sites: the Linear layers that read what the pairs differ in, the prompt or the picture.
-    2. Record what they read for both sides of each pair, and for the neutral prompts and pictures.
+    2. Record what they read for both sides of each pair, and for the neutral prompts and pictures: in the first step,
+       and at text and image sites whose input changes from step to step (`find_moving`) in three.
     3. Per group of sites that read the same: find the direction of the concept (docs/maths.md).
     4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it.
 
@@ -195,6 +197,9 @@ def _record(
         "call_kwargs": call_kwargs,
         "progress": progress,
     }
+    moving = find_moving(pipe, sites, pairs[0].unsafe, pairs[0].unsafe_image, seed=config.seed, call_kwargs=call_kwargs)
+    if moving:
+        settings |= {"calls": moving, "call_kwargs": few_steps(call_kwargs)}
     recorded = record(
         pipe,
         [pair.unsafe for pair in pairs] + [pair.safe for pair in pairs],
@@ -249,6 +254,7 @@ def _neutral_inputs(concept: Concept, pairs: Sequence[Pair], guidance: Sequence[
 def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: Sequence[Pair], kind: str) -> GroupRows:
     """Return the rows of a group, without pairs that differ in nothing that sites of its kind read."""
     unsafe, safe = recorded.rows[group][: len(pairs)], recorded.rows[group][len(pairs) :]
+    by_call = recorded.by_call.get(group)
     differs = {
         "text": [pair.text_differs for pair in pairs],
         "image": [pair.image_differs for pair in pairs],
@@ -256,6 +262,10 @@ def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: 
     telling = [index for index in range(len(pairs)) if differs[index] or not torch.equal(unsafe[index], safe[index])]
     kept = neutral.of(recorded.members(group)[0]) if neutral else (unsafe[0][:0],)
     rows = GroupRows(unsafe, safe, kept)
+    if by_call:  # each call is a pair of its own, so that both sides are compared at one timestep
+        sides = (by_call[: len(pairs)], by_call[len(pairs) :])
+        unsafe, safe = (tuple(rows for calls in side for rows in calls) for side in sides)
+        rows = GroupRows(unsafe, safe, kept, steps=len(by_call[0]))
     return rows.pairs(telling) if telling else rows
 
 

@@ -1,6 +1,6 @@
 """The methods: from the rows that a group of sites read to a direction and a strength."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,16 +34,18 @@ class GroupRows:
     """What the sites of one group read.
 
     Args:
-        unsafe: Rows of the unsafe side of each pair, shape (tokens, features) each.
-        safe: Rows of the safe side of each pair.
+        unsafe: Rows of the unsafe side of each pair, shape (tokens, features) each; of each step in turn for several.
+        safe: Rows of the safe side of each pair, in the same order.
         neutral: Rows of each neutral prompt; one of no rows if there is none.
         gram: Sum over the sites of `W^T W`, shape (features, features), for the methods of `NEEDS_GRAM`.
+        steps: Number of steps at which each pair was recorded apart.
     """
 
     unsafe: tuple[Tensor, ...]
     safe: tuple[Tensor, ...]
     neutral: tuple[Tensor, ...]
     gram: Tensor | None = None
+    steps: int = 1
 
     @property
     def neutral_rows(self) -> Tensor:
@@ -51,8 +53,9 @@ class GroupRows:
         return torch.cat(self.neutral)
 
     def pairs(self, indices: Sequence[int]) -> "GroupRows":
-        """Return the same with some of the pairs only."""
-        unsafe, safe = ([side[index] for index in indices] for side in (self.unsafe, self.safe))
+        """Return the same with some of the pairs only, each with all of its steps."""
+        places = [index * self.steps + step for index in indices for step in range(self.steps)]
+        unsafe, safe = ([side[place] for place in places] for side in (self.unsafe, self.safe))
         return replace(self, unsafe=tuple(unsafe), safe=tuple(safe))
 
 
@@ -83,10 +86,15 @@ def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generat
     if config.method != "ridge":
         return 1.0
     found = [concept_rows(unsafe, safe) for unsafe, safe in zip(rows.unsafe, rows.safe, strict=True)]
+    by_pair = [found[first : first + rows.steps] for first in range(0, len(found), rows.steps)]
     return calibrate_strength(
-        [(item.concept, item.counterpart) for item in found],
+        [(_mean_row(one.concept for one in pair), _mean_row(one.counterpart for one in pair)) for pair in by_pair],
         lambda others: find_direction(rows.pairs(others), config, generator),
     )
+
+
+def _mean_row(rows: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(rows)).mean(dim=0)
 
 
 def _mean(rows: GroupRows, _config: BuildConfig, _generator: torch.Generator) -> Direction:

@@ -69,6 +69,10 @@ def rece_direction(
     In each round the tokens c' that bring the concept back most, `argmin sum_i |W_i c' - W_i^0 c|^2 + m |c'|^2`, are
     `c' = (m I + sum_i W_i^T W_i)^-1 (sum_i W_i^T W_i^0) c` over all edited weights; they are erased by another UCE edit
     of the current weights. With `W_i = W_i^0 E` only `Q = sum_i W_i^0T W_i^0` is needed: `(m I + E^T Q E)^-1 E^T Q c`.
+    `l` stays the one of the first edit, as in the authors' code, however short the c' are.
+
+    A round preserves what UCE preserves but not what was erased so far, and may give the concept back
+    (docs/maths.md 6). The authors keep the round whose pictures show the concept least; here all `rounds` are taken.
 
     Args:
         concepts: Tokens that carry the concept, shape (n, features).
@@ -93,7 +97,8 @@ def rece_direction(
     penalty = search * quadratic.trace() / len(quadratic)
     edit, found = identity, tokens
     for _ in range(rounds + 1):
-        step = uce_direction(found, guides, preserved, ridge=ridge, erase=erase, keep=keep)
+        scale = _relative_size(tokens) / _relative_size(found)  # undoes that `uce_direction` goes by what it erases
+        step = uce_direction(found, guides, preserved, ridge=ridge * scale, erase=erase, keep=keep)
         edit = edit @ (identity - exact_rows(step.write).T @ exact_rows(step.read))
         pulled = edit.T @ quadratic
         found = torch.linalg.solve(penalty * identity + pulled @ edit, pulled @ tokens.T).T
