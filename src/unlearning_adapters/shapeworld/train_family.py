@@ -37,12 +37,12 @@ class FamilySettings(DenoiserSettings):
     """Settings of text encoder and denoiser."""
 
     batch: int = 64
+    noisy: float = 0.7  # share of the steps in the noisier half of the schedule, where the prompt decides
 
 
-# A UNet learns shapes sooner, and each of its steps costs more.
 SETTINGS = {
-    "unet": (FamilyVaeSettings(frame_steps=2500), FamilySettings(steps=1300)),
-    "cogvideox": (FamilyVaeSettings(frame_steps=1800, clip_steps=1200), FamilySettings(steps=1600)),
+    "unet": (FamilyVaeSettings(frame_steps=2500), FamilySettings(steps=1800)),
+    "cogvideox": (FamilyVaeSettings(frame_steps=1800, clip_steps=1200), FamilySettings(steps=2300)),
 }
 
 
@@ -85,14 +85,16 @@ def encode_scenes(family: Family, run: Run, scenes: list[Scene]) -> tuple[Tensor
 
 
 def diffusion_batch(
-    rng: np.random.Generator, family: Family, mean: Tensor, deviation: Tensor
+    rng: np.random.Generator, family: Family, mean: Tensor, deviation: Tensor, noisy: float = 0.5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return noisy latents, timesteps and v targets of one step."""
+    """Return noisy latents, timesteps and v targets of one step; `noisy` is the share from the noisier half."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     noise, jitter = (torch.randn(mean.shape, generator=generator).to(DEVICE) for _ in range(2))
     clean = mean + deviation * jitter
     alphas = family.build_scheduler().alphas_cumprod
-    timestep = torch.randint(0, len(alphas), (len(mean),), generator=generator)
+    half = len(alphas) // 2
+    timestep = torch.randint(0, half, (len(mean),), generator=generator)
+    timestep += half * (torch.rand(len(mean), generator=generator) < noisy)
     kept = alphas[timestep].float().to(DEVICE).view(-1, 1, 1, 1, 1)
     noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
     return noisy, timestep.to(DEVICE), kept.sqrt() * noise - (1 - kept).sqrt() * clean
@@ -111,8 +113,8 @@ def train_family_denoiser(family: Family, run: Run, settings: FamilySettings) ->
         rng = np.random.default_rng((settings.seed, 1, step))
         indices = rng.integers(len(scenes), size=settings.batch)
         ids, _ = captions.draw(rng, indices)
-        noisy, timestep, target = diffusion_batch(rng, family, mean[indices], deviation[indices])
-        loss = (training.model(ids, noisy, timestep) - target).square().mean()
+        latents, timestep, target = diffusion_batch(rng, family, mean[indices], deviation[indices], settings.noisy)
+        loss = (training.model(ids, latents, timestep) - target).square().mean()
         training.update(loss)
         bar.set_postfix(loss=f"{loss.item():.4f}")
         if training.step % 25 == 0:
