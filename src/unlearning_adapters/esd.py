@@ -158,7 +158,7 @@ class _Course:
             squares = [(one.float() - target).square() for one, target in zip(found, targets, strict=True)]
             loss = torch.cat([part.flatten() for part in squares]).mean()
             gradients = torch.autograd.grad(loss, self.lora.parameters, allow_unused=True)
-        return float(loss), gradients
+        return loss.item(), gradients
 
     @torch.no_grad()
     def _recorded(self) -> tuple[Call, Call]:

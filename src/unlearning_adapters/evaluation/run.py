@@ -71,10 +71,11 @@ def run_arm(run: Run, name: str, arm: Arm, cases: Sequence[Case]) -> None:
     missing = [case for case in run.process.share(cases) if (name, *case.key) not in done]
     if not missing:
         return
+    making = run if arm.pipe is None else replace(run, pipe=arm.pipe)
     failures, label = 0, f"{name}{f' ({run.process.index})' if run.process.count > 1 else ''}"
-    with quiet(run.pipe), arm.enter(run.pipe):
+    with quiet(making.pipe), arm.enter(making.pipe):
         for case in tqdm(missing, desc=label, unit="clip", disable=not run.progress, position=run.process.local):
-            row = make_row(run, name, arm, case, conditions)
+            row = make_row(making, name, arm, case, conditions)
             run.store.append(row)
             failures = failures + 1 if row.error and failures >= 0 else (failures if row.error else -1)
             if failures >= HOPELESS or (failures == len(missing) and name == BASE):
