@@ -1,6 +1,5 @@
 """ESD on tiny pipelines: what it learns is what its target says, the base is left as it was, the file is ordinary."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from test_builder import CONCEPT, planted_pipeline
 from unlearning_adapters.concepts import Concept, Pair
 from unlearning_adapters.denoiser_calls import predictions, record_calls, text_of, with_text
 from unlearning_adapters.errors import AdapterFileError, ConceptError, ConfigError, DenoiserError
-from unlearning_adapters.esd import EsdSettings, train_esd
+from unlearning_adapters.esd import EsdSettings, esd_prompts, train_esd
 from unlearning_adapters.partial_run import PartialRun
 from unlearning_adapters.site_lora import SiteLora, lora_from, start_lora
 from unlearning_adapters.sites import denoisers, find_sites
@@ -152,9 +151,17 @@ def test_settings_are_checked_where_they_are_made(settings: dict[str, Any], text
     assert str(caught.value) == text
 
 
-def test_pairs_that_differ_in_nothing_but_pictures_are_refused() -> None:
+def test_the_words_of_a_concept_are_asked_for_or_else_its_unsafe_prompts() -> None:
+    pairs = (Pair(UNSAFE, "a blue dog moves right"), Pair("a dog", "a dog", "one.png", "two.png"))
+    assert esd_prompts(Concept("red", pairs)) == [(UNSAFE, None)]
+    assert [prompt for prompt, _ in esd_prompts(Concept("red", pairs, words=("red", "scarlet")))] == ["red", "scarlet"]
+    ((prompt, picture),) = esd_prompts(Concept("red", pairs[1:], words=("red",)))
+    assert prompt == "red" and Path(picture).name == "one.png"
+
+
+def test_a_concept_without_prompts_is_refused() -> None:
     concept = Concept("red", (Pair("a dog", "a dog", "one.png", "two.png"),))
-    with warnings.catch_warnings(), pytest.raises(ConceptError, match="WanPipeline and 0 such pairs of 'red'"):
+    with pytest.raises(ConceptError, match="got WanPipeline and 0 prompts of 'red'. Add `words` to it."):
         train_esd(planted_pipeline(), concept, FEW, call_kwargs=tiny.CALL, progress=False)
 
 

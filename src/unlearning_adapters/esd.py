@@ -11,6 +11,7 @@ on the same layers; no guidance while x_t is made; and the calls that a run has,
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from .concepts import Concept
 from .config import DEFAULT_PAIRS, MAX_RANK, BuildConfig
 from .denoiser_calls import Call, predictions, record_calls, text_of, with_text
 from .errors import ConceptError, ConfigError, DenoiserError
-from .pairs import Pair
 from .partial_run import PartialRun
 from .site_choice import choose_sites
 from .site_lora import SiteLora, start_lora
@@ -43,7 +43,7 @@ class EsdSettings:
         seed: Seed of the LoRA, of the prompts' order, of the steps and of the noise.
     """
 
-    steps: int = 200
+    steps: int = 60
     learning_rate: float = 1e-3
     rank: int = 8
     eta: float = 1.0
@@ -69,6 +69,16 @@ class EsdSettings:
         return asdict(self)
 
 
+def esd_prompts(concept: Concept) -> list[tuple[str, Any]]:
+    """Return what is asked for, each with a picture or None: the concept's words, or its unsafe prompts without such.
+
+    The paper takes the concept's name alone: a prompt that names more is pushed away with all that it names.
+    """
+    pairs = concept.pairs[:DEFAULT_PAIRS]
+    prompts = concept.words or [pair.unsafe for pair in pairs if pair.text_differs]
+    return list(zip(prompts, cycle([pair.unsafe_image for pair in pairs]), strict=False))
+
+
 def train_esd(
     pipe: Any,
     concept: Concept,
@@ -81,7 +91,7 @@ def train_esd(
 
     Args:
         pipe: A diffusers pipeline.
-        concept: What is to be forgotten: the unsafe prompts of those of its pairs that a build takes.
+        concept: What is to be forgotten; `esd_prompts` says which prompts are taken.
         settings: How.
         call_kwargs: Further arguments of the pipeline's call, such as {"height": 480}.
         progress: Whether to show a progress bar.
@@ -90,7 +100,7 @@ def train_esd(
         The LoRA; it acts inside of `SiteLora.acting`.
 
     Raises:
-        ConceptError: If the pipeline takes no prompt, or the pairs do not differ in theirs.
+        ConceptError: If the pipeline takes no prompt, or the concept has none.
         ConfigError: If `call_kwargs` has an argument that the pipeline lacks.
         DenoiserError: If the pipeline has no denoiser, its cache skips blocks, or the training diverged.
     """
@@ -128,18 +138,18 @@ class _Course:
         self.pipe, self.settings, self.networks = pipe, settings, denoisers(pipe)
         check_no_cache(self.networks, settings.denoising_steps)
         self.run = PartialRun(pipe, call, any_video=False)
-        self.pairs = [pair for pair in concept.pairs[:DEFAULT_PAIRS] if pair.text_differs]
-        if not self.run.takes_prompt or not self.pairs:
+        self.asked = esd_prompts(concept)
+        if not self.run.takes_prompt or not self.asked:
             raise ConceptError(
-                f"ESD needs a pipeline that takes a prompt, and pairs that differ in theirs, but got "
-                f"{type(pipe).__name__} and {len(self.pairs)} such pairs of {concept.name!r}."
+                f"ESD needs a pipeline that takes a prompt, and prompts that name the concept, but got "
+                f"{type(pipe).__name__} and {len(self.asked)} prompts of {concept.name!r}. Add `words` to it."
             )
         if "num_inference_steps" in self.run.accepted and not {"sigmas", "timesteps"} & set(call):
             self.run.arguments.setdefault("num_inference_steps", settings.denoising_steps)
         self.calls = self.run.arguments.get("num_inference_steps") or settings.denoising_steps
-        one_by_one = self.run.one_by_one or (self.run.image and any(pair.unsafe_image for pair in self.pairs))
-        self.size = 1 if one_by_one else settings.batch_size
-        sites = choose_sites(pipe, concept, self.pairs, BuildConfig(sites="text"), call)
+        pictured = self.run.image is not None and any(picture is not None for _, picture in self.asked)
+        self.size = 1 if self.run.one_by_one or pictured else settings.batch_size
+        sites = choose_sites(pipe, concept, concept.pairs[:DEFAULT_PAIRS], BuildConfig(sites="text"), call)
         self.lora = start_lora(pipe, sites, settings.rank, settings.seed)
         self.generator = torch.Generator("cpu").manual_seed(settings.seed)
         self.order: list[int] = []
@@ -163,17 +173,17 @@ class _Course:
     @torch.no_grad()
     def _recorded(self) -> tuple[Call, Call]:
         """Return a call of the edited denoiser at a random step, and the arguments that an empty prompt changes."""
-        pairs = self._next_pairs()
-        seeds = torch.randint(2**31, (len(pairs),), generator=self.generator).tolist()
+        prompts, pictures = zip(*self._next(), strict=True)
+        seeds = torch.randint(2**31, (self.size,), generator=self.generator).tolist()
         count = int(torch.randint(1, self.calls + 1, (1,), generator=self.generator))
-        image = pairs[0].unsafe_image if self.size == 1 else None
+        picture = pictures[0] if self.run.image else None
         with self.lora.acting(self.pipe):
-            calls = record_calls(self.run, self.networks, [pair.unsafe for pair in pairs], seeds, count, image)
-        empty = text_of(self.run, self.networks, [""] * len(pairs), seeds, calls[0], image)
+            calls = record_calls(self.run, self.networks, prompts, seeds, count, picture)
+        empty = text_of(self.run, self.networks, [""] * self.size, seeds, calls[0], picture)
         return calls[-1], empty
 
-    def _next_pairs(self) -> list[Pair]:
+    def _next(self) -> list[tuple[str, Any]]:
         while len(self.order) < self.size:
-            self.order += torch.randperm(len(self.pairs), generator=self.generator).tolist()
+            self.order += torch.randperm(len(self.asked), generator=self.generator).tolist()
         chosen, self.order = self.order[: self.size], self.order[self.size :]
-        return [self.pairs[index] for index in chosen]
+        return [self.asked[index] for index in chosen]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unlearning_adapters.adapter_file import write_whole
 from unlearning_adapters.concepts import Concept
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.esd import EsdSettings, train_esd
+from unlearning_adapters.esd import EsdSettings, esd_prompts, train_esd
 from unlearning_adapters.site_lora import SiteLora, lora_from
 
 from .arms import Arm, check_unedited
@@ -53,6 +53,7 @@ def esd_arm(
             {
                 "concept": concept.name,
                 "pairs_hash": concept.pairs_hash,
+                "prompts": [prompt for prompt, _ in esd_prompts(concept)],
                 "settings": settings.to_dict(),
                 "generation": dict(suite.generation),
             },
@@ -84,6 +85,7 @@ def esd_arm(
         "sites": len(lora.factors),
         "rank": lora.rank,
         "settings": record["settings"],
+        "prompts": record["prompts"],
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "pairs_hash": concept.pairs_hash,
         "build_seconds": record["seconds"],
