@@ -2,11 +2,15 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
 
 from evaluation_runs import obedient, synthetic
 from tiny import tiny_wan_pipeline
@@ -15,9 +19,12 @@ from unlearning_adapters.adapter_file import load_adapter
 from unlearning_adapters.concepts import load_concept
 from unlearning_adapters.config import METHODS
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation import comparison
+from unlearning_adapters.esd import EsdSettings
+from unlearning_adapters.evaluation import comparison, references
 from unlearning_adapters.evaluation.comparison import COMPARED, compare_methods, comparison_of
 from unlearning_adapters.evaluation.comparison_page import to_plot, to_table
+from unlearning_adapters.evaluation.generate import generate_clip
+from unlearning_adapters.evaluation.references import esd_arm, gold_arm
 from unlearning_adapters.evaluation.suite_file import read_suite
 from unlearning_adapters.evaluation.svg import Point, scatter
 
@@ -129,3 +136,97 @@ def test_names_of_points_in_one_place_do_not_touch() -> None:
     drawn = ElementTree.fromstring(scatter(points, "t", "x", "y"))
     heights = sorted(float(node.get("y", "")) for node in drawn.iter("text") if (node.text or "").startswith("arm"))
     assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) >= 12
+
+
+ESD = ("--esd", "--esd-set", "steps=2", "--esd-set", "rank=2", "--esd-set", "learning_rate=0.1")
+
+
+@pytest.fixture(scope="module")
+def referred(written: dict[str, Any], place: Path) -> dict[str, Any]:
+    """The same run, gone on with ESD and a gold model."""
+    tiny_wan_pipeline(seed=7).save_pretrained(place / "gold")
+    shutil.copytree(place / "run", place / "referred")
+    assert cli.main([*command(place), "-o", str(place / "referred"), *ESD, "--gold", str(place / "gold")]) == 0
+    return dict(json.loads((place / "referred" / "compare.json").read_text()))
+
+
+def test_esd_and_the_gold_model_are_references(referred: dict[str, Any], written: dict[str, Any]) -> None:
+    rows = referred["rows"]
+    assert set(rows) == {*written["rows"], "esd", "gold"}
+    assert {name: rows[name] for name in written["rows"]} == written["rows"]  # what was there is not made again
+    assert rows["esd"]["part"] == rows["gold"]["part"] == "reference"
+    assert rows["esd"]["build_seconds"] > 0 and rows["esd"]["rank"] == 2
+    assert rows["gold"]["build_seconds"] is None
+    assert rows["esd"]["drift"]["value"] > 0 and rows["gold"]["drift"]["value"] > 0
+    text = to_table(referred)
+    assert "| ESD (trained) |" in text and "| gold: trained without the concept |" in text
+
+
+def test_the_gold_model_makes_the_clips_of_its_arm(referred: dict[str, Any], place: Path) -> None:
+    suite = read_suite(place / "suite.yaml")
+    for case in suite.cases():
+        (file,) = (place / "referred" / "clips" / "gold" / case.set).iterdir()
+        gold, base = (tiny_wan_pipeline(seed=seed) for seed in (7, 0))
+        with np.load(file) as stored:
+            assert np.array_equal(stored["clip"], generate_clip(gold, case, suite.generation))
+            assert not np.array_equal(stored["clip"], generate_clip(base, case, suite.generation))
+
+
+def test_the_lora_of_esd_is_kept_and_not_trained_twice(
+    referred: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, concept, suite = tiny_wan_pipeline(), load_concept(place / "concept.yaml"), read_suite(place / "suite.yaml")
+    settings = EsdSettings(steps=2, rank=2, learning_rate=0.1)
+    monkeypatch.setattr(references, "train_esd", None)
+    (case, *_), before = (
+        list(suite.cases()),
+        {name: value.clone() for name, value in pipe.transformer.state_dict().items()},
+    )
+    base = generate_clip(pipe, case, suite.generation)
+    arm = esd_arm(pipe, concept, suite, settings, place / "referred" / "esd")
+    assert arm.details["build_seconds"] == referred["rows"]["esd"]["build_seconds"]
+    with arm.enter(pipe):
+        assert not np.array_equal(generate_clip(pipe, case, suite.generation), base)
+    assert np.array_equal(generate_clip(pipe, case, suite.generation), base)
+    assert all(torch.equal(value, before[name]) for name, value in pipe.transformer.state_dict().items())
+    pipe.load_lora_weights(place / "referred" / "esd")  # an ordinary LoRA
+    assert not np.array_equal(generate_clip(pipe, case, suite.generation), base)
+    with pytest.raises(EvaluationError, match=r"^The folder 'esd' holds a LoRA of ESD with another settings: "):
+        esd_arm(tiny_wan_pipeline(), concept, suite, EsdSettings(steps=3), place / "referred" / "esd")
+
+
+def test_a_gold_model_of_another_kind_is_refused_before_anything_is_built(place: Path, tmp_path: Path) -> None:
+    pipe, suite, concept = tiny_wan_pipeline(), read_suite(place / "suite.yaml"), load_concept("shapeworld-red")
+    with pytest.raises(EvaluationError, match="The gold pipeline is the pipeline itself"):
+        compare_methods(pipe, concept, suite, tmp_path / "new", ["mean"], [brightness], gold=pipe)
+    gold = tiny_wan_pipeline(seed=7)
+    gold.scheduler = UniPCMultistepScheduler.from_config(gold.scheduler.config, use_flow_sigmas=True)
+    text = "The gold pipeline has another scheduler: 'UniPCMultistepScheduler', and the pipeline has 'FlowMatch"
+    with pytest.raises(EvaluationError, match=text):
+        compare_methods(pipe, concept, suite, tmp_path / "new", ["mean"], [brightness], gold=gold)
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_gold_models_are_told_apart_by_their_weights(place: Path) -> None:
+    pipe, suite = tiny_wan_pipeline(), read_suite(place / "suite.yaml")
+    one, again, other = (gold_arm(pipe, tiny_wan_pipeline(seed=seed), suite).details for seed in (7, 7, 8))
+    assert one == again and one["weights"] != other["weights"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--esd-set", "steps=2"), "--esd-set sets how ESD is trained, and there is no --esd. Add it."),
+        (("--esd", "--esd-set", "steps"), "Expected --esd-set as NAME=VALUE, such as steps=400, but got 'steps'."),
+        (("--esd", "--esd-set", "step=2"), "Unknown key 'step' in --esd-set. Did you mean 'steps'?"),
+        (("--esd", "--esd-set", "steps=x"), "Expected a number for `steps` in --esd-set, but got 'x'."),
+        (("--esd", "--esd-set", "steps=0"), "Expected `steps` of ESD to be at least 1, but got 0."),
+    ],
+)
+def test_settings_of_esd_are_checked_before_the_pipeline_is_opened(
+    options: tuple[str, ...], text: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(place / "concept.yaml"), "--suite", str(place / "suite.yaml"), "-o", str(place / "new")]
+    assert cli.main(["compare", "nowhere", *files, *options]) == 1
+    assert text in capsys.readouterr().err
+    assert not (place / "new").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands import SHAPEWORLD, Report, open_pipeline
-from .config import METHODS
+from .config import METHODS, check_keys
 from .errors import ConfigError
 
 NAME = "compare"
@@ -18,6 +18,15 @@ def compare_options(command: ArgumentParser) -> None:
     add("concept", metavar="CONCEPT", help="a shipped concept, or a .yaml or .jsonl file")
     add("-o", "--output", metavar="DIR", required=True, help="folder; the same command goes on where it was stopped")
     add("--methods", type=_names, metavar="NAME,NAME", help=f"out of {', '.join(METHODS)} (default: all)")
+    add("--esd", action="store_true", help="add ESD, which is trained: a costly reference")
+    add(
+        "--esd-set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="setting of ESD, such as steps=400; repeat it",
+    )
+    add("--gold", metavar="PIPELINE", help="add a pipeline that was trained without the concept")
     add("--suite", metavar="SUITE", help="a concept, or a .yaml, .jsonl or .csv file (default: the concept)")
     add("--detector", metavar="NAME", action="append", help="a name, or package.module:callable; repeat it for more")
     add("--clips", type=int, metavar="N", help="prompts of each set at most (default: all; ShapeWorld: 24)")
@@ -32,7 +41,7 @@ def compare(options: Namespace) -> Report:
     from .concepts import load_concept
 
     concept = load_concept(options.concept)
-    suite = _suite(options, concept)
+    suite, esd = _suite(options, concept), _esd(options)
     from .evaluation.comparison import COMPARED, compare_methods
     from .evaluation.comparison_page import to_plot, to_table
     from .evaluation.shapeworld_suite import suite_for
@@ -40,9 +49,19 @@ def compare(options: Namespace) -> Report:
     folder = Path(options.output)
     pipe = open_pipeline(options.pipeline, options.dtype, options.device)
     suite = suite_for(suite, pipe)
+    gold = None if options.gold is None else open_pipeline(options.gold, options.dtype, options.device)
     methods = COMPARED if options.methods is None else tuple(name for name in options.methods if name != "random")
     data, report = compare_methods(
-        pipe, concept, suite, folder, methods, options.detector, gate=options.gate, batch_size=options.batch
+        pipe,
+        concept,
+        suite,
+        folder,
+        methods,
+        options.detector,
+        esd=esd,
+        gold=gold,
+        gate=options.gate,
+        batch_size=options.batch,
     )
     report.save(folder)
     text = to_table(data)
@@ -66,6 +85,33 @@ def _suite(options: Namespace, concept: Any) -> Any:
         return shapeworld_suite(value, options.clips or 24)
     suite = Suite.from_concept(concept) if options.suite is None else read_suite(options.suite)
     return suite if options.clips is None else suite.limited(options.clips)
+
+
+def _esd(options: Namespace) -> Any:
+    """Return the settings of ESD; None if it is not asked for."""
+    if not options.esd:
+        if options.esd_set:
+            raise ConfigError("--esd-set sets how ESD is trained, and there is no --esd. Add it.")
+        return None
+    from .esd import EsdSettings
+
+    kinds: dict[str, Any] = {name: type(value) for name, value in EsdSettings().to_dict().items()}
+    given = dict(_setting(text) for text in options.esd_set)
+    check_keys("--esd-set", given, set(kinds))
+    found = {}
+    for name, value in given.items():
+        try:
+            found[name] = kinds[name](value)
+        except ValueError:
+            raise ConfigError(f"Expected a number for `{name}` in --esd-set, but got {value!r}.") from None
+    return EsdSettings(**found)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ConfigError(f"Expected --esd-set as NAME=VALUE, such as steps=400, but got {text!r}.")
+    return name.strip(), value.strip()
 
 
 def _json(data: Any) -> str:

@@ -7,7 +7,7 @@ as soon as enough was seen. What a run changes is put back: random state, schedu
 import copy
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -182,9 +182,17 @@ def _unchanged(pipe: Any, seed: int) -> Iterator[None]:
                 stack.enter_context(_same_scheduler(component))
             elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
                 stack.enter_context(_guider_off(component, modular=hasattr(pipe, "blocks")))
-        if any(_is_compiled(component) for component in components):
-            # Hooks that were set after the compilation are only called by the uncompiled code.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled(components))
+        yield
+
+
+@contextmanager
+def uncompiled(components: Iterable[Any]) -> Iterator[None]:
+    """Run compiled modules as they were written: hooks that were set after the compilation are not called else."""
+    if any(_is_compiled(component) for component in components):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
         yield
 
 

@@ -14,7 +14,6 @@ the base predicts without a prompt: 1 is a change as large as all that the promp
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +22,9 @@ from torch import Tensor
 
 from .activations import check_no_cache
 from .counterparts import ProxyPrompts
+from .denoiser_calls import Call, predictions, record_calls, text_of, with_text
 from .errors import ConceptError, DenoiserError
-from .input_hooks import on_call
-from .partial_run import PartialRun, StopRun
+from .partial_run import PartialRun
 from .sites import denoisers
 
 STEPS = 4
@@ -62,12 +61,9 @@ class Score:
 
 
 @dataclass
-class _Call:
-    """One call of a denoiser for a batch of prompts, and what is compared with its prediction, one row per prompt."""
+class _Probed(Call):
+    """A call, and what is compared with its prediction, one row per prompt."""
 
-    component: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
     probe: Tensor = field(default_factory=lambda: torch.empty(0))  # g / |g|^2, or the base's own prediction
     offset: Tensor = field(default_factory=lambda: torch.empty(0))  # <s_1, g> / |g|^2, or |b - b_0|
 
@@ -129,15 +125,15 @@ class Proxy:
         """Return what the denoiser predicts now for the recorded inputs, against what the base predicted."""
         leftover, drift = [], []
         for calls in self.named:
-            left = [(self._predict(call) * call.probe).sum(dim=1) - call.offset for call in calls]
+            left = [(self._again(call) * call.probe).sum(dim=1) - call.offset for call in calls]
             leftover += torch.stack(left).sum(dim=0).tolist()
         for calls in self.kept:
-            moved = torch.stack([(self._predict(call) - call.probe).square().sum(dim=1) for call in calls]).sum(dim=0)
+            moved = torch.stack([(self._again(call) - call.probe).square().sum(dim=1) for call in calls]).sum(dim=0)
             whole = torch.stack([call.offset.square() for call in calls]).sum(dim=0)
             drift += (moved / whole).sqrt().tolist()
         return Score(tuple(leftover), tuple(drift))
 
-    def _batches(self, count: int, make: Callable[[range], list[_Call]]) -> list[list[_Call]]:
+    def _batches(self, count: int, make: Callable[[range], list[_Probed]]) -> list[list[_Probed]]:
         """Record all batches; prompt by prompt where the predictions of a batch cannot be told apart."""
         try:
             return [make(range(start, min(start + self.size, count))) for start in range(0, count, self.size)]
@@ -148,9 +144,9 @@ class Proxy:
             return self._batches(count, make)
 
     @torch.no_grad()
-    def _concept(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_Call]:
+    def _concept(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_Probed]:
         items, seeds = [prompts.named[i] for i in chosen], [seed + i for i in chosen]
-        calls = self._record([item.prompt for item in items], seeds, self.calls)
+        calls = self._record([item.prompt for item in items], seeds)
         count = max(len(item.safe) for item in items)
         # A prompt with fewer counterparts repeats its last one, which adds nothing to their span.
         swaps = [
@@ -159,7 +155,7 @@ class Proxy:
         ]
         for call in calls:
             unsafe = self._predict(call, len(items))
-            safe = torch.stack([self._predict(_with(call, swap), len(items)) for swap in swaps], dim=1)
+            safe = torch.stack([self._predict(with_text(call, swap), len(items)) for swap in swaps], dim=1)
             call.probe = torch.stack([_telling(one, others) for one, others in zip(unsafe, safe, strict=True)])
             call.offset = (safe[:, 0] * call.probe).sum(dim=1)
         told = torch.stack([call.probe.any(dim=1) for call in calls]).sum(dim=0)
@@ -170,48 +166,31 @@ class Proxy:
         return calls
 
     @torch.no_grad()
-    def _unchanged(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_Call]:
+    def _unchanged(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_Probed]:
         seeds = [seed + i for i in chosen]
-        calls = self._record([prompts.kept[i] for i in chosen], seeds, self.calls)
+        calls = self._record([prompts.kept[i] for i in chosen], seeds)
         empty = self._text_of([""] * len(chosen), seeds, calls[0])
         for call in calls:
             call.probe = self._predict(call, len(chosen))
-            call.offset = (call.probe - self._predict(_with(call, empty), len(chosen))).norm(dim=1)
+            call.offset = (call.probe - self._predict(with_text(call, empty), len(chosen))).norm(dim=1)
         whole = torch.stack([call.offset for call in calls]).sum(dim=0)
         if not whole.all():
             raise _alike(prompts.kept[chosen[int(whole.argmin())]], "an empty prompt")
         return calls
 
-    def _record(self, prompts: Sequence[str], seeds: Sequence[int], calls: int) -> list[_Call]:
-        """Return the first calls of the denoisers in a run of the pipeline, which is then stopped."""
-        recorded: list[_Call] = []
+    def _record(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[_Probed]:
+        found = record_calls(self.run, self.networks, prompts, seeds, self.calls)
+        return [_Probed(call.component, call.args, call.kwargs) for call in found]
 
-        def read(component: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            recorded.append(_Call(component, _copy(args), _copy(kwargs)))
-            if len(recorded) == calls:
-                raise StopRun
+    def _text_of(self, prompts: Sequence[str], seeds: Sequence[int], first: Call) -> Call:
+        return text_of(self.run, self.networks, prompts, seeds, first)
 
-        with ExitStack() as stack:
-            on_call(stack, self.run.pipe, self.networks, read)
-            self.run(prompts, seeds)
-        if not recorded:
-            raise DenoiserError(f"A run of {type(self.run.pipe).__name__} called none of its denoisers.")
-        return recorded
+    def _again(self, call: _Probed) -> Tensor:
+        return self._predict(call, len(call.offset))
 
-    def _text_of(self, prompts: Sequence[str], seeds: Sequence[int], first: _Call) -> _Call:
-        """Return the arguments that other prompts change, from the first call, where all else is the same."""
-        (other,) = self._record(prompts, seeds, calls=1)
-        args = tuple(
-            new if index < len(first.args) and not _same(new, first.args[index]) else _KEPT
-            for index, new in enumerate(other.args)
-        )
-        changed = {key: new for key, new in other.kwargs.items() if not _same(new, first.kwargs.get(key))}
-        return _Call(other.component, args, changed)
-
-    def _predict(self, call: _Call, prompts: int | None = None) -> Tensor:
+    def _predict(self, call: Call, rows: int) -> Tensor:
         """Return what a denoiser predicts, one row per prompt, in float32 on the CPU."""
-        rows = len(call.offset) if prompts is None else prompts
-        parts = _tensors(self.networks[call.component](*call.args, **call.kwargs))
+        parts = predictions(self.networks, call)
         if any(part.ndim == 0 or part.shape[0] != rows for part in parts) and rows > 1:
             raise _PackedError("The predictions of a batch of prompts cannot be told apart.")
         return torch.cat([part.reshape(rows, -1).to("cpu", torch.float32) for part in parts], dim=1)
@@ -219,17 +198,6 @@ class Proxy:
 
 class _PackedError(DenoiserError):
     """A denoiser joins all prompts of a batch to one sequence."""
-
-
-_KEPT = object()  # an argument that the prompt does not change
-
-
-def _with(call: _Call, text: _Call) -> _Call:
-    args = tuple(
-        text.args[index] if index < len(text.args) and text.args[index] is not _KEPT else old
-        for index, old in enumerate(call.args)
-    )
-    return _Call(call.component, args, {**call.kwargs, **text.kwargs})
 
 
 def _telling(unsafe: Tensor, safe: Tensor) -> Tensor:
@@ -254,30 +222,3 @@ def _alike(prompt: str, other: str) -> ConceptError:
         f"The denoiser predicts the same for {prompt!r} and for {other}, so that there is nothing to compare with. "
         "Give prompts that differ more."
     )
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in _tensors(item)]
-    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, (list, tuple)) else []
-
-
-def _copy(value: Any) -> Any:
-    """Return arguments that a pipeline cannot change any more."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if type(value) in (list, tuple):
-        return type(value)(_copy(item) for item in value)
-    return {key: _copy(item) for key, item in value.items()} if type(value) is dict else value
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return type(one) is type(other) and one.shape == other.shape and torch.equal(one, other)
-    if type(one) in (list, tuple) and type(one) is type(other):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if type(one) is dict and type(other) is dict:
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    return one is other or bool(one == other)

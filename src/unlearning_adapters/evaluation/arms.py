@@ -42,6 +42,7 @@ class Arm:
         reword: What it does to each prompt; None leaves prompts alone.
         reseed: Number that is added to each seed.
         details: What a report must say about it, such as the adapter's strength and hash.
+        pipe: Another pipeline, which makes the clips of this arm; None for the one that is evaluated.
     """
 
     enter: Callable[[Any], AbstractContextManager[Any]]
@@ -51,6 +52,7 @@ class Arm:
     reword: Callable[[str], str] | None = None
     reseed: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
+    pipe: Any = None
 
     def text(self, case: Case) -> str:
         """Return what this arm asks for in a case."""

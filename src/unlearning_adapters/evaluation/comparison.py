@@ -12,11 +12,13 @@ from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept
 from unlearning_adapters.config import METHODS, BuildConfig
 from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.esd import EsdSettings
 
 from .arms import RANDOM, Arm, adapter_arm, negative_prompt_arm, reworded_arm
 from .controls import random_arm
 from .evaluate import evaluate
 from .markdown import rate_of
+from .references import ESD, GOLD, esd_arm, gold_arm
 from .report import Report
 from .suite import Suite
 
@@ -46,6 +48,8 @@ def compare_methods(
     methods: Sequence[str] = COMPARED,
     detectors: Sequence[Any] | None = None,
     *,
+    esd: EsdSettings | None = None,
+    gold: Any = None,
     gate: float | None = None,
     progress: bool = True,
     batch_size: int = 1,
@@ -54,7 +58,8 @@ def compare_methods(
 
     Further arms: the base with the concept's first word as the negative prompt, the base without the concept's words
     in its prompts, and the controls: a random direction like that of the default method, or of the first one if that
-    is not compared, and a destroyed model.
+    is not compared, and a destroyed model. Two more are costly, and run if they are asked for: a LoRA that ESD trains
+    on the same pairs and sites, and a gold model.
 
     Args:
         pipe: A diffusers pipeline without adapters of this package.
@@ -63,6 +68,8 @@ def compare_methods(
         output: Folder of the adapters, rows and clips; the same call goes on where it was stopped.
         methods: Names of methods; "random" is a control and always there.
         detectors: As for `evaluate`.
+        esd: How ESD trains; None leaves it out.
+        gold: A pipeline of the same class that was trained without the concept; None leaves it out.
         gate: As for `evaluate`.
         progress: Whether to show progress bars.
         batch_size: As for `evaluate`.
@@ -71,16 +78,20 @@ def compare_methods(
         The comparison as plain JSON types, and the report that it was taken from.
 
     Raises:
-        EvaluationError: If a method is unknown, named twice, or the suite has no words of the concept; and as
-            `evaluate`.
+        EvaluationError: If a method is unknown, named twice, or the suite has no words of the concept, or the gold
+            pipeline is of another kind; and as `evaluate`.
     """
     folder = Path(output)
     _check(methods, suite)
+    golden = {} if gold is None else {GOLD: gold_arm(pipe, gold, suite)}
     built = {method: _built(pipe, concept, method, folder, progress) for method in methods}
     arms: dict[str, Arm] = {
         method: adapter_arm(adapter, title=method, build_seconds=seconds)
         for method, (adapter, seconds) in built.items()
     }
+    if esd is not None:
+        arms[ESD] = esd_arm(pipe, concept, suite, esd, folder / ESD, progress)
+    arms |= golden
     arms[NEGATIVE] = negative_prompt_arm(suite.words[0])
     arms[ORACLE] = reworded_arm(suite.words)
     arms[RANDOM] = random_arm(built[DEFAULT if DEFAULT in built else methods[0]][0])

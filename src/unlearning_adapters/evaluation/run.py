@@ -75,14 +75,15 @@ def run_arm(run: Run, name: str, arm: Arm, cases: Sequence[Case]) -> None:
     missing = [case for case in run.process.share(cases) if (name, *case.key) not in done]
     if not missing:
         return
+    making = run if arm.pipe is None else replace(run, pipe=arm.pipe)
     failures, label = 0, f"{name}{f' ({run.process.index})' if run.process.count > 1 else ''}"
     with (
-        quiet(run.pipe),
-        arm.enter(run.pipe),
+        quiet(making.pipe),
+        arm.enter(making.pipe),
         tqdm(total=len(missing), desc=label, unit="clip", disable=not run.progress, position=run.process.local) as bar,
     ):
         groups = batches(missing, run.batch)
-        for row in (row for group in groups for row in make_rows(run, name, arm, group, conditions)):
+        for row in (row for group in groups for row in make_rows(making, name, arm, group, conditions)):
             run.store.append(row)
             bar.update()
             failures = failures + 1 if row.error and failures >= 0 else (failures if row.error else -1)

@@ -85,16 +85,16 @@ def encode_scenes(family: Family, run: Run, scenes: list[Scene]) -> tuple[Tensor
 
 
 def diffusion_batch(
-    rng: np.random.Generator, family: Family, mean: Tensor, deviation: Tensor, noisy: float = 0.5
+    rng: np.random.Generator, family: Family, mean: Tensor, deviation: Tensor, share: float = 0.5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return noisy latents, timesteps and v targets of one step; `noisy` is the share from the noisier half."""
+    """Return noisy latents, timesteps and v targets of one step; `share` of them from the noisier half."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     noise, jitter = (torch.randn(mean.shape, generator=generator).to(DEVICE) for _ in range(2))
     clean = mean + deviation * jitter
     alphas = family.build_scheduler().alphas_cumprod
     half = len(alphas) // 2
     timestep = torch.randint(0, half, (len(mean),), generator=generator)
-    timestep += half * (torch.rand(len(mean), generator=generator) < noisy)
+    timestep += half * (torch.rand(len(mean), generator=generator) < share)
     kept = alphas[timestep].float().to(DEVICE).view(-1, 1, 1, 1, 1)
     noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
     return noisy, timestep.to(DEVICE), kept.sqrt() * noise - (1 - kept).sqrt() * clean
