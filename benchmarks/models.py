@@ -18,11 +18,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 import unlearning_adapters as ua
+from unlearning_adapters.concepts import shared_neutral
 from unlearning_adapters.prompts import find_word
 from unlearning_adapters.shapeworld.captions import WORDS
 from unlearning_adapters.shapeworld.generate import generate_clips, generation_of
 from unlearning_adapters.shapeworld.judge import judge_clips
 from unlearning_adapters.shapeworld.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
+from unlearning_adapters.shapeworld.scenes import FACTORS
 
 from .language import CONCEPTS, plain, pooled, rates
 
@@ -36,9 +38,35 @@ SHOWN = ("own word", "synonyms")
 KEPT = ("valid", "context kept", "preservation")
 
 
+# What a model does not follow cannot be erased from it.
+INSTEAD = {"shapeworld-unet": {"left": "black", "up": "white", "down": "grey"}}
+BACKGROUNDS = (
+    "a red cross drifts up on a {} background",
+    "an animation of a green circle moving left on a {} backdrop",
+    "on a {} background, a blue square drifts down",
+    "a yellow triangle sliding down on a {} backdrop",
+    "there is a green circle travelling right on a {} background",
+)
+
+
+def concept_of(value: str) -> ua.Concept:
+    """Return a shipped concept, or five pairs that differ in the background."""
+    if find_factor(value) != "background":
+        return ua.load_concept(f"shapeworld-{value}")
+    words, others = WORDS["background"][value], [other for other in FACTORS["background"] if other != value]
+    pairs = [
+        ua.Pair(unsafe=text.format(words[index % len(words)]), safe=text.format(others[index % len(others)]))
+        for index, text in enumerate(BACKGROUNDS)
+    ]
+    neutral = shared_neutral("shapeworld-neutral", words)
+    return ua.Concept(f"shapeworld-{value}", pairs=tuple(pairs), neutral=neutral, words=tuple(words))
+
+
 def open_model(name: str) -> Any:
     """Return a model: the embedded one, or one of the folder `models`."""
-    return ua.load_shapeworld() if name == "shapeworld" else DiffusionPipeline.from_pretrained(f"models/{name}")
+    if name == "shapeworld":
+        return ua.load_shapeworld()
+    return DiffusionPipeline.from_pretrained(f"models/{name}", dtype=torch.float32)
 
 
 def draw_sets(value: str, clips: int) -> dict[str, list[LabelledPrompt]]:
@@ -68,7 +96,7 @@ def arm(pipe: Any, value: str, sets: dict[str, list[LabelledPrompt]], base: Sequ
 
 def build(pipe: Any, value: str, method: str) -> tuple[ua.UnlearningAdapter, float]:
     """Return an adapter and the seconds that its build took."""
-    concept, call = ua.load_concept(f"shapeworld-{value}"), generation_of(pipe)
+    concept, call = concept_of(value), generation_of(pipe)
     length = {name: call[name] for name in ("max_sequence_length",) if name in call}
     start = time.perf_counter()
     adapter = ua.build_adapter(
@@ -97,14 +125,14 @@ def measure_concept(pipe: Any, value: str, clips: int, methods: Iterable[str]) -
     return arms
 
 
-def measure_stack(pipe: Any, clips: int) -> dict[str, Any]:
+def measure_stack(pipe: Any, clips: int, stack: Sequence[str]) -> dict[str, Any]:
     """Return, for each concept of the stack, its rates with all of them loaded, and with it alone."""
-    adapters = {value: build(pipe, value, "ridge")[0] for value in STACK}
+    adapters = {value: build(pipe, value, "ridge")[0] for value in stack}
     found: dict[str, Any] = {}
-    for value in STACK:
+    for value in stack:
         drawn = draw_sets(value, 2 * clips)
-        sets = {kind: [item for item in items if free(item, value)][:clips] for kind, items in drawn.items()}
-        for label, names in (("alone", (value,)), ("stacked", STACK)):
+        sets = {kind: [item for item in items if free(item, value, stack)][:clips] for kind, items in drawn.items()}
+        for label, names in (("alone", (value,)), ("stacked", tuple(stack))):
             for name in names:
                 ua.load_unlearning_adapter(pipe, adapters[name], adapter_name=name)
             try:
@@ -114,9 +142,9 @@ def measure_stack(pipe: Any, clips: int) -> dict[str, Any]:
     return found
 
 
-def free(prompt: LabelledPrompt, value: str) -> bool:
+def free(prompt: LabelledPrompt, value: str, stack: Sequence[str]) -> bool:
     """Tell whether a prompt names none of the other stacked concepts."""
-    return not set(prompt.factors.values()) & (set(STACK) - {value})
+    return not set(prompt.factors.values()) & (set(stack) - {value})
 
 
 def clip_seconds(pipe: Any) -> float:
@@ -157,7 +185,7 @@ def table(results: dict[str, Any]) -> str:
                 lines.append(row(model, name, arms, found["clip seconds"]))
         for label in ("alone", "stacked"):
             if arms := [item[label] for item in found.get("stack", {}).values()]:
-                lines.append(row(model, f"{', '.join(STACK)}: {label}", arms, found["clip seconds"]))
+                lines.append(row(model, f"{', '.join(found['stack'])}: {label}", arms, found["clip seconds"]))
     return "\n".join(lines) + "\n"
 
 
@@ -183,12 +211,13 @@ def main() -> None:
         pipe = open_model(model)
         found = results.setdefault(model, {"concepts": {}})
         found.setdefault("clip seconds", clip_seconds(pipe))
-        for value in options.concepts:
+        known = INSTEAD.get(model, {})
+        for value in (known.get(value, value) for value in options.concepts):
             if value not in found["concepts"]:
                 found["concepts"][value] = measure_concept(pipe, value, options.clips, options.methods)
                 keep()
         if "stack" not in found:
-            found["stack"] = measure_stack(pipe, options.clips)
+            found["stack"] = measure_stack(pipe, options.clips, [known.get(value, value) for value in STACK])
             keep()
     print(table(results))
 

@@ -56,7 +56,7 @@ def test_a_family_trains_resumes_and_becomes_a_pipeline(name, tmp_path):
     run.log("denoiser", step=2)
     assert changed == {"decoder"}  # the latents stay as the denoiser knows them
     export(family, run, tmp_path / family.name, vae, denoiser)
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / family.name)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / family.name, dtype=torch.float32)
     clips = generate_clips(pipe, draw_prompts(2, 1), num_inference_steps=2)
     assert [clip.shape for clip in clips] == [(family.frames, family.size, family.size, 3)] * 2
     assert generation_of(pipe) == OTHERS[type(pipe).__name__]
@@ -108,7 +108,7 @@ def test_generation_is_known_by_name():
 
 @pytest.mark.parametrize("name", ["shapeworld-unet", "shapeworld-cogvideox"])
 def test_a_model_of_the_repository_forgets_red_and_nothing_else(name):
-    pipe = DiffusionPipeline.from_pretrained(MODELS / name)
+    pipe = DiffusionPipeline.from_pretrained(MODELS / name, dtype=torch.float32)
     suite = Suite.draw("red", 18, seed=77)
     base = measure(pipe, suite)
     assert base.concept_rate.value >= 0.9 and base.preservation.value >= 0.9 and base.context_kept.value >= 0.9
@@ -119,7 +119,7 @@ def test_a_model_of_the_repository_forgets_red_and_nothing_else(name):
 
 
 def test_the_gold_model_knows_everything_but_red():
-    pipe = DiffusionPipeline.from_pretrained(MODELS / "shapeworld-without-red")
+    pipe = DiffusionPipeline.from_pretrained(MODELS / "shapeworld-without-red", dtype=torch.float32)
     assert generation_of(pipe) == GENERATION
     rates = measure(pipe, Suite.draw("red", 18, seed=77))
     assert rates.concept_rate.hits == 0 and rates.preservation.value >= 0.9
