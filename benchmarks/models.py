@@ -21,7 +21,7 @@ import unlearning_adapters as ua
 from unlearning_adapters.concepts import shared_neutral
 from unlearning_adapters.prompts import find_word
 from unlearning_adapters.shapeworld.captions import WORDS
-from unlearning_adapters.shapeworld.generate import generate_clips, generation_of
+from unlearning_adapters.shapeworld.generate import generate_clips, generation_of, prompt_length
 from unlearning_adapters.shapeworld.judge import judge_clips
 from unlearning_adapters.shapeworld.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
 from unlearning_adapters.shapeworld.scenes import FACTORS
@@ -96,8 +96,7 @@ def arm(pipe: Any, value: str, sets: dict[str, list[LabelledPrompt]], base: Sequ
 
 def build(pipe: Any, value: str, method: str) -> tuple[ua.UnlearningAdapter, float]:
     """Return an adapter and the seconds that its build took."""
-    concept, call = concept_of(value), generation_of(pipe)
-    length = {name: call[name] for name in ("max_sequence_length",) if name in call}
+    concept, length = concept_of(value), prompt_length(generation_of(pipe))
     start = time.perf_counter()
     adapter = ua.build_adapter(
         pipe,

@@ -117,8 +117,10 @@ def _second(options: Namespace, pipe: Any, target: Any, count: int) -> Any:
     from .builder import build_adapter
     from .concepts import load_concept
     from .config import BuildConfig
+    from .shapeworld.generate import generation_of, prompt_length
 
-    adapter = build_adapter(pipe, load_concept(name), BuildConfig(), progress=False)
+    length = prompt_length(generation_of(pipe))
+    adapter = build_adapter(pipe, load_concept(name), BuildConfig(), progress=False, call_kwargs=length)
     return adapter, _target(name, count, options.detector)[0]
 
 

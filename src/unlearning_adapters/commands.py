@@ -54,8 +54,10 @@ def build(options: Namespace) -> Report:
     from .builder import build_adapter
 
     pipe = open_pipeline(options.pipeline, options.dtype, options.device)
+    from .shapeworld.generate import generation_of, prompt_length
+
     start = time.perf_counter()
-    adapter = build_adapter(pipe, concept, config)
+    adapter = build_adapter(pipe, concept, config, call_kwargs=prompt_length(generation_of(pipe)))
     seconds = time.perf_counter() - start
     file = adapter.save_pretrained(options.output)
     data = {

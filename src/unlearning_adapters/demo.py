@@ -22,7 +22,7 @@ from .errors import ConceptError, ConfigError
 from .evaluation.metrics import RATES, ArmRates
 from .media import Comparison, Strip, contact_sheet, save_clip
 from .shapeworld.evaluate import Suite, score
-from .shapeworld.generate import decode_latents, generate_latents
+from .shapeworld.generate import GENERATION, decode_latents, generate_latents, prompt_length
 from .shapeworld.judge import Verdict, judge_clips
 from .shapeworld.model import load_shapeworld
 from .shapeworld.scenes import FACTORS
@@ -105,17 +105,18 @@ def run_demo(
     suite, pipe, seconds = Suite.draw(target, clips, SEED), load_shapeworld(), dict[str, float]()
 
     runs: dict[str, Run] = {}
+    length = prompt_length({**GENERATION, **settings})
 
     def run(name: str) -> None:
         runs[name] = run_arm(pipe, suite, ARMS[name] if progress else None, settings)
 
     run("base")
     with _timed(seconds, "build"):
-        adapter = build_adapter(pipe, chosen, _config(chosen), progress=progress)
+        adapter = build_adapter(pipe, chosen, _config(chosen), progress=progress, call_kwargs=length)
     file = adapter.save_pretrained(folder / "adapter")
     exact = _run_edited(pipe, file.parent, adapter.sites, run, seconds)
     control = _config(chosen, method="random", strength=adapter.strength)
-    load_unlearning_adapter(pipe, build_adapter(pipe, chosen, control, progress=False))
+    load_unlearning_adapter(pipe, build_adapter(pipe, chosen, control, progress=False, call_kwargs=length))
     run("random_direction")
     unload_unlearning_adapters(pipe)
 

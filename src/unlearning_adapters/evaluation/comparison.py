@@ -13,6 +13,7 @@ from unlearning_adapters.concepts import Concept
 from unlearning_adapters.config import METHODS, BuildConfig
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.esd import EsdSettings
+from unlearning_adapters.shapeworld.generate import prompt_length
 
 from .arms import RANDOM, Arm, adapter_arm, negative_prompt_arm, reworded_arm
 from .controls import random_arm
@@ -84,7 +85,8 @@ def compare_methods(
     folder = Path(output)
     _check(methods, suite)
     golden = {} if gold is None else {GOLD: gold_arm(pipe, gold, suite)}
-    built = {method: _built(pipe, concept, method, folder, progress) for method in methods}
+    length = prompt_length(suite.generation)
+    built = {method: _built(pipe, concept, method, folder, length, progress) for method in methods}
     arms: dict[str, Arm] = {
         method: adapter_arm(adapter, title=method, build_seconds=seconds)
         for method, (adapter, seconds) in built.items()
@@ -144,7 +146,9 @@ def _check(methods: Sequence[str], suite: Suite) -> None:
         )
 
 
-def _built(pipe: Any, concept: Concept, method: str, folder: Path, progress: bool) -> tuple[UnlearningAdapter, float]:
+def _built(
+    pipe: Any, concept: Concept, method: str, folder: Path, length: dict[str, Any], progress: bool
+) -> tuple[UnlearningAdapter, float]:
     """Return an adapter and the seconds that its build took, from the folder if it is there and of the same pairs."""
     file, log = folder / "adapters" / f"{method}.safetensors", folder / BUILDS
     seconds = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {}
@@ -157,7 +161,8 @@ def _built(pipe: Any, concept: Concept, method: str, folder: Path, progress: boo
             )
         return adapter, float(seconds[method])
     start = time.perf_counter()
-    adapter = build_adapter(pipe, concept, BuildConfig(method=method), progress=progress)  # type: ignore[arg-type]
+    config = BuildConfig(method=method)  # type: ignore[arg-type]
+    adapter = build_adapter(pipe, concept, config, progress=progress, call_kwargs=length)
     took = round(time.perf_counter() - start, 3)
     adapter.save_pretrained(file)
     log.write_text(json.dumps({**seconds, method: took}, indent=1) + "\n", encoding="utf-8")

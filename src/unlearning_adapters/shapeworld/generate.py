@@ -1,6 +1,6 @@
 """Generate ShapeWorld clips through the pipeline's own `__call__`, prompt by prompt with a seed each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,11 @@ def generation_of(pipe: Any) -> dict[str, Any]:
     config: Any = getattr(pipe, "config", None) or {}
     name = str(config.get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
     return dict(OTHERS.get(type(pipe).__name__, GENERATION)) if name.startswith("shapeworld") else {}
+
+
+def prompt_length(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of the arguments of a call the length that prompts are padded to, which a build should share."""
+    return {name: call[name] for name in ("max_sequence_length",) if name in call}
 
 
 def generate_latents(
