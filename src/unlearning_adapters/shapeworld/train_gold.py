@@ -27,7 +27,7 @@ from .training_run import Run
 
 
 def gold_settings(value: str) -> DenoiserSettings:
-    """Return the settings of the model that never saw a value: those of the embedded model, with fewer, smaller steps."""
+    """Return the settings of a model that never saw a value: the embedded one's, with fewer, smaller steps."""
     return DenoiserSettings(steps=900, batch=64, without=value)
 
 
