@@ -115,11 +115,8 @@ def test_a_model_of_the_repository_forgets_red_and_nothing_else(name):
     call = {key: value for key, value in generation_of(pipe).items() if key == "max_sequence_length"}
     load_unlearning_adapter(pipe, build_adapter(pipe, load_concept("red"), progress=False, call_kwargs=call))
     edited = measure(pipe, suite)
-    assert (
-        edited.concept_rate.value <= 0.1
-        and edited.preservation.value >= base.preservation.value - 0.1
-        and edited.valid_rate.value >= 0.9
-    )
+    assert edited.concept_rate.value <= 0.1 and edited.valid_rate.value >= 0.9
+    assert edited.preservation.value >= base.preservation.value - 0.1
     assert edited.context_kept.value >= base.context_kept.value - 0.1
 
 
