@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "unlearning_adapters"
 DOC = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 MAX_FUNCTION = 60  # lines, without the docstring
 MAX_FILE = 360
-MAX_BYTES = 12_000_000
+MAX_BYTES = 25_000_000
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "imageio", "PIL", "numpy", "huggingface_hub"}
 # What `unlearn --help`, `unlearn inspect` and `import unlearning_adapters` load.
 LIGHT = (

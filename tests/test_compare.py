@@ -23,10 +23,11 @@ from unlearning_adapters.esd import EsdSettings
 from unlearning_adapters.evaluation import comparison, references
 from unlearning_adapters.evaluation.comparison import COMPARED, compare_methods, comparison_of
 from unlearning_adapters.evaluation.comparison_page import to_plot, to_table
-from unlearning_adapters.evaluation.generate import generate_clip
+from unlearning_adapters.evaluation.generate import generate_batch
 from unlearning_adapters.evaluation.references import esd_arm, gold_arm
 from unlearning_adapters.evaluation.suite_file import read_suite
 from unlearning_adapters.evaluation.svg import Point, scatter
+from unlearning_adapters.media import to_clip
 
 SUITE = """
 words: [red]
@@ -47,6 +48,11 @@ neutral: [a dog walks, a tree on a street]
 def brightness(frames: Any) -> Any:
     """A detector as a user would write it."""
     return frames.mean(axis=(1, 2, 3)) / 255
+
+
+def one_clip(pipe: Any, case: Any, suite: Any) -> Any:
+    """The clip of a case, made alone."""
+    return to_clip(generate_batch(pipe, [case], suite.generation, [case.prompt.text])[0])
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +174,8 @@ def test_the_gold_model_makes_the_clips_of_its_arm(referred: dict[str, Any], pla
         (file,) = (place / "referred" / "clips" / "gold" / case.set).iterdir()
         gold, base = (tiny_wan_pipeline(seed=seed) for seed in (7, 0))
         with np.load(file) as stored:
-            assert np.array_equal(stored["clip"], generate_clip(gold, case, suite.generation))
-            assert not np.array_equal(stored["clip"], generate_clip(base, case, suite.generation))
+            assert np.array_equal(stored["clip"], one_clip(gold, case, suite))
+            assert not np.array_equal(stored["clip"], one_clip(base, case, suite))
 
 
 def test_the_lora_of_esd_is_kept_and_not_trained_twice(
@@ -182,15 +188,15 @@ def test_the_lora_of_esd_is_kept_and_not_trained_twice(
         list(suite.cases()),
         {name: value.clone() for name, value in pipe.transformer.state_dict().items()},
     )
-    base = generate_clip(pipe, case, suite.generation)
+    base = one_clip(pipe, case, suite)
     arm = esd_arm(pipe, concept, suite, settings, place / "referred" / "esd")
     assert arm.details["build_seconds"] == referred["rows"]["esd"]["build_seconds"]
     with arm.enter(pipe):
-        assert not np.array_equal(generate_clip(pipe, case, suite.generation), base)
-    assert np.array_equal(generate_clip(pipe, case, suite.generation), base)
+        assert not np.array_equal(one_clip(pipe, case, suite), base)
+    assert np.array_equal(one_clip(pipe, case, suite), base)
     assert all(torch.equal(value, before[name]) for name, value in pipe.transformer.state_dict().items())
     pipe.load_lora_weights(place / "referred" / "esd")  # an ordinary LoRA
-    assert not np.array_equal(generate_clip(pipe, case, suite.generation), base)
+    assert not np.array_equal(one_clip(pipe, case, suite), base)
     with pytest.raises(EvaluationError, match=r"^The folder 'esd' holds a LoRA of ESD with another settings: "):
         esd_arm(tiny_wan_pipeline(), concept, suite, EsdSettings(steps=3), place / "referred" / "esd")
 

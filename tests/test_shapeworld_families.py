@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from unlearning_adapters import build_adapter, load_concept, load_shapeworld, load_unlearning_adapter
 from unlearning_adapters.shapeworld.captions import WORDS
+from unlearning_adapters.shapeworld.evaluate import Suite, measure
 from unlearning_adapters.shapeworld.generate import GENERATION, OTHERS, generate_clips, generation_of
 from unlearning_adapters.shapeworld.prompts import draw_prompts
 from unlearning_adapters.shapeworld.train_denoiser import Captions, DenoiserSettings, training_scenes, values_shown

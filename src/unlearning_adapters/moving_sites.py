@@ -29,7 +29,7 @@ def find_moving(
     """Return the text and image sites whose input depends on the timestep, and the calls in which to record them.
 
     It takes one run over one prompt, which is stopped after the second call of each denoiser if nothing has changed by
-    then, and is finished otherwise, to count the calls. An input whose shape changes counts as unchanged.
+    then, and goes on to the VAE otherwise, to count the calls. An input whose shape changes counts as unchanged.
 
     Where hidden sites are recorded too, or a denoiser has a cache that skips blocks, nothing is measured: their runs
     are of full length, or cannot be recorded in more than one step.
@@ -53,6 +53,7 @@ def find_moving(
     probe = _Probe({name: networks[name] for name in dict.fromkeys(site.component for site in sites)})
     with ExitStack() as stack:
         calls = count_calls(stack, pipe, probe.networks, probe.end)
+        _stop_at_vae(stack, pipe, calls)
         for site in sites:
             on_input(stack, site_module(pipe, site.name), probe.reader(site, calls))
         run([prompt], [seed], image if run.image else None)
@@ -70,6 +71,18 @@ def few_steps(call_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     if STEPS in given and not SCHEDULE & set(given):
         given[STEPS] = min(given[STEPS], FEW_STEPS)
     return given
+
+
+def _stop_at_vae(stack: ExitStack, pipe: Any, calls: Counter[str]) -> None:
+    """Stop the run when its VAE is used after a denoiser: nothing is decoded, which modular pipelines would do."""
+
+    def stop(_tensor: Tensor) -> None:
+        if calls:
+            raise StopRun
+
+    vae = getattr(pipe, "vae", None)
+    for module in vae.modules() if isinstance(vae, torch.nn.Module) else ():
+        on_input(stack, module, stop)
 
 
 class _Probe:

@@ -60,8 +60,9 @@ def shapeworld_suite(
 
 
 def suite_for(suite: Suite, pipe: Any, **call: Any) -> Suite:
-    """Return a suite with further call arguments, and those of a ShapeWorld model, which its own may not fit."""
-    return replace(suite, generation={**(generation_of(pipe) or suite.generation), **call})
+    """Return a suite with further call arguments, and with those of a ShapeWorld model in place of the embedded one's."""
+    own = generation_of(pipe) if dict(suite.generation) in ({}, GENERATION) else {}
+    return replace(suite, generation={**(own or suite.generation), **call})
 
 
 def _as_set(name: str, role: str, prompts: Sequence[LabelledPrompt]) -> PromptSet:

@@ -64,6 +64,8 @@ def assemble_gold(run: Run, value: str, weights: str = "average") -> WanPipeline
     model.load_state_dict(state[weights])
     for block in pipe.transformer.blocks:
         block.attn2.set_processor(WanAttnProcessor())
+    for part in (pipe.vae, pipe.transformer):
+        part.register_to_config(_name_or_path=pipe.name_or_path)  # else the folder of the embedded model
     pipe.register_to_config(_name_or_path=f"shapeworld-without-{value}")
     return pipe
 
