@@ -60,7 +60,7 @@ def shapeworld_suite(
 
 
 def suite_for(suite: Suite, pipe: Any, **call: Any) -> Suite:
-    """Return a suite with further call arguments, and with those of a ShapeWorld model in place of the embedded one's."""
+    """Return a suite with further call arguments, and those of a ShapeWorld model in place of the embedded one's."""
     own = generation_of(pipe) if dict(suite.generation) in ({}, GENERATION) else {}
     return replace(suite, generation={**(own or suite.generation), **call})
 
