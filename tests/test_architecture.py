@@ -13,7 +13,8 @@ PACKAGE = ROOT / "src" / "unlearning_adapters"
 DOC = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 MAX_FUNCTION = 60  # lines, without the docstring
 MAX_FILE = 360
-MAX_BYTES = 25_000_000
+MAX_BYTES = 12_000_000
+MAX_MODEL_BYTES = 25_000_000  # trained models beside the package, which no wheel holds
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "imageio", "PIL", "numpy", "huggingface_hub"}
 # What `unlearn --help`, `unlearn inspect` and `import unlearning_adapters` load.
 LIGHT = (
@@ -205,7 +206,10 @@ def test_the_tree_holds_no_junk() -> None:
 
 
 def test_no_file_is_large() -> None:
-    assert [name for name in repository_files() if (ROOT / name).stat().st_size > MAX_BYTES] == []
+    def limit(name: str) -> int:
+        return MAX_MODEL_BYTES if name.startswith("models/") else MAX_BYTES
+
+    assert [name for name in repository_files() if (ROOT / name).stat().st_size > limit(name)] == []
 
 
 def test_no_path_of_a_machine_is_written_down() -> None:

@@ -232,13 +232,25 @@ class Training:
 def train_denoiser(run: Run, settings: DenoiserSettings, compiled: bool) -> None:
     """Train text encoder and denoiser together, from the newest checkpoint if there is one."""
     scenes = training_scenes(settings)
-    mean, deviation = normalised(run, *encode_scenes(run, scenes))
+    train_on(run, settings, scenes, *normalised(run, *encode_scenes(run, scenes)), compiled)
+
+
+def train_on(
+    run: Run,
+    settings: DenoiserSettings,
+    scenes: list[Scene],
+    mean: Tensor,
+    deviation: Tensor,
+    compiled: bool = False,
+    stage: str = "denoiser",
+) -> None:
+    """Train on scenes whose scaled latents have these means and deviations; the log calls it `stage`."""
     captions = Captions(scenes, settings)
     torch.manual_seed(settings.seed)
     model = TextConditioned(build_text_encoder(len(captions.tokenizer)), build_transformer())
     training = Training(run, settings, model)
     forward = torch.compile(training.model) if compiled else training.model
-    bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc="denoiser")
+    bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc=stage)
     for step in bar:
         rng = np.random.default_rng((settings.seed, 1, step))
         indices = rng.integers(len(scenes), size=settings.batch)
@@ -248,6 +260,6 @@ def train_denoiser(run: Run, settings: DenoiserSettings, compiled: bool) -> None
         training.update(loss)
         bar.set_postfix(loss=f"{loss.item():.4f}")
         if training.step % 25 == 0:
-            run.log("denoiser", step=training.step, loss=round(loss.item(), 5))
+            run.log(stage, step=training.step, loss=round(loss.item(), 5))
         if training.step % 200 == 0 or training.step == settings.steps:
             training.save()

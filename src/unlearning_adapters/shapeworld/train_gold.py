@@ -13,15 +13,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import WanPipeline
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from tqdm import tqdm
 
-from .architecture import build_text_encoder, build_transformer
 from .model import load_shapeworld
-from .train_denoiser import Captions, DenoiserSettings, TextConditioned, Training, flow_batch, training_scenes
+from .train_denoiser import DenoiserSettings, TextConditioned, train_on, training_scenes
 from .train_language import encode_clips
 from .training_run import Run
 
@@ -34,24 +31,7 @@ def gold_settings(value: str) -> DenoiserSettings:
 def train_gold(run: Run, settings: DenoiserSettings) -> None:
     """Train text encoder and denoiser together, from the newest checkpoint if there is one."""
     scenes = training_scenes(settings)
-    mean, deviation = encode_clips(run, scenes)
-    captions = Captions(scenes, settings)
-    torch.manual_seed(settings.seed)
-    model = TextConditioned(build_text_encoder(len(captions.tokenizer)), build_transformer())
-    training = Training(run, settings, model)
-    bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc="gold")
-    for step in bar:
-        rng = np.random.default_rng((settings.seed, 1, step))
-        indices = rng.integers(len(scenes), size=settings.batch)
-        ids, mask = captions.draw(rng, indices)
-        noisy, timestep, target, padded = flow_batch(rng, mean[indices], deviation[indices])
-        loss = (training.model(ids, mask, padded, noisy, timestep) - target).square().mean()
-        training.update(loss)
-        bar.set_postfix(loss=f"{loss.item():.4f}")
-        if training.step % 25 == 0:
-            run.log("gold", step=training.step, loss=round(loss.item(), 5))
-        if training.step % 100 == 0 or training.step == settings.steps:
-            training.save()
+    train_on(run, settings, scenes, *encode_clips(run, scenes), stage="gold")
 
 
 def assemble_gold(run: Run, value: str, weights: str = "average") -> WanPipeline:
