@@ -129,4 +129,5 @@ COGVIDEOX = Family(
     predict,
     assemble,
     clip_vae=True,
+    time_axis=1,
 )
