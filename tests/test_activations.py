@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 import tiny
-from unlearning_adapters.activations import measure_text_only, record
+from unlearning_adapters.activations import record
 from unlearning_adapters.errors import ConfigError, DenoiserError, SiteError
+from unlearning_adapters.measured_sites import measure_text_only
 from unlearning_adapters.sites import find_sites
 
 PROMPTS = ["a red circle moves left", "two dogs run on a quiet street at night", "very dark cat", "a car", "old man"]

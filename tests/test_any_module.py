@@ -12,11 +12,11 @@ from torch import nn
 import unlearning_adapters as ua
 from denoiser_inputs import Words
 from stdit import STDiT, run
-from unlearning_adapters.activations import measure_image_only, measure_text_only
 from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConfigError, DenoiserError, SiteError
+from unlearning_adapters.measured_sites import measure_image_only, measure_text_only
 from unlearning_adapters.pairs import Pair
 from unlearning_adapters.sites import find_sites
 from unlearning_adapters.verbs import (

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from planted import bits, planted
 from reference import dense_edit
 from tiny_denoisers import OTHER_PROMPT, PROMPT, TINY, Tiny, TinyPipeline
-from unlearning_adapters.activations import measure_text_only
 from unlearning_adapters.adapter import UnlearningAdapter
 from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept, Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import SiteError
+from unlearning_adapters.measured_sites import measure_text_only
 from unlearning_adapters.sites import NO_TEXT, find_sites, linear_layers, site_module
 from unlearning_adapters.verbs import (
     delete_unlearning_adapters,

@@ -19,11 +19,12 @@ from planted import planted
 from test_activations import count_hooks
 from test_denoisers import ROUNDING, changed, densely_edited, expand, shape, state, weights
 from tiny_denoisers import ANIMATE, ANIMATE_2, PICTURES, PROMPT, TEXT, TINY, Tiny, TinyPipeline, _tensors
-from unlearning_adapters.activations import measure_image_only, measure_text_only, record
+from unlearning_adapters.activations import record
 from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import SiteError
+from unlearning_adapters.measured_sites import measure_image_only, measure_text_only
 from unlearning_adapters.pairs import Pair
 from unlearning_adapters.sites import find_sites
 from unlearning_adapters.verbs import (

@@ -17,7 +17,7 @@ from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import load_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.input_hooks import count_calls, on_input
-from unlearning_adapters.moving_sites import few_steps, find_moving
+from unlearning_adapters.moving_sites import few_steps, find_feeds
 from unlearning_adapters.partial_run import PartialRun
 from unlearning_adapters.refusal import concept_rows
 from unlearning_adapters.shapeworld.model import load_shapeworld
@@ -62,7 +62,7 @@ def test_sites_that_meet_the_timestep_are_found_and_the_pipeline_is_left_as_it_w
     pipe, call = make()
     inputs_in(pipe, site, UNSAFE, call)  # the first run of all makes the models add attributes of their own
     before, random_state = state(pipe), torch.get_rng_state()
-    moving = find_moving(pipe, find_sites(pipe, "text"), UNSAFE, call_kwargs=call)
+    moving = find_feeds(pipe, find_sites(pipe, "text"), UNSAFE, call_kwargs=call).moving
     assert moving[site] == (0, 2, 3)  # of four calls, the first and the last among them
     assert changed(before, state(pipe)) == set()
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -74,13 +74,13 @@ def test_other_sites_are_settled_by_two_calls_of_each_denoiser(two: bool) -> Non
     networks = denoisers(pipe)
     with ExitStack() as stack:
         calls: Counter[str] = count_calls(stack, pipe, networks, lambda _name, _calls: None)
-        assert find_moving(pipe, find_sites(pipe, "text"), UNSAFE, call_kwargs={"num_inference_steps": 50}) == {}
+        assert find_feeds(pipe, find_sites(pipe, "text"), UNSAFE, call_kwargs={"num_inference_steps": 50}).moving == {}
     assert sum(calls.values()) == (4 if two else 2)
 
 
 def test_hidden_sites_are_not_measured_and_a_cache_is_none_of_its_business() -> None:
     pipe, call = ltx_2_3()
-    assert find_moving(pipe, find_sites(pipe, ("text", "hidden")), UNSAFE, call_kwargs=call) == {}
+    assert find_feeds(pipe, find_sites(pipe, ("text", "hidden")), UNSAFE, call_kwargs=call).moving == {}
     assert few_steps({"num_inference_steps": 50, "height": 64}) == {"num_inference_steps": 4, "height": 64}
     assert few_steps({"num_inference_steps": 2}) == {"num_inference_steps": 2}
     assert few_steps({"num_inference_steps": 50, "sigmas": [1.0]})["num_inference_steps"] == 50
@@ -122,12 +122,35 @@ def test_the_adapter_takes_the_concept_out_at_all_steps() -> None:
     assert left["several"][-1] < left["once"][-1]
 
 
+def test_a_build_passes_through_the_whole_denoiser_once() -> None:
+    """What it finds out about shared inputs in its first call spares all later ones the way behind the first block."""
+    pipe = load_shapeworld()
+    concept, calls = load_concept("shapeworld-red"), Counter[str]()
+    with ExitStack() as stack:
+        for name, block in (("first", pipe.transformer.blocks[0]), ("last", pipe.transformer.blocks[-1])):
+            on_input(stack, block.attn2.to_k, lambda _rows, name=name: calls.update([name]))
+        build_adapter(pipe, concept, BuildConfig(strength=1.0), progress=False, call_kwargs={"max_sequence_length": 32})
+    prompts = 2 * 5 + len(concept.neutral) + 1  # guidance's empty prompt
+    assert calls["last"] == 1
+    assert calls["first"] >= 2 + prompts // BuildConfig().batch_size
+
+
+def test_known_leaders_change_no_row() -> None:
+    pipe = load_shapeworld()
+    sites = find_sites(pipe, "text")
+    feeds = find_feeds(pipe, sites, UNSAFE)
+    assert feeds.leaders.keys() == {site.name for site in sites}
+    found, told = (record(pipe, [UNSAFE, SAFE], sites, leaders=x, progress=False) for x in (None, feeds.leaders))
+    assert dict(feeds.leaders) == found.leaders == told.leaders
+    assert all(torch.equal(*rows) for rows in zip(found.rows[0], told.rows[0], strict=True))
+
+
 def test_shapeworld_is_recorded_as_ever() -> None:
     """No site of it moves, so that its builds are the same to the bit as from the first step alone."""
     pipe = load_shapeworld()
     pair = load_concept("shapeworld-red").pairs[0]
     sites = find_sites(pipe, "text")
-    assert find_moving(pipe, sites, pair.unsafe) == {}
+    assert find_feeds(pipe, sites, pair.unsafe).moving == {}
     plain, given = (record(pipe, [pair.unsafe, pair.safe], sites, calls=calls, progress=False) for calls in (None, {}))
     assert plain.by_call == given.by_call == {}
     assert all(torch.equal(*rows) for rows in zip(plain.rows[0], given.rows[0], strict=True))

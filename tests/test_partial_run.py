@@ -5,7 +5,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from test_activations import count_hooks
-from unlearning_adapters.activations import measure_text_only, record
+from unlearning_adapters.activations import record
+from unlearning_adapters.measured_sites import measure_text_only
 from unlearning_adapters.partial_run import PartialRun
 from unlearning_adapters.sites import find_sites
 from whole_minimax import make_minimax

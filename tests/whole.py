@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from planted import bits, planted
 from tiny_denoisers import TINY
-from unlearning_adapters.activations import measure_text_only
 from unlearning_adapters.adapter import UnlearningAdapter
 from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept, Pair
 from unlearning_adapters.config import BuildConfig
+from unlearning_adapters.measured_sites import measure_text_only
 from unlearning_adapters.sites import denoisers, site_module
 from unlearning_adapters.verbs import (
     fuse_unlearning_adapters,

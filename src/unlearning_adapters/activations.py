@@ -7,18 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .errors import ConfigError, DenoiserError, SiteError
-from .input_hooks import count_calls, on_input
+from .input_hooks import count_calls, on_input, place_of
 from .partial_run import PartialRun, StopRun
-from .sites import Site, denoisers, find_sites, site_module
+from .sites import Site, denoisers, site_module
 
 HIDDEN_ROWS = 64  # per prompt and step: a real video has tens of thousands of tokens, all alike
-PROBES = ("a red bird on a branch", "two people walk along a street at night")  # unlike each other
-PROBE_VALUES = 4096
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,12 @@ class Recording:
         """Return the rows of a site, one tensor per prompt."""
         return self.rows[self.groups[site_name]]
 
+    @property
+    def leaders(self) -> dict[str, str]:
+        """Name of the first site of its group, by the site's name."""
+        first: dict[int, str] = {}
+        return {name: first.setdefault(group, name) for name, group in self.groups.items()}
+
     def members(self, group: int) -> list[str]:
         """Return the names of the sites of a group."""
         return [name for name, index in self.groups.items() if index == group]
@@ -58,6 +61,7 @@ def record(
     batch_size: int = 8,
     seed: int | Sequence[int] = 0,
     max_rows: int | None = None,
+    leaders: Mapping[str, str] | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
     description: str = "Recording",
@@ -79,6 +83,9 @@ def record(
         seed: Seed of the noise; one for all prompts, which then get seed, seed + 1, ..., or one per prompt.
         max_rows: Largest number of rows kept per prompt and call: at text and image sites those that differ most, so
             that words are kept and padding is not; at hidden sites evenly spaced ones, 64 unless it is set.
+        leaders: By site, the one that stands for all that are fed the same tensor, as `find_feeds` or an earlier
+            recording of these sites and calls tells (`Recording.leaders`). Others are found in the first run, which
+            then goes as far as the last site; later ones end at the last leader.
         call_kwargs: Further arguments of the pipeline's call, such as {"height": 480, "max_sequence_length": 512}.
         progress: Whether to show a progress bar.
         description: Its label.
@@ -102,72 +109,9 @@ def record(
     size = 1 if run.one_by_one or any(picture is not None for picture in pictures) else batch_size
     inputs = list(zip(prompts, seeds, pictures, strict=True))
     with tqdm(total=len(inputs), desc=description, unit="prompt", disable=not progress) as bar:
-        while (recording := _gather(run, _Taps(run, sites, needed, max_rows), inputs, size, bar)) is None:
+        while (recording := _gather(run, _Taps(run, sites, needed, max_rows, leaders), inputs, size, bar)) is None:
             size = 1  # some denoisers join all prompts of a batch to one sequence of tokens
     return recording
-
-
-def measure_text_only(pipe: Any, *, call_kwargs: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
-    """Find by measurement the sites whose input depends on the prompt alone.
-
-    An input that differs between two prompts, and does not between two seeds of the noise, is text-only. It takes
-    three runs that are stopped after the first call of each denoiser, and knows nothing of how the denoiser is built.
-
-    Args:
-        pipe: A diffusers pipeline.
-        call_kwargs: Further arguments of its call.
-
-    Returns:
-        The sites of kind "text", in the order of the modules; none if the pipeline takes no prompt.
-
-    Raises:
-        DenoiserError: If the pipeline has no denoiser, or its projections are fused.
-    """
-    return _measure(pipe, call_kwargs, "text")
-
-
-def measure_image_only(pipe: Any, *, call_kwargs: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
-    """Find by measurement the sites whose input depends on the picture alone.
-
-    An input that differs between two pictures, and between neither two prompts nor two seeds of the noise, is
-    image-only. It takes four runs that are stopped after the first call of each denoiser.
-
-    Args:
-        pipe: A diffusers pipeline.
-        call_kwargs: Further arguments of its call.
-
-    Returns:
-        The sites of kind "image", in the order of the modules; none if the pipeline takes no picture.
-
-    Raises:
-        DenoiserError: If the pipeline has no denoiser, or its projections are fused.
-    """
-    return _measure(pipe, call_kwargs, "image")
-
-
-def _measure(pipe: Any, call_kwargs: Mapping[str, Any] | None, kind: str) -> tuple[Site, ...]:
-    """Return the sites whose input changes with the prompt, or the picture, and with nothing else that is varied."""
-    sites = find_sites(pipe, "*")
-    run = PartialRun(pipe, call_kwargs, any_video=True)
-    if not (run.image if kind == "image" else run.takes_prompt):
-        return ()
-    pictures = _probe_pictures() if kind == "image" else (None, None)
-    base = _probe(pipe, run, sites, PROBES[0], 0, pictures[0])
-    changed = {"seed": (PROBES[0], 1, pictures[0]), "text": (PROBES[1], 0, pictures[0])}
-    if kind == "image":
-        changed["image"] = (PROBES[0], 0, pictures[1])
-    probes = {name: _probe(pipe, run, sites, *inputs) for name, inputs in changed.items()}
-    return tuple(
-        Site(site.component, site.module, site.in_features, site.out_features, kind)
-        for site in sites
-        if site.name in base
-        and all(_alike(base[site.name], probes[name].get(site.name)) == (name != kind) for name in probes)
-    )
-
-
-def _probe_pictures() -> tuple[Image.Image, Image.Image]:
-    """Return two pictures that are unlike each other."""
-    return Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")
 
 
 def _gather(
@@ -189,14 +133,19 @@ class _Taps:
     """Hooks on the sites, and the rows that they gathered so far."""
 
     def __init__(
-        self, run: PartialRun, sites: Sequence[Site], needed: Mapping[str, tuple[int, ...]], max_rows: int | None
+        self,
+        run: PartialRun,
+        sites: Sequence[Site],
+        needed: Mapping[str, tuple[int, ...]],
+        max_rows: int | None,
+        leaders: Mapping[str, str] | None,
     ) -> None:
         networks = denoisers(run.pipe)
         self.modules = {site.name: site_module(run.pipe, site.name) for site in sites}
         self.pipe, self.guided = run.pipe, run.guided
         self.networks = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
         self.sites, self.needed, self.max_rows = sites, needed, max_rows
-        self.leaders: dict[str, str] = {}  # site -> the site of its group that is recorded
+        self.leaders = dict(leaders or {})  # site -> the site of its group that is recorded
         self.rows: dict[str, list[list[Tensor]]] = {}  # leader -> per prompt -> rows of each call
         self.packed = False  # whether a batch's rows cannot be told apart by prompt
 
@@ -229,8 +178,7 @@ class _Taps:
     def _keep(self, site: Site, tensor: Tensor) -> None:
         """Take the rows of one call, unless another site of its group has taken them."""
         if site.name not in self.leaders:
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, _version(tensor))
-            identity = (site.kind, self.needed[site.name], *place)
+            identity = (site.kind, self.needed[site.name], *place_of(tensor))
             if site.kind == "hidden":  # large: keep alive only the last one, which its neighbour may share
                 self.fed = {key: value for key, value in self.fed.items() if key[0] != "hidden" or key == identity}
             # Kept alive until the end of the run, so that an equal address means the same tensor.
@@ -267,7 +215,7 @@ class _Taps:
 
     def check_reached(self) -> None:
         """Raise `SiteError` if a site was never called."""
-        missing = [site.name for site in self.sites if site.name not in self.leaders]
+        missing = [site.name for site in self.sites if self.leaders.get(site.name) not in self.rows]
         if missing:
             raise SiteError(
                 f"{len(missing)} of {len(self.sites)} sites were never called in a run of the pipeline, the first is "
@@ -285,10 +233,6 @@ class _Taps:
             if site.name in index and site.kind != "hidden" and len(self.needed[site.name]) > 1
         }
         return Recording(rows, {site.name: index[self.leaders[site.name]] for site in self.sites}, several)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _distinct(rows: Tensor) -> Tensor:
@@ -325,35 +269,3 @@ def check_no_cache(networks: Mapping[str, nn.Module], steps: int) -> None:
                 f"The {name} has a cache that skips blocks, so {steps} steps cannot be recorded. Call "
                 f"pipe.{name}.disable_cache() first."
             )
-
-
-def _probe(
-    pipe: Any, run: PartialRun, sites: Sequence[Site], prompt: str, seed: int, image: Image.Image | None
-) -> dict[str, Tensor]:
-    """Return some values of each site's input in the first call of each denoiser."""
-    networks = denoisers(pipe)
-    open_calls = set(networks)
-    values: dict[str, Tensor] = {}
-
-    def end(component: str, _calls: int) -> None:
-        open_calls.discard(component)
-        if not open_calls:
-            raise StopRun
-
-    def reader(site: Site) -> Callable[[Tensor], None]:
-        def read(tensor: Tensor) -> None:
-            if calls[site.component] and site.component in open_calls and site.name not in values:
-                values[site.name] = _evenly(tensor.detach().flatten(), PROBE_VALUES).to("cpu", torch.float32)
-
-        return read
-
-    with ExitStack() as stack:
-        calls = count_calls(stack, pipe, networks, end)
-        for site in sites:
-            on_input(stack, site_module(pipe, site.name), reader(site))
-        run([prompt], [seed], image)
-    return values
-
-
-def _alike(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -22,7 +22,7 @@ from .concepts import Concept
 from .config import DEFAULT_PAIRS, BuildConfig
 from .errors import ConceptError, DenoiserError
 from .methods import NEEDS_GRAM, NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
-from .moving_sites import few_steps, find_moving
+from .moving_sites import few_steps, find_feeds
 from .pairs import Pair
 from .site_choice import choose_sites
 from .sites import Site, check_not_empty, denoisers
@@ -44,7 +44,7 @@ def build_adapter(
 
     1. Find the sites: the Linear layers that read what the pairs differ in, the prompt or the picture.
     2. Record what they read for both sides of each pair, and for the neutral prompts and pictures: in the first step,
-       and at text and image sites whose input changes from step to step (`find_moving`) in three.
+       and at text and image sites whose input changes from step to step (`find_feeds`) in three.
     3. Per group of sites that read the same: find the direction of the concept (docs/maths.md).
     4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it.
 
@@ -197,15 +197,16 @@ def _record(
         "call_kwargs": call_kwargs,
         "progress": progress,
     }
-    moving = find_moving(pipe, sites, pairs[0].unsafe, pairs[0].unsafe_image, seed=config.seed, call_kwargs=call_kwargs)
-    if moving:
-        settings |= {"calls": moving, "call_kwargs": few_steps(call_kwargs)}
+    feeds = find_feeds(pipe, sites, pairs[0].unsafe, pairs[0].unsafe_image, seed=config.seed, call_kwargs=call_kwargs)
+    if feeds.moving:
+        settings |= {"calls": feeds.moving, "call_kwargs": few_steps(call_kwargs)}
     recorded = record(
         pipe,
         [pair.unsafe for pair in pairs] + [pair.safe for pair in pairs],
         sites,
         images=[pair.unsafe_image for pair in pairs] + [pair.safe_image for pair in pairs],
         seed=seeds + seeds,
+        leaders=feeds.leaders,
         description="Pairs",
         **settings,
     )
@@ -220,6 +221,7 @@ def _record(
         images=images,
         seed=config.seed,
         max_rows=max(1, NEUTRAL_HIDDEN_ROWS // len(prompts)) if hidden else NEUTRAL_TEXT_ROWS,
+        leaders=recorded.leaders,
         description="Neutral prompts",
         **settings,
     )

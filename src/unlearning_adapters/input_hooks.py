@@ -5,8 +5,11 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from diffusers import ModularPipeline
 from torch import Tensor, nn
+
+PROBE_VALUES = 4096
 
 
 def count_calls(
@@ -35,6 +38,19 @@ def on_input(stack: ExitStack, module: nn.Module, read: Callable[[Tensor], None]
         read(args[0] if args else next(iter(kwargs.values())))
 
     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def place_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what tells a tensor from all others that are alive: where its numbers are, how they lie, which state."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, version
+
+
+def some_values(tensor: Tensor) -> Tensor:
+    """Return values that are spread over all of a tensor, as one vector."""
+    flat = tensor.detach().flatten()
+    chosen = torch.linspace(0, len(flat) - 1, min(len(flat), PROBE_VALUES)).round().long().to(flat.device)
+    return flat[chosen].to("cpu", torch.float32)
 
 
 def on_call(

@@ -4,10 +4,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .activations import measure_image_only, measure_text_only
 from .concepts import Concept
 from .config import BuildConfig
 from .errors import ConceptError
+from .measured_sites import measure_image_only, measure_text_only
 from .pairs import Pair
 from .partial_run import PartialRun
 from .sites import Site, denoisers, find_sites
