@@ -17,6 +17,7 @@ from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept, Pair
 from unlearning_adapters.config import METHODS, BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError, SiteError
+from unlearning_adapters.methods import GroupRows, find_direction
 from unlearning_adapters.sites import site_module
 from unlearning_adapters.stacking import apply_edit, stack_directions
 
@@ -303,3 +304,30 @@ def test_base_is_named_without_the_path_of_a_local_folder(tmp_path):
     (tmp_path / "my-model").mkdir()
     pipe.register_to_config(_name_or_path=str(tmp_path / "my-model"))
     assert build(pipe).info.base_model == "my-model"
+
+
+def test_the_concept_lands_on_one_counterpart_and_not_between_them() -> None:
+    """Two pairs say green, one says blue: "red" reads as "green" does, and as their mixture if that is asked for."""
+    pipe = planted_pipeline()
+    safe = ("green", "blue", "green")
+    pairs = tuple(
+        Pair(f"a red {thing} moves {way}", f"a {colour} {thing} moves {way}")
+        for colour, (thing, way) in zip(safe, SCENES, strict=False)
+    )
+    concept = Concept("no-red", pairs, neutral=NEUTRAL)
+    red, green, blue = (word(pipe, name) for name in ("red", "green", "blue"))
+    landed = {}
+    for landing in ("one", "mean"):
+        adapter = build_adapter(pipe, concept, BuildConfig(landing=landing, strength=1.0), progress=False)
+        landed[landing] = apply_edit(red[None], stack_directions([adapter.directions[KEY]], [1.0]))[0]
+    size = (green - blue).norm()
+    assert (landed["one"] - green).norm() < 0.02 * size
+    assert (landed["mean"] - (2 * green + blue) / 3).norm() < 0.02 * size
+
+
+@pytest.mark.parametrize(("kind", "one_is_mean"), [("text", False), ("image", True), ("hidden", True)])
+def test_only_text_sites_let_the_concept_land_on_one_pair(kind: str, one_is_mean: bool) -> None:
+    rows = torch.randn(9, 4, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    group = GroupRows(tuple(rows[:4]), tuple(rows[4:8]), (rows[8],), kind=kind)
+    one, mean = (find_direction(group, BuildConfig(landing=landing), torch.Generator()) for landing in ("one", "mean"))
+    assert torch.equal(one.write, mean.write) == one_is_mean

@@ -263,11 +263,11 @@ def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: 
     }.get(kind, [True] * len(pairs))
     telling = [index for index in range(len(pairs)) if differs[index] or not torch.equal(unsafe[index], safe[index])]
     kept = neutral.of(recorded.members(group)[0]) if neutral else (unsafe[0][:0],)
-    rows = GroupRows(unsafe, safe, kept)
+    rows = GroupRows(unsafe, safe, kept, kind=kind)
     if by_call:  # each call is a pair of its own, so that both sides are compared at one timestep
         sides = (by_call[: len(pairs)], by_call[len(pairs) :])
         unsafe, safe = (tuple(rows for calls in side for rows in calls) for side in sides)
-        rows = GroupRows(unsafe, safe, kept, steps=len(by_call[0]))
+        rows = GroupRows(unsafe, safe, kept, steps=len(by_call[0]), kind=kind)
     return rows.pairs(telling) if telling else rows
 
 

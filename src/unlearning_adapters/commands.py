@@ -24,7 +24,19 @@ CALL_OPTIONS = {
 DEMO_OPTIONS = ("concept", "clips", "output")
 PUSH_OPTIONS = ("private", "create_pr", "revision", "commit_message", "license", "token", "clips")
 PULL_OPTIONS = ("revision", "token")
-BUILD_OPTIONS = ("method", "strength", "rank", "epsilon", "components", "contrast", "sites", "blocks", "pairs", "seed")
+BUILD_OPTIONS = (
+    "method",
+    "strength",
+    "rank",
+    "epsilon",
+    "landing",
+    "components",
+    "contrast",
+    "sites",
+    "blocks",
+    "pairs",
+    "seed",
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ Method = Literal["mean", "pca", "cpca", "ridge", "leace", "uce", "rece", "cure",
 METHODS: tuple[str, ...] = get_args(Method)
 MAX_STRENGTH = 4.0
 MAX_RANK = 64
+Landing = Literal["one", "mean"]
 DEFAULT_PAIRS = 5  # as in the paper
 
 
@@ -27,6 +28,8 @@ class BuildConfig:
         components: Number k of principal components of "pca" and "cpca".
         contrast: Weight alpha >= 0 of the neutral covariance in "cpca".
         epsilon: Regularisation of "ridge", > 0, as a share of the mean eigenvalue of the neutral second moment.
+        landing: Where "ridge" leads the concept at text sites: to what most pairs agree on in its place ("one"), or to
+            the mean of all ("mean"), a mixture where the safe sides show different things.
         rounds: Number of times that "rece" attacks its own edit and erases what it finds, 0 to 10; 0 is UCE.
         sharpness: Expansion of the spectrum of "cure", >= 1; its paper takes 2, and 5 for nudity.
         strength: Part of the direction that is removed, 0 to 4; None calibrates it on the pairs ("ridge"), or is 1.
@@ -46,6 +49,7 @@ class BuildConfig:
     components: int = 100
     contrast: float = 1.0
     epsilon: float = 0.01
+    landing: Landing = "one"
     rounds: int = 3
     sharpness: float = 2.0
     strength: float | None = None
@@ -59,6 +63,10 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {self.method!r}.")
+        if self.landing not in get_args(Landing):
+            raise ConfigError(
+                f"Expected `landing` to be one of {', '.join(get_args(Landing))}, but got {self.landing!r}."
+            )
         for name, low, high in (
             ("rank", 1, MAX_RANK),
             ("rounds", 0, 10),

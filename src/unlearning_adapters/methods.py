@@ -22,7 +22,7 @@ from .directions import (
     token_differences,
 )
 from .errors import ConceptError
-from .refusal import distinct_rows
+from .refusal import ConceptRows, distinct_rows, landing_pairs
 from .rivals import cure_direction, prompt_means, rece_direction, uce_direction
 
 NEEDS_NEUTRAL = ("ridge", "cpca", "uce", "rece", "cure")
@@ -39,6 +39,7 @@ class GroupRows:
         neutral: Rows of each neutral prompt; one of no rows if there is none.
         gram: Sum over the sites of `W^T W`, shape (features, features), for the methods of `NEEDS_GRAM`.
         steps: Number of steps at which each pair was recorded apart.
+        kind: Kind of the sites: "text", "image" or "hidden".
     """
 
     unsafe: tuple[Tensor, ...]
@@ -46,6 +47,7 @@ class GroupRows:
     neutral: tuple[Tensor, ...]
     gram: Tensor | None = None
     steps: int = 1
+    kind: str = "text"
 
     @property
     def neutral_rows(self) -> Tensor:
@@ -93,6 +95,14 @@ def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generat
     )
 
 
+def _landing(found: Sequence[ConceptRows], steps: int) -> list[int]:
+    """Return the indices of rows whose counterparts the concept is led to; all steps of a pair go together."""
+    by_pair = [
+        _mean_row(item.counterpart for item in found[first : first + steps]) for first in range(0, len(found), steps)
+    ]
+    return [pair * steps + step for pair in landing_pairs(by_pair) for step in range(steps)]
+
+
 def _mean_row(rows: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(rows)).mean(dim=0)
 
@@ -114,7 +124,10 @@ def _cpca(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> 
 
 def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> Direction:
     found = [concept_rows(unsafe, safe) for unsafe, safe in zip(rows.unsafe, rows.safe, strict=True)]
-    r = refusal_vector([(item.concept, item.counterpart) for item in found])
+    # What hidden sites read is the content of a whole scene: there only the mean over pairs is free of it.
+    landing = range(len(found)) if config.landing == "mean" or rows.kind != "text" else _landing(found, rows.steps)
+    target = _mean_row(found[index].counterpart for index in landing)
+    r = refusal_vector([(item.concept, target) for item in found])
     kept = torch.cat([*rows.neutral, *rows.safe])
     differences = _differences(rows) if config.rank > 1 else None
     return ridge_direction(r, kept, config.epsilon, rank=config.rank, difference_rows=differences)

@@ -124,6 +124,28 @@ def refusal_vector(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return r.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
+def landing_pairs(counterparts: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return which pairs' counterparts are near one another: where an edit lets the concept land.
+
+    A mean of counterparts that mean different things, such as several colours, is none of them, and a model shows
+    something in between. Counterparts within half of the largest distance are near. Of the one that most others are
+    near (of several, that with the smallest mean distance to all), it and those near it are returned (docs/maths.md 2).
+
+    Args:
+        counterparts: Counterpart of each pair, shape (features,).
+
+    Returns:
+        Indices of pairs, in order; all of them where the counterparts are the same.
+    """
+    rows = torch.stack([exact_rows(row) for row in counterparts])
+    distances = _distances(rows, rows)
+    if not distances.max() > SAME_ROWS * rows.norm(dim=1).max():
+        return tuple(range(len(rows)))
+    near = distances <= STANDS_OUT * distances.max()
+    order = sorted(range(len(rows)), key=lambda row: (-int(near[row].sum()), float(distances[row].mean())))
+    return tuple(near[order[0]].nonzero().flatten().tolist())
+
+
 def pooled_refusal_vector(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:
     """Return the paper's refusal vector, pooled over all tokens: `r = mean_i(mean(unsafe_i) - mean(safe_i))`.
 

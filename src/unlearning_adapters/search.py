@@ -138,7 +138,7 @@ class Search:
         return {site.name: self._direction(config, self.material.group_of(site)) for site in chosen}
 
     def _direction(self, config: BuildConfig, group: int) -> Direction:
-        key = (group, config.method, config.rank, config.epsilon, config.contrast, config.components)
+        key = (group, config.method, config.rank, config.epsilon, config.landing, config.contrast, config.components)
         if key not in self._found:
             generator = torch.Generator("cpu").manual_seed(self.seed)
             with self.material.named(group):
