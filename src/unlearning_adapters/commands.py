@@ -24,7 +24,10 @@ CALL_OPTIONS = {
 DEMO_OPTIONS = ("concept", "clips", "output")
 PUSH_OPTIONS = ("private", "create_pr", "revision", "commit_message", "license", "token", "clips")
 PULL_OPTIONS = ("revision", "token")
-BUILD_OPTIONS = ("method", "strength", "rank", "epsilon", "components", "contrast", "sites", "blocks", "pairs", "seed")
+BUILD_OPTIONS = (
+    *("method", "strength", "rank", "epsilon", "components", "contrast", "sites", "blocks", "block_strengths"),
+    *("pairs", "seed"),
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def inspect(options: Namespace) -> Report:
     named = [f"{name} ({kind})" for name, kind in info.get("denoisers", {}).items()]
     rows = {
         "concept": ": ".join(part for part in (info["concept"], info.get("description")) if part),
-        "method": f"{info['method']}, strength {info['strength']:.3g}, rank {found['rank']}",
+        "method": f"{info['method']}, strength {info['strength']:.3g}{_by_site(sites)}, rank {found['rank']}",
         "base": base + (f" ({info['pipeline']})" if info.get("pipeline") else ""),
         "denoisers": ", ".join(named or found["components"]),
         "versions": ", ".join(f"{name} {number}" for name, number in info.get("versions", {}).items()) or "unknown",
@@ -99,6 +102,11 @@ def inspect(options: Namespace) -> Report:
     )
     lines += [f"  {count:>6} x   {name} ({width} -> {out})" for (name, width, out), count in alike.items()]
     return Report(found, "\n".join(lines))
+
+
+def _by_site(sites: list[dict[str, Any]]) -> str:
+    gains = [site["gain"] for site in sites]
+    return "" if set(gains) == {1.0} else f" (times {min(gains):.3g} to {max(gains):.3g}, by site)"
 
 
 def apply(options: Namespace) -> Report:
