@@ -317,6 +317,14 @@ def test_sites_outside_of_blocks_keep_their_strength():
     assert [found[each.name].gain for each in (inside, outside)] == [0.25, 1.0]
 
 
+def test_sites_of_a_block_that_shared_a_direction_still_do():
+    one = direction(8)
+    sites = [Site("transformer", f"blocks.{block}.{name}", "text", 8, 8) for block in range(3) for name in "kv"]
+    found = with_block_strengths({site.name: one for site in sites}, sites, {1: 0.5, 2: 0.5})
+    assert len({id(item) for item in found.values()}) == 2 and found[sites[0].name] is one
+    assert all(item.read is one.read for item in found.values())
+
+
 def test_settings_go_to_json_and_back():
     config = BuildConfig(strength=1.0, block_strengths={10: 1, 2: 0.5})
     assert list(config.block_strengths.items()) == [(2, 0.5), (10, 1.0)]
