@@ -44,7 +44,8 @@ def random_adapter(adapter: UnlearningAdapter, seed: int = 0) -> UnlearningAdapt
         key = direction.read.cpu().numpy().tobytes() + direction.write.cpu().numpy().tobytes()
         if key not in turned:
             turned[key] = turn(direction, generator)
-        directions[site] = replace(turned[key], gain=direction.gain)
+        same = turned[key]
+        directions[site] = same if same.gain == direction.gain else replace(same, gain=direction.gain)
     return replace(adapter, info=replace(adapter.info, method="random"), directions=directions, lora_B={})
 
 
