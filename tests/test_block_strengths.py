@@ -147,6 +147,22 @@ def test_of_twins_the_one_that_is_stronger_at_the_site_counts():
     assert torch.equal(joint.read, alone.read) and torch.equal(joint.mix, alone.mix)
 
 
+def test_the_warning_of_twins_says_that_gains_count(pipe, tmp_path):
+    named = {"denoisers": {"transformer": "WanTransformer3DModel"}}
+    red = planted(pipe)
+    red = replace(red, info=replace(red.info, **named))
+    stronger = unequal(red, (2.0, 2.0, 2.0, 2.0))
+    text = (
+        r"remove nearly the same direction at 4 of 4 sites; .* at the larger strength \(1, times the gain of the site\)"
+    )
+    pipe.load_unlearning_adapter(red, "one")
+    with pytest.warns(UserWarning, match=f"'other' and 'one' {text}"):
+        pipe.load_unlearning_adapter(stronger, "other")
+    assert close(output(pipe), reference_output((stronger, 1.0)))
+    with pytest.warns(UserWarning, match=text):
+        export_lora([red, stronger], tmp_path / "lora")
+
+
 def test_a_fused_adapter_is_not_outdone_by_a_gain(pipe):
     red = planted(pipe)
     pipe.load_unlearning_adapter(red)

@@ -83,7 +83,7 @@ def adapter_arm(
         details: Further facts for the report.
     """
     loaded = adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter)
-    value = loaded.strength if strength is None else strength
+    value = loaded.strength if strength is None else loaded.allowed_strength(strength)
     how = "fused" if fused else "attached"
 
     @contextlib.contextmanager
