@@ -78,6 +78,8 @@ def test_attached_and_fused_are_the_reference_and_unfusing_is_bit_exact(pipe):
     pipe.load_unlearning_adapter(red)
     attached = output(pipe)
     assert close(attached, expected)
+    hooked = ["_diffusers_hook" in site_module(pipe, site).__dict__ for site in red.sites]
+    assert hooked == [gain > 0 for gain in GAINS], "a gain of 0 costs nothing per call"
     pipe.fuse_unlearning_adapters()
     assert close(output(pipe), expected)
     after = weights(pipe)

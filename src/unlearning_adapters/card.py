@@ -266,7 +266,8 @@ def _strength(info: AdapterInfo, sites: int | None, gains: Collection[float]) ->
         return "The builder calibrates the default strength on the pairs and writes it into the file."
     text = f"The default is {info.strength:.3g}, which is written in the file."
     if gains:
-        text += f" {len(gains)} of {sites} sites take {min(gains):.3g} to {max(gains):.3g} times that, whatever it is."
+        span = " to ".join(dict.fromkeys(f"{gain:.3g}" for gain in (min(gains), max(gains))))
+        text += f" {len(gains)} of {sites} sites take {span} times that, whatever it is."
     return text
 
 

@@ -106,7 +106,8 @@ def inspect(options: Namespace) -> Report:
 
 def _by_site(sites: list[dict[str, Any]]) -> str:
     gains = [site["gain"] for site in sites]
-    return "" if set(gains) == {1.0} else f" (times {min(gains):.3g} to {max(gains):.3g}, by site)"
+    span = " to ".join(dict.fromkeys(f"{gain:.3g}" for gain in (min(gains), max(gains))))
+    return "" if set(gains) == {1.0} else f" (times {span}, by site)"
 
 
 def apply(options: Namespace) -> Report:

@@ -140,8 +140,7 @@ def edit_on_input(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
     joint = _joint(everything, path)
     if not rest or joint is None:
         return None
-    on = stack.enabled and any(item.strength_at(path) for item in rest.values())
-    padded = _padded(joint, everything, path)
+    padded, on = _padded(joint, everything, path), stack.enabled and any(item.strength for item in rest.values())
     if not padded.rank:  # no strength does anything where all gains are 0
         return None
     in_weight = edit_in_weight(stack, path)
