@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -28,13 +29,22 @@ def live_pipeline() -> WanPipeline:
 
 
 def valid_files(pipe: WanPipeline, folder: Path) -> tuple[bytes, ...]:
-    """Return valid files of several kinds: oblique, orthogonal, padded, additive, by another writer, for others."""
+    """Return valid files of several kinds: oblique, orthogonal, padded, additive, of other writers, with gains."""
     oblique = _adapter(pipe, ranks=(1,), oblique=True)
     orthogonal = _adapter(pipe, ranks=(1,), oblique=False, sites=1)
     padded = _adapter(pipe, ranks=(3, 1), oblique=True, sites=2)
     additive = _adapter(pipe, ranks=(2, 1), oblique=True, sites=2, additive=True)
-    blobs = [save_adapter(adapter, folder / "seed").read_bytes() for adapter in (oblique, orthogonal, padded, additive)]
+    unequal = _with_gains(oblique, (0.5, 1.0, 0.0, 2.0))
+    adapters = (oblique, orthogonal, padded, additive, unequal)
+    blobs = [save_adapter(adapter, folder / "seed").read_bytes() for adapter in adapters]
     return (*blobs, _by_another_writer(blobs[0]), _for_another_pipeline(blobs[1]))
+
+
+def _with_gains(adapter: UnlearningAdapter, gains: tuple[float, ...]) -> UnlearningAdapter:
+    given = dict(zip(adapter.sites, gains, strict=True))
+    directions = {site: replace(direction, gain=given[site]) for site, direction in adapter.directions.items()}
+    factors = {site: given[site] * factor for site, factor in adapter.lora_B.items()}
+    return replace(adapter, directions=directions, lora_B=factors)
 
 
 def _adapter(

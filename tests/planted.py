@@ -66,7 +66,8 @@ def reference_output(
         weight = linear.weight.data.double()
         if site in paths:
             weight = weight + lora[f"{site}.lora_B.weight"].double() @ lora[f"{site}.lora_A.weight"].double()
-        here = [(adapter.directions[site], strength) for adapter, strength in adapters if site in adapter.directions]
+        found = [(adapter.directions[site], strength) for adapter, strength in adapters if site in adapter.directions]
+        here = [(each, strength * each.gain) for each, strength in found if each.gain]
         if here:
             reads, writes = ([getattr(d, part).double().numpy() for d, _ in here] for part in ("read", "write"))
             weight = weight @ torch.from_numpy(dense_edit(reads, writes, [strength for _, strength in here]))

@@ -228,7 +228,7 @@ def broken(direction: Direction | None = None, factors: dict | None = None, **in
         (broken(concept="two\nlines"), "`concept` is 'two.nlines', not one line"),
         (broken(settings={"a": math.inf}), "Out of range float values"),
         (broken(settings={"a": object()}), "cannot be written as JSON"),
-        (broken(format_version=2), "found format 2, this package reads 1"),
+        (broken(format_version=3), "found format 3, this package reads 2"),
     ],
 )
 def test_a_failed_save_leaves_the_old_file(tmp_path, adapter, text):
@@ -337,8 +337,8 @@ def test_inspect_reads_no_tensor_and_imports_no_heavy_library(tmp_path):
             "edit": "projection",
             "info": adapter.info.to_dict(),
             "sites": [
-                {"name": SITE, "in_features": 12, "out_features": 4, "orthogonal": True},
-                {"name": OTHER, "in_features": 10, "out_features": 5, "orthogonal": False},
+                {"name": SITE, "in_features": 12, "out_features": 4, "orthogonal": True, "gain": 1.0},
+                {"name": OTHER, "in_features": 10, "out_features": 5, "orthogonal": False, "gain": 1.0},
             ],
         }
     )

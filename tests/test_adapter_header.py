@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge import INFO, OTHER, SITE, file_bytes, join, planted_adapter, small_weights, split, with_header, written
-from unlearning_adapters import adapter_header, sites
+from unlearning_adapters import adapter_header, adapter_record, sites
 from unlearning_adapters.adapter import AdapterInfo, Direction, UnlearningAdapter
 from unlearning_adapters.adapter_file import inspect_adapter, load_adapter, save_adapter
 from unlearning_adapters.adapter_header import (
@@ -244,7 +244,8 @@ def test_a_flood_of_tensors_is_refused(tmp_path, blob):
 def test_the_largest_layout_that_is_allowed_fits_the_limits_of_json():
     names = [f"transformer.blocks.{number}.layer" for number in range(MAX_SITES)]
     shapes = {key(name): (1, 1) for name in names for key in (read_key, factor_key, write_key)}
-    raw = adapter_header.encode_header(AdapterInfo(**INFO).to_dict(), "projection", names, shapes)
+    info = AdapterInfo(**INFO, format_version=adapter_record.FORMAT_VERSION).to_dict()
+    raw = adapter_header.encode_header(info, "projection", names, shapes, dict.fromkeys(names, 0.5))
     header = read_header(io.BytesIO(raw), len(raw) + 4 * len(shapes), "file")
     assert len(header.shapes) == 3 * MAX_SITES and len(raw) < MAX_HEADER_BYTES
 

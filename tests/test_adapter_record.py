@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import fields
 from typing import get_args
 
@@ -25,10 +26,34 @@ def test_the_record_has_the_fields_of_adapter_info():
     ("changes", "text"),
     [
         (
-            {"format_version": 2},
-            r"newer version: found format 2, this package reads 1\. Run: pip install -U unlearning-",
+            {"format_version": 3},
+            r"newer version: found format 3, this package reads 2\. Run: pip install -U unlearning-",
         ),
-        ({"format_version": 2, "new_key": 1}, "found format 2, this package reads 1"),
+        ({"format_version": 3, "new_key": 1}, "found format 3, this package reads 2"),
+        ({"format_version": 2}, "its record lacks the key 'gains'"),
+        ({"gains": {SITE: 0.5}}, "unknown key 'gains' in its record"),
+        ({"format_version": 2, "gains": {}}, "`gains` is {}, not an object with a number for one or more of its sites"),
+        ({"format_version": 2, "gains": [0.5]}, r"`gains` is \[0.5\], not an object"),
+        ({"format_version": 2, "gains": None}, "`gains` is None, not an object"),
+        ({"format_version": 2, "gains": 0.5}, "`gains` is 0.5, not an object"),
+        ({"format_version": 2, "gains": {"unet.x": 0.5}}, "`gains` names 'unet.x', which is no site of its record"),
+        ({"format_version": 2, "gains": {"\x1b[2J": 0.5}}, "`gains` names '.x1b.2J', which is no site of its record"),
+        ({"format_version": 2, "gains": {SITE: "2"}}, "the gain of the site .* Expected the gain .* but got '2'"),
+        ({"format_version": 2, "gains": {SITE: True}}, "the gain of the site .* is out of range: .* but got True"),
+        ({"format_version": 2, "gains": {SITE: None}}, "the gain of the site .* is out of range: .* but got None"),
+        ({"format_version": 2, "gains": {SITE: [0.5]}}, r"the gain of the site .* is out of range: .* but got \[0.5\]"),
+        ({"format_version": 2, "gains": {SITE: -0.1}}, "the gain of the site .* is out of range: .* but got -0.1"),
+        ({"format_version": 2, "gains": {OTHER: 4.1}}, r"number from 0 \(off\) to 4, but got 4.1"),
+        ({"format_version": 2, "gains": {SITE: 1e30}}, r"is out of range: .* but got 1e\+30"),
+        ({"format_version": 2, "gains": {SITE: math.nan}}, "the constant|NaN"),
+        ({"format_version": 2, "gains": {SITE: math.inf}}, "the constant|Infinity"),
+        (
+            {"format_version": 2, "gains": {SITE: 3.5}},
+            r"the gain of the site .* Expected strength x gain to be at most 4, but got 1.25 x 3.5 = 4.375. Give a "
+            "strength of at most 1.142",
+        ),
+        ({"format_version": 2, "gains": {SITE: 1.0}}, "names the site .* with 1, which is what sites without an entry"),
+        ({"format_version": 2, "gains": {SITE: 1}}, "names the site .* with 1, which is what sites without an entry"),
         ({"format_version": 0}, "its format version is 0, not an integer of at least 1"),
         ({"format_version": "1"}, "its format version is '1', not an integer"),
         ({"format_version": True}, "its format version is True, not an integer"),

@@ -70,8 +70,8 @@ def texts(value: Any) -> list[str]:
 
 def check_record(record: dict[str, Any]) -> None:
     version = record.get("format_version")
-    need(type(version) is int and version == 1, "another version")
-    need(set(record) == RECORD, "keys of the record")
+    need(type(version) is int and version in (1, 2), "another version")
+    need(set(record) == (RECORD if version == 1 else RECORD | {"gains"}), "keys of the record")
     edit, sites, strength = record.pop("edit"), record.pop("sites"), record["strength"]
     need(edit in ("projection", "additive"), "edit")
     need(all(len(text) <= 4096 and not CONTROL.search(text) for text in texts(record)), "a text")
@@ -86,6 +86,10 @@ def check_record(record: dict[str, Any]) -> None:
     need(isinstance(sites, list) and 1 <= len(sites) <= 4096, "sites")
     need(all(isinstance(site, str) and len(site) <= 200 and SITE_NAME.fullmatch(site) for site in sites), "a site")
     need(len(set(sites)) == len(sites), "a site twice")
+    gains = record.get("gains", {sites[0]: 0.5})
+    need(isinstance(gains, dict) and 1 <= len(gains) and set(gains) <= set(sites), "gains of no sites")
+    need(all(type(gain) in (int, float) and 0 <= gain <= 4 and gain != 1 for gain in gains.values()), "a gain")
+    need("gains" not in record or all(strength * gain <= 4 for gain in gains.values()), "strength times gain")
     record["edit"], record["sites"] = edit, sites
 
 

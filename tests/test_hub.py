@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +83,14 @@ def test_a_push_is_one_commit_of_the_file_and_its_card(hub, adapter, options):
     card = ModelCard(repository.files()["README.md"].decode())
     assert (card.data.base_model, card.data.license, card.data.library_name) == ("org/base", "apache-2.0", "diffusers")
     assert "**Not measured.**" in card.text and f'pipe.load_lora_weights("{REPOSITORY}")' in card.text
+
+
+def test_the_card_and_the_pushed_file_have_the_gains(hub, adapter, options):
+    first, *_ = adapter.sites
+    directions = {**adapter.directions, first: replace(adapter.directions[first], gain=0.5)}
+    push_adapter(replace(adapter, directions=directions), REPOSITORY, token=WRITE)
+    assert load_adapter(REPOSITORY, **options).gains == {first: 0.5}
+    assert "1 of 2 sites take 0.5 times that" in hub.repositories[REPOSITORY].files()["README.md"].decode()
 
 
 def test_an_equal_push_makes_no_commit(hub, adapter, pushed):

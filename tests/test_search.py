@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -98,7 +99,46 @@ def test_only_some_blocks_are_edited_if_so_set(search):
     assert search.score(BuildConfig(strength=1.0, blocks=(1,))).most_leftover > 0.0
 
 
+def test_a_search_chooses_and_saves_a_strength_per_block(search, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "unlearning_adapters.search.first_guesses",
+        lambda strength: [
+            {"method": "mean", "strength": strength, "every_block": True, "one_strength": False,
+             "factor_0": first, "factor_1": second}
+            for first, second in ((1.0, 0.25), (0.0, 0.0))
+        ],
+    )  # fmt: skip
+    result = run_search(search, tmp_path, trials=2)
+    assert [trial.config.block_strengths for trial in result.trials] == [{0: 1.0, 1: 0.25}, {0: 0.0, 1: 0.0}]
+    assert result.trials[1].leftover == pytest.approx(1.0, abs=1e-3) and result.trials[1].drift < 1e-3
+    assert result.trials[0].leftover < 0.9, "it does something"
+    best, saved = result.best.config, load_adapter(tmp_path / "best")
+    wanted = {site: best.block_strengths[int(site.split(".")[2])] for site in saved.sites}
+    assert {site: item.gain for site, item in saved.directions.items()} == wanted
+    with acting(search.pipe, saved):
+        assert search.validation.measure().most_leftover == pytest.approx(result.best.leftover, abs=1e-4)
+    assert BuildConfig.from_dict(saved.info.settings) == best
+    table = _text(result.record, tmp_path)
+    assert re.search(r"\d\.\d\d x 0\.\d\d-[01]\.00", table)
+
+
+def test_trials_choose_equal_and_unequal_strengths(search, tmp_path):
+    found = run_search(search, tmp_path, trials=14).trials
+    assert all(trial.config.block_strengths is None for trial in found[:5]), "the first guesses"
+    unequal = [trial.config.block_strengths for trial in found if trial.config.block_strengths]
+    assert unequal and len(unequal) < len(found) - 5
+    assert len({tuple(factors.values()) for factors in unequal}) == len(unequal)
+
+
 # Breaking off and going on.
+
+
+def test_a_folder_of_an_older_format_is_refused(search, tmp_path, monkeypatch):
+    monkeypatch.setitem(search.identity, "format", 1)
+    run_search(search, tmp_path, trials=1)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="holds a search with format 1, not 2. Choose another folder."):
+        run_search(search, tmp_path, trials=2)
 
 
 def test_a_search_is_gone_on_with(search, tmp_path):

@@ -8,27 +8,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .config import check_keys, check_strength
+from .config import check_gain, check_keys, check_strength, site_strength
 from .errors import ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+EQUAL_GAINS = 1  # format version of adapters whose sites all have the gain 1
 Edit = Literal["projection", "additive"]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value, so that == would raise
 class Direction:
-    """What a site's edit reads and writes, `x' = x - strength * sum_j write_j (read_j . x)`.
+    """What a site's edit reads and writes, `x' = x - strength * gain * sum_j write_j (read_j . x)`.
 
     Args:
         read: Rows a_j, shape (rank, in_features), float32.
         write: Rows w_j, shape (rank, in_features), float32, with `read @ write.T` the identity.
         additive: Whether it is an edit of another kind, as UCE's, whose `read @ write.T` is no identity: it is taken
             as it stands, and stacks by adding.
+        gain: By what the site multiplies the strength of its adapter, 0 to 4.
     """
 
     read: Tensor
     write: Tensor
     additive: bool = False
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         if self.read.ndim != 2 or self.read.shape != self.write.shape:
@@ -36,6 +39,7 @@ class Direction:
                 "Expected `read` and `write` of one shape (rank, in_features), "
                 f"but got {tuple(self.read.shape)} and {tuple(self.write.shape)}."
             )
+        object.__setattr__(self, "gain", check_gain(self.gain))
 
     @property
     def rank(self) -> int:
@@ -69,7 +73,7 @@ class AdapterInfo:
         pairs_hash: SHA-256 of the pairs.
         versions: Versions of the libraries that built it.
         description: One sentence for people.
-        format_version: Version of the file format.
+        format_version: Version of the file format; an adapter sets it by its gains.
     """
 
     concept: str
@@ -83,7 +87,7 @@ class AdapterInfo:
     pairs_hash: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
-    format_version: int = FORMAT_VERSION
+    format_version: int = EQUAL_GAINS
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
@@ -107,8 +111,8 @@ class UnlearningAdapter:
         info: How it was made.
         directions: A direction per site; a site is named "<component>.<module path>", such as
             "transformer.blocks.0.attn2.to_k".
-        lora_B: The factor `-strength * W @ write.T` of shape (out_features, rank) per site for the base it was built
-            on; only stock LoRA loaders use it. Empty if it is not known.
+        lora_B: The factor `-strength * gain * W @ write.T` of shape (out_features, rank) per site for the base it was
+            built on; only stock LoRA loaders use it. Empty if it is not known.
     """
 
     info: AdapterInfo
@@ -125,6 +129,10 @@ class UnlearningAdapter:
                 f"Expected the directions of one adapter to be all additive or none, but {added[0]!r} is and {other!r} "
                 "is not. Make an adapter of each kind, and load both."
             )
+        self.allowed_strength(self.info.strength)
+        version = FORMAT_VERSION if self.gains else EQUAL_GAINS
+        if self.info.format_version in (EQUAL_GAINS, FORMAT_VERSION) and self.info.format_version != version:
+            object.__setattr__(self, "info", replace(self.info, format_version=version))
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -151,9 +159,24 @@ class UnlearningAdapter:
         """Strength that loading uses by default."""
         return self.info.strength
 
+    @property
+    def gains(self) -> dict[str, float]:
+        """By what sites multiply the strength, for those that multiply it by something else than 1."""
+        return {site: direction.gain for site, direction in self.directions.items() if direction.gain != 1}
+
+    def allowed_strength(self, strength: float) -> float:
+        """Return a strength as a float, or raise `ConfigError` if it is out of range at a site of this adapter."""
+        site = max(self.directions, key=lambda name: self.directions[name].gain)
+        site_strength(strength, self.directions[site].gain, site)
+        return float(strength)
+
+    def strength_at(self, site: str) -> float:
+        """Return the default strength of a site, `strength * gain`."""
+        return site_strength(self.strength, self.directions[site].gain, site)
+
     def with_strength(self, strength: float) -> "UnlearningAdapter":
         """Return the same adapter with another default strength; the stock LoRA factor follows it."""
-        check_strength(strength)
+        self.allowed_strength(strength)
         if self.info.strength == 0:
             scaled: Mapping[str, Tensor] = {}  # a zero factor cannot be scaled back
         else:

@@ -147,8 +147,8 @@ def inspect_adapter(
 
     Returns:
         Plain values: "file", "bytes", "rank" (padding included), "components", "edit" ("projection" or "additive"),
-        "info" (the fields of `AdapterInfo`) and "sites" (for each, "name", "in_features", "out_features", and
-        "orthogonal": it writes what it reads).
+        "info" (the fields of `AdapterInfo`) and "sites" (for each, "name", "in_features", "out_features",
+        "orthogonal": it writes what it reads, and "gain": by what it multiplies the strength).
 
     Raises:
         AdapterNotFoundError: If there is no such file, or the Hub cannot give it.
@@ -177,8 +177,9 @@ def inspect_adapter(
 def base_deviation(adapter: UnlearningAdapter, weights: Mapping[str, Tensor]) -> float:
     """Return how far an adapter's stock factors are from those of the weights at hand.
 
-    `max over sites of |B + strength W w^T| / |strength W w^T|` (Frobenius norms): rounding, about 1e-6, for the base
-    that it was built on; 0.002 to 0.12 for a quantised copy of it; about 1 or more for another base or a changed file.
+    `max over sites of |B + s W w^T| / |s W w^T|` (Frobenius norms), s the strength times the site's gain. Rounding,
+    about 1e-6, for the base that it was built on; 0.002 to 0.12 for a quantised copy of it; about 1 or more for another
+    base or a changed file.
 
     Args:
         adapter: The adapter, with `lora_B` for the sites in question.
@@ -202,7 +203,7 @@ def base_deviation(adapter: UnlearningAdapter, weights: Mapping[str, Tensor]) ->
                 f"The weight of {site!r} has shape {tuple(weight.shape)}, but the adapter was built on one of shape "
                 f"{expected_shape}. Load the base {adapter.info.base_model!r}, or build the adapter for this one."
             )
-        expected = -adapter.strength * (weight.float() @ write.float().T)
+        expected = -adapter.strength_at(site) * (weight.float() @ write.float().T)
         scale, difference = float(expected.norm()), float((factor.float() - expected).norm())
         largest = max(largest, difference / scale if scale else float("inf") if difference else 0.0)
     return largest
@@ -211,7 +212,7 @@ def base_deviation(adapter: UnlearningAdapter, weights: Mapping[str, Tensor]) ->
 def _encode(adapter: UnlearningAdapter) -> bytes:
     tensors = _tensors(adapter)
     shapes = {name: (int(tensor.shape[0]), int(tensor.shape[1])) for name, tensor in tensors.items()}
-    head = encode_header(adapter.info.to_dict(), adapter.edit, adapter.sites, shapes)
+    head = encode_header(adapter.info.to_dict(), adapter.edit, adapter.sites, shapes, adapter.gains)
     return head + b"".join(tensors[name].numpy().astype("<f4", copy=False).tobytes() for name in sorted(tensors))
 
 
@@ -281,13 +282,13 @@ def _decode(blob: bytes, header: FileHeader, name: str) -> UnlearningAdapter:
     directions, factors = {}, {}
     try:
         for site in header.sites:
-            directions[site], factors[site] = _site_tensors(tensors, site, header.edit == "additive", name)
+            directions[site], factors[site] = _site_tensors(tensors, site, header, name)
         return UnlearningAdapter(AdapterInfo.from_dict(header.info), directions, factors)
     except ConfigError as error:
         raise bad_file(name, f"its contents contradict each other: {str(error).rstrip('.')}") from error
 
 
-def _site_tensors(tensors: Mapping[str, Tensor], site: str, additive: bool, name: str) -> tuple[Direction, Tensor]:
+def _site_tensors(tensors: Mapping[str, Tensor], site: str, header: FileHeader, name: str) -> tuple[Direction, Tensor]:
     """Return a site's direction and stock factor in float32, without the padding."""
     from .adapter import Direction
 
@@ -303,8 +304,9 @@ def _site_tensors(tensors: Mapping[str, Tensor], site: str, additive: bool, name
         orthogonal = write is read
         read, factor = read[:rank].clone(), factor[:, :rank].contiguous()
         write = read if orthogonal else write[:rank].clone()
+    additive = header.edit == "additive"
     (_check_additive if additive else _check_projection)(read, write, site, name)
-    return Direction(read, write, additive), factor
+    return Direction(read, write, additive, header.gains.get(site, 1.0)), factor
 
 
 def _check_additive(read: Tensor, write: Tensor, site: str, name: str) -> None:

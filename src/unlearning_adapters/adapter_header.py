@@ -4,6 +4,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from .adapter_record import INFO_KEYS, MAX_SITES, bad_file, canonical_json, check_record, shorten, strict_json
@@ -26,6 +27,7 @@ class FileHeader:
         info: The fields of `AdapterInfo`.
         edit: "projection" or "additive".
         sites: Names of the sites, in the order of the adapter.
+        gains: By what sites multiply the strength, for those that do not take it as it is.
         shapes: Shape (rows, columns) of each tensor by name.
         rank: Number of rows of every read, zero padding included.
         size: Bytes before the tensor data.
@@ -34,17 +36,19 @@ class FileHeader:
     info: Mapping[str, Any]
     edit: str
     sites: tuple[str, ...]
+    gains: Mapping[str, float]
     shapes: Mapping[str, tuple[int, int]]
     rank: int
     size: int
 
     def describe_site(self, site: str) -> dict[str, Any]:
-        """Return a site's name, widths, and whether it writes what it reads."""
+        """Return a site's name, widths, whether it writes what it reads, and its gain."""
         return {
             "name": site,
             "in_features": self.shapes[read_key(site)][1],
             "out_features": self.shapes[factor_key(site)][0],
             "orthogonal": write_key(site) not in self.shapes,
+            "gain": self.gains.get(site, 1.0),
         }
 
 
@@ -54,7 +58,7 @@ def read_key(site: str) -> str:
 
 
 def factor_key(site: str) -> str:
-    """Name of the tensor `-strength * W @ write.T` of a site, which stock loaders know as `lora_B`."""
+    """Name of the tensor `-strength * gain * W @ write.T` of a site, which stock loaders know as `lora_B`."""
     return f"{site}.lora_B.weight"
 
 
@@ -64,13 +68,19 @@ def write_key(site: str) -> str:
 
 
 def encode_header(
-    info: Mapping[str, Any], edit: str, sites: Sequence[str], shapes: Mapping[str, tuple[int, int]]
+    info: Mapping[str, Any],
+    edit: str,
+    sites: Sequence[str],
+    shapes: Mapping[str, tuple[int, int]],
+    gains: Mapping[str, float] = MappingProxyType({}),
 ) -> bytes:
     """Return all bytes before the data of float32 tensors that follow in the order of their names.
 
     `safetensors.serialize` is not used: it writes the two metadata keys in an order that changes from run to run.
     """
     record = {**info, "strength": float(info["strength"]), "edit": edit, "sites": list(sites)}
+    if gains:  # without any, the file is one of the first version
+        record["gains"] = {site: float(gain) for site, gain in gains.items()}
     return _encode(HEADER_KEY, record, shapes)
 
 
@@ -106,13 +116,13 @@ def read_header(file: BinaryIO, size: int, name: str) -> FileHeader:
     text = _read_text(file, size, name)
     entries = strict_json(text, name, "header")
     record = _metadata(entries, name)
-    sites = check_record(record, name)
+    sites, gains = check_record(record, name)
     tensors = {key: value for key, value in entries.items() if key != "__metadata__"}
     length = 8 + len(text.encode())
     shapes = _check_layout(tensors, size - length, name)
     rank = _check_sites(shapes, sites, name)
     info = {key: value for key, value in record.items() if key in INFO_KEYS}
-    return FileHeader(info=info, edit=record["edit"], sites=sites, shapes=shapes, rank=rank, size=length)
+    return FileHeader(info, record["edit"], sites, gains, shapes, rank, size=length)
 
 
 def _read_text(file: BinaryIO, size: int, name: str) -> str:

@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from .config import check_strength
+from .config import check_gain, check_strength, site_strength
 from .errors import AdapterFileError, ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+WITH_GAINS = 2  # the version from which on a record has gains; files without any are of the first one
 EDITS = ("projection", "additive")
 COMPONENTS = ("transformer", "transformer_2", "transformer_ref", "unet")
 MAX_SITES = 4096  # two denoisers of 60 blocks with twelve sites each have 1,440
 MAX_NAME = 200
 MAX_TEXT = 4096
 MAX_DEPTH = 6
-# Of the signs that structure JSON: the largest layout has 320,000, and 8 MiB of brackets would take 230 MiB.
+# Of the signs that structure JSON: the largest layout has 340,000, and 8 MiB of brackets would take 230 MiB.
 MAX_MARKS = 2**19
 
 _SITE = re.compile(rf"(?:{'|'.join(COMPONENTS)})(?:\.(?!__)[A-Za-z0-9_]+)+")
@@ -26,6 +27,7 @@ _TEXTS = ("concept", "method", "base_model", "base_revision", "pipeline", "pairs
 _TABLES = ("settings", "denoisers", "versions")
 INFO_KEYS = frozenset((*_TEXTS, *_TABLES, "strength", "format_version"))
 RECORD_KEYS = INFO_KEYS | {"edit", "sites"}
+GAINS = "gains"
 AGAIN = "Get the file again from where it came, or build it again with build_adapter."
 
 
@@ -107,8 +109,8 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def check_record(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Check the record, version first, since a newer one may have other keys; return the names of the sites."""
+def check_record(record: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], dict[str, float]]:
+    """Check the record, version first, since a newer one may have other keys; return the sites and their gains."""
     version = record.get("format_version")
     if type(version) is not int or version < 1:
         raise bad_file(name, f"its format version is {shorten(version)}, not an integer of at least 1")
@@ -118,10 +120,11 @@ def check_record(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
             f"it was written by a newer version: found format {version}, this package reads {FORMAT_VERSION}",
             "Run: pip install -U unlearning-adapters",
         )
-    for key in sorted(RECORD_KEYS ^ set(record)):
+    known = RECORD_KEYS | {GAINS} if version >= WITH_GAINS else RECORD_KEYS
+    for key in sorted(known ^ set(record)):
         raise bad_file(
             name,
-            f"its record lacks the key {key!r}" if key in RECORD_KEYS else f"unknown key {shorten(key)} in its record",
+            f"its record lacks the key {key!r}" if key in known else f"unknown key {shorten(key)} in its record",
         )
     for key in _TEXTS:
         _check_text(record[key], key, name)
@@ -141,7 +144,8 @@ def check_record(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
         raise bad_file(name, f"its strength is out of range: {str(error).rstrip('.')}") from error
     if record["edit"] not in EDITS:
         raise bad_file(name, f"`edit` is {shorten(record['edit'])}, not {' or '.join(map(repr, EDITS))}")
-    return _check_site_names(record["sites"], name)
+    sites = _check_site_names(record["sites"], name)
+    return sites, _check_gains(record[GAINS], record["strength"], sites, name) if GAINS in record else {}
 
 
 def _check_text(value: Any, key: str, name: str) -> None:
@@ -178,3 +182,21 @@ def _check_site_names(sites: Any, name: str) -> tuple[str, ...]:
     if len(set(sites)) != len(sites):
         raise bad_file(name, f"the site {Counter(sites).most_common(1)[0][0]!r} is named twice")
     return tuple(sites)
+
+
+def _check_gains(gains: Any, strength: float, sites: tuple[str, ...], name: str) -> dict[str, float]:
+    """Check what sites multiply the strength by; a site without an entry multiplies it by 1."""
+    if not isinstance(gains, dict) or not gains:
+        raise bad_file(name, f"`{GAINS}` is {shorten(gains)}, not an object with a number for one or more of its sites")
+    known = set(sites)
+    for site, gain in gains.items():
+        if site not in known:
+            raise bad_file(name, f"`{GAINS}` names {shorten(site)}, which is no site of its record")
+        try:
+            check_gain(gain)
+            site_strength(strength, gain)
+        except ConfigError as error:
+            raise bad_file(name, f"the gain of the site {site!r} is out of range: {str(error).rstrip('.')}") from error
+        if gain == 1:
+            raise bad_file(name, f"`{GAINS}` names the site {site!r} with 1, which is what sites without an entry take")
+    return {site: float(gain) for site, gain in gains.items()}

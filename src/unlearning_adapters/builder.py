@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from .activations import Recording, record
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
+from .block_strengths import check_blocks, with_block_strengths
 from .concepts import Concept
-from .config import DEFAULT_PAIRS, BuildConfig
+from .config import DEFAULT_PAIRS, BuildConfig, site_strength
 from .errors import ConceptError, DenoiserError
 from .methods import NEEDS_GRAM, NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
 from .moving_sites import few_steps, find_feeds
@@ -46,7 +47,8 @@ def build_adapter(
     2. Record what they read for both sides of each pair, and for the neutral prompts and pictures: in the first step,
        and at text and image sites whose input changes from step to step (`find_feeds`) in three.
     3. Per group of sites that read the same: find the direction of the concept (docs/maths.md).
-    4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it.
+    4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it; a block multiplies it by
+       its factor in `config.block_strengths`.
 
     The pipeline is left as it was, its random state and its scheduler included. Default method: `ridge`; the paper's
     methods `mean` and `cpca` (arXiv 2506.07891) keep its strength of 1.
@@ -67,7 +69,7 @@ def build_adapter(
             differ, or if there are fewer pairs than `config.pairs`.
         DenoiserError: If the pipeline has no denoiser that can be edited, or the method needs weights that are
             quantised or out of reach.
-        SiteError: If the selection names no site, or a site was never called.
+        SiteError: If the selection names no site, a block has none, or a site was never called.
 
     Example:
         >>> adapter = build_adapter(pipe, load_concept("shapeworld-red"))
@@ -85,7 +87,8 @@ def build_adapter(
         with material.named(group):
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
-    directions = {site.name: by_group[material.group_of(site)] for site in material.sites}
+    found = {site.name: by_group[material.group_of(site)] for site in material.sites}
+    directions = with_block_strengths(found, material.sites, config.block_strengths)
     return assemble(pipe, concept, config, directions, median(strengths))
 
 
@@ -139,6 +142,7 @@ def gather(
     """Find the sites of a build and record what they read: its first two steps; arguments as in `build_adapter`."""
     pairs = _chosen_pairs(concept, config)
     sites = choose_sites(pipe, concept, pairs, config, call_kwargs)
+    check_blocks(config.block_strengths, sites)
     networks = denoisers(pipe)
     for site in sites:
         check_not_empty(networks[site.component], site.module)
@@ -288,14 +292,14 @@ def _gram(networks: Mapping[str, Any], sites: Sequence[str], method: str) -> Ten
 
 
 def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: float) -> dict[str, Tensor]:
-    """Return `-strength * W @ write.T` per site, for stock LoRA loaders; nothing if a weight is out of reach."""
+    """Return `-strength * gain * W @ write.T` per site, for stock LoRA loaders; nothing if a weight is out of reach."""
     networks, factors = denoisers(pipe), {}
     for name, direction in directions.items():
         component, _, path = name.partition(".")
         response = layer_response(networks[component], path, direction.write)
         if response is None:
             return {}  # only this package's own loader, which needs no factor, can use the adapter
-        factors[name] = (-strength * response.T).contiguous()
+        factors[name] = (-site_strength(strength, direction.gain, name) * response.T).contiguous()
     return factors
 
 

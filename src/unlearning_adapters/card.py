@@ -6,7 +6,7 @@ what stands between them is renewed.
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -105,6 +105,7 @@ def render_card(
     repository: str = PLACEHOLDER,
     *,
     sites: int | None = None,
+    gains: Collection[float] = (),
     result: Mapping[str, Any] | None = None,
     concept: Concept | None = None,
     license: str | None = None,
@@ -116,6 +117,7 @@ def render_card(
         info: The record of the adapter.
         repository: Its repository on the Hub, "org/name".
         sites: Number of sites that it edits; None if no file is built yet, and the card says how to build it.
+        gains: By what its sites multiply the strength, for those that do not take it as it is.
         result: What was measured, see `Measured.from_result`; None makes a card that says "not measured".
         concept: The concept, for its words and neighbours.
         license: Licence of the adapter, such as "apache-2.0"; None leaves it open. That of the base may apply.
@@ -135,7 +137,7 @@ def render_card(
         summary=_summary(info, bool(widget)),
         removes=_removes(info, concept),
         measured=NOT_MEASURED if measured is None else _measured(info, measured),
-        strength=_strength(info, sites),
+        strength=_strength(info, sites, gains),
         load=_load(info, repository),
         stock=_stock(info),
         repository=repository,
@@ -259,10 +261,14 @@ def _show_cell(cell: Cell | None) -> str:
     return f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}] ({cell.hits}/{cell.count})"
 
 
-def _strength(info: AdapterInfo, sites: int | None) -> str:
+def _strength(info: AdapterInfo, sites: int | None, gains: Collection[float]) -> str:
     if sites is None:
         return "The builder calibrates the default strength on the pairs and writes it into the file."
-    return f"The default is {info.strength:.3g}, which is written in the file."
+    text = f"The default is {info.strength:.3g}, which is written in the file."
+    if gains:
+        span = " to ".join(dict.fromkeys(f"{gain:.3g}" for gain in (min(gains), max(gains))))
+        text += f" {len(gains)} of {sites} sites take {span} times that, whatever it is."
+    return text
 
 
 def _load(info: AdapterInfo, repository: str) -> str:

@@ -102,6 +102,12 @@ def _build_options(command: Options) -> None:
         help="'text', 'image', 'hidden' or name patterns, comma-separated (default: by the pairs)",
     )
     add("--blocks", type=_numbers, help="blocks to use, such as 0,4-7 (default: all)")
+    add(
+        "--block-strengths",
+        type=_factors,
+        metavar="N=X,N=X",
+        help="multiply the strength in some blocks, such as 0=0.5,3=1.2 (default: 1 in all)",
+    )
     add("--pairs", type=int, metavar="N", help="use the first N pairs (default: 5, or all if there are fewer)")
     add("--seed", type=int, help="seed of the noise and of the random method (default: 0)")
     _pipeline_options(command)
@@ -251,6 +257,21 @@ def _numbers(text: str) -> tuple[int, ...]:
             raise argparse.ArgumentTypeError(f"expected block numbers such as 0,4-7, but got {text!r}")
         numbers += chosen
     return tuple(numbers)
+
+
+def _factors(text: str) -> dict[int, float]:
+    factors: dict[int, float] = {}
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)=([-+.\w]+)", part.strip())
+        try:
+            if not found or int(found[1]) in factors:
+                raise ValueError
+            factors[int(found[1])] = float(found[2])
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"expected a factor for each block once, such as 0=0.5,3=1.2, but got {text!r}"
+            ) from None
+    return factors
 
 
 @contextlib.contextmanager

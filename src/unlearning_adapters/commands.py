@@ -25,17 +25,8 @@ DEMO_OPTIONS = ("concept", "clips", "output")
 PUSH_OPTIONS = ("private", "create_pr", "revision", "commit_message", "license", "token", "clips")
 PULL_OPTIONS = ("revision", "token")
 BUILD_OPTIONS = (
-    "method",
-    "strength",
-    "rank",
-    "epsilon",
-    "landing",
-    "components",
-    "contrast",
-    "sites",
-    "blocks",
-    "pairs",
-    "seed",
+    *("method", "strength", "rank", "epsilon", "landing", "components", "contrast", "sites", "blocks"),
+    *("block_strengths", "pairs", "seed"),
 )
 
 
@@ -99,7 +90,7 @@ def inspect(options: Namespace) -> Report:
     named = [f"{name} ({kind})" for name, kind in info.get("denoisers", {}).items()]
     rows = {
         "concept": ": ".join(part for part in (info["concept"], info.get("description")) if part),
-        "method": f"{info['method']}, strength {info['strength']:.3g}, rank {found['rank']}",
+        "method": f"{info['method']}, strength {info['strength']:.3g}{_by_site(sites)}, rank {found['rank']}",
         "base": base + (f" ({info['pipeline']})" if info.get("pipeline") else ""),
         "denoisers": ", ".join(named or found["components"]),
         "versions": ", ".join(f"{name} {number}" for name, number in info.get("versions", {}).items()) or "unknown",
@@ -111,6 +102,12 @@ def inspect(options: Namespace) -> Report:
     )
     lines += [f"  {count:>6} x   {name} ({width} -> {out})" for (name, width, out), count in alike.items()]
     return Report(found, "\n".join(lines))
+
+
+def _by_site(sites: list[dict[str, Any]]) -> str:
+    gains = [site["gain"] for site in sites]
+    span = " to ".join(dict.fromkeys(f"{gain:.3g}" for gain in (min(gains), max(gains))))
+    return "" if set(gains) == {1.0} else f" (times {span}, by site)"
 
 
 def apply(options: Namespace) -> Report:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ MAX_STRENGTH = 4.0
 MAX_RANK = 64
 Landing = Literal["one", "mean"]
 DEFAULT_PAIRS = 5  # as in the paper
+MAX_CALIBRATED_STRENGTH = 2.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class BuildConfig:
             several of these. None takes "text" if the prompts of the pairs differ, and "image" if their pictures do
             and the pipeline has such sites.
         blocks: Indices of the transformer blocks whose sites are used; None uses all.
+        block_strengths: By what the strength is multiplied in a block, 0 to 4, by its index; blocks that are left out
+            take 1. Strength and factor together are at most 4. None takes 1 everywhere.
         steps: Number of denoising steps that are recorded for "hidden" sites.
         pairs: Number of the concept's pairs that are used, the first ones; None uses five, or all if there are fewer.
         seed: Seed of the noise and of the "random" method.
@@ -55,6 +58,7 @@ class BuildConfig:
     strength: float | None = None
     sites: str | tuple[str, ...] | None = None
     blocks: tuple[int, ...] | None = None
+    block_strengths: Mapping[int, float] | None = field(default=None, hash=False)  # a dictionary has no hash
     steps: int = 4
     pairs: int | None = None
     seed: int = 0
@@ -97,19 +101,24 @@ class BuildConfig:
             )
         if self.blocks is not None:
             object.__setattr__(self, "blocks", tuple(self.blocks))
+        object.__setattr__(self, "block_strengths", _checked_factors(self.block_strengths, self.strength))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON types."""
         values = asdict(self)
+        if self.block_strengths is not None:  # keys of JSON are texts
+            values["block_strengths"] = {str(block): factor for block, factor in self.block_strengths.items()}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BuildConfig":
         """Make settings from plain types; an unknown key is an error that names the nearest known one."""
-        check_keys("BuildConfig", values, {field.name for field in fields(cls)})
+        check_keys("BuildConfig", values, {item.name for item in fields(cls)})
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
+        if isinstance(factors := plain.get("block_strengths"), Mapping):
+            plain["block_strengths"] = {_block_index(block): factor for block, factor in factors.items()}
         return cls(**plain)
 
 
@@ -131,3 +140,65 @@ def check_strength(strength: float) -> float:
             "1 removes the direction, values above 1 over-correct."
         )
     return float(strength)
+
+
+def check_gain(gain: float, what: str = "the gain") -> float:
+    """Return what a site multiplies the strength by as a float, or raise `ConfigError` if it is not from 0 to 4."""
+    ok = isinstance(gain, (int, float)) and not isinstance(gain, bool)
+    if not (ok and 0 <= gain <= MAX_STRENGTH):
+        raise ConfigError(
+            f"Expected {what} to be a number from 0 (off) to {MAX_STRENGTH:g}, but got {gain!r:.80}. "
+            "1 leaves the strength as it is."
+        )
+    return float(gain)
+
+
+def site_strength(strength: float, gain: float, site: str = "") -> float:
+    """Return the strength of a site, `strength * gain`.
+
+    Args:
+        strength: Strength of the adapter, 0 to 4.
+        gain: Gain of the site, 0 to 4.
+        site: What an error calls the site, if anything.
+
+    Raises:
+        ConfigError: If the strength is out of range, or the product is.
+    """
+    product = check_strength(strength) * gain
+    if product > MAX_STRENGTH * (1 + 1e-9):  # such as 3.6 * (4 / 3.6), which may be rounded up
+        largest = math.floor(1000 * MAX_STRENGTH / gain) / 1000
+        raise ConfigError(
+            f"Expected strength x gain to be at most {MAX_STRENGTH:g}, but got {strength:g} x {gain:g} = {product:g}"
+            f"{f' at {site}' if site else ''}. Give a strength of at most {largest:g}."
+        )
+    return min(product, MAX_STRENGTH)
+
+
+def _checked_factors(factors: Mapping[int, float] | None, strength: float | None) -> dict[int, float] | None:
+    """Return the factors of blocks in the order of these, or None if there are none."""
+    if factors is None:
+        return None
+    if not isinstance(factors, Mapping):
+        raise ConfigError(
+            f"Expected `block_strengths` as a mapping such as {{0: 0.5, 3: 1.2}}, but got {factors!r:.80}."
+        )
+    for block, factor in factors.items():
+        if not isinstance(block, int) or isinstance(block, bool) or block < 0:
+            raise ConfigError(f"Expected the keys of `block_strengths` to be indices of blocks, but got {block!r:.80}.")
+        check_gain(factor, f"the factor of block {block} in `block_strengths`")
+        limit = MAX_STRENGTH / (MAX_CALIBRATED_STRENGTH if strength is None else max(strength, 1e-9))
+        if factor > limit * (1 + 1e-9):
+            origin = (
+                f"is calibrated, to {MAX_CALIBRATED_STRENGTH:g} at most. Set `strength`, or take"
+                if strength is None
+                else f"is {strength:g}. Take"
+            )
+            raise ConfigError(
+                f"Expected strength x factor to be at most {MAX_STRENGTH:g}, but got the factor {factor:g} for block "
+                f"{block}, and the strength {origin} a factor of at most {math.floor(1000 * limit) / 1000:g}."
+            )
+    return {block: float(factors[block]) for block in sorted(factors)} or None
+
+
+def _block_index(key: Any) -> Any:
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Direction
+from .config import MAX_CALIBRATED_STRENGTH
 from .errors import ConceptError, ConfigError
 from .refusal import (
     SAME_ROWS,
@@ -43,7 +44,6 @@ __all__ = [
 ZERO_EIGENVALUE = 1e-9
 # A concept is erased whole if the strength covers the pairs up to this quantile; the worst pair alone is too noisy.
 COVERED_PAIRS = 0.9
-MAX_CALIBRATED_STRENGTH = 2.0
 
 
 def mean_direction(r: Tensor) -> Direction:

@@ -289,6 +289,7 @@ def _warn_of_twins(before: Plan, plan: Plan) -> None:
             warnings.warn(
                 f"The adapters {strong!r} and {weak!r} remove nearly the same direction at {layers} of "
                 f"{len(plan.stack.paths)} sites; they act there as one, at the larger strength "
-                f"({plan.stack.loaded[strong].strength:g}).",
+                f"({plan.stack.loaded[strong].strength:g}"
+                f"{', times the gain of the site' if plan.stack.loaded[strong].adapter.gains else ''}).",
                 stacklevel=4,
             )

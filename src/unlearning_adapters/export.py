@@ -16,7 +16,6 @@ from .adapter_file import file_at, load_adapter, write_whole
 from .adapter_header import encode_lora_header
 from .builder import base_model_of, base_revision_of
 from .comfyui import PREFIX, Factors, comfyui_lora
-from .config import check_strength
 from .editor import editor_of
 from .errors import AdapterFileError, BaseMismatchError, ConfigError, FuseError
 from .sites import denoisers
@@ -158,7 +157,7 @@ def _strengths(
             "Give one for each, in their order, or none to use their own."
         )
     amounts = [
-        adapter.strength if strength is None else check_strength(strength)
+        adapter.strength if strength is None else adapter.allowed_strength(strength)
         for adapter, strength in zip(adapters, given, strict=True)
     ]
     if not any(amounts):
@@ -245,11 +244,18 @@ def _joint_factors(parts: Sequence[UnlearningAdapter], strengths: Sequence[float
         lora_A, lora_B = stacked_factors(
             [part.directions[site] for part, _ in here],
             [strength for _, strength in here],
-            [-part.lora_B[site].double() / part.strength for part, _ in here],
+            [_outputs(part, site) for part, _ in here],
         )
         if len(lora_A):
             factors[site.partition(".")[2]] = lora_A, lora_B
     return factors
+
+
+def _outputs(part: UnlearningAdapter, site: str) -> Tensor:
+    """Return what the weight of a site makes of its writes, from the factor; zeros, which nobody reads, at gain 0."""
+    factor = -part.lora_B[site].double()
+    amount = part.strength_at(site)
+    return factor / amount if amount else torch.zeros_like(factor)
 
 
 def _warn_of_twins(parts: Sequence[UnlearningAdapter], strengths: Sequence[float]) -> None:
@@ -264,7 +270,7 @@ def _warn_of_twins(parts: Sequence[UnlearningAdapter], strengths: Sequence[float
         warnings.warn(
             f"The adapters {parts[strong].info.concept!r} and {parts[weak].info.concept!r} remove nearly the same "
             f"direction at {layers} of {len(sites)} sites; the LoRA removes it there once, at the larger strength "
-            f"({strengths[strong]:g}).",
+            f"({strengths[strong]:g}{', times the gain of the site' if parts[strong].gains else ''}).",
             stacklevel=3,
         )
 

@@ -76,6 +76,7 @@ def push_adapter(
         adapter.info,
         repository,
         sites=len(adapter.sites),
+        gains=tuple(adapter.gains.values()),
         result=result,
         concept=_shipped_concept(adapter),
         license=license,

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
+from .block_strengths import with_block_strengths
 from .builder import Material, assemble, base_model_of, gather
 from .concepts import Concept
 from .config import BuildConfig
@@ -24,7 +25,7 @@ from .search_space import STRENGTH, Trial, choose, first_guesses, pareto_front, 
 from .verbs import delete_unlearning_adapters, get_list_unlearning_adapters, load_unlearning_adapter
 
 TRIALS = 100
-FORMAT = 1
+FORMAT = 2  # 1 had no strength per block; its queue of first guesses would leave that choice open
 JOURNAL, LINES, RESULT, PLOT, BEST = "study.journal", "trials.jsonl", "search.json", "front.svg", "best"
 
 
@@ -110,7 +111,7 @@ class Search:
         """Return what the proxy says of settings, which must have a strength; the pipeline is left as it was.
 
         Args:
-            config: Method, rank, epsilon, contrast, blocks and strength.
+            config: Method, rank, epsilon, contrast, blocks, strength and strengths of blocks.
             test: Whether the test prompts are measured instead of those of the validation.
         """
         proxy = self.test if test else self.validation
@@ -135,7 +136,8 @@ class Search:
 
     def _directions(self, config: BuildConfig) -> dict[str, Direction]:
         chosen = [s for s in self.material.sites if config.blocks is None or s.block in config.blocks]
-        return {site.name: self._direction(config, self.material.group_of(site)) for site in chosen}
+        found = {site.name: self._direction(config, self.material.group_of(site)) for site in chosen}
+        return with_block_strengths(found, chosen, config.block_strengths)
 
     def _direction(self, config: BuildConfig, group: int) -> Direction:
         key = (group, config.method, config.rank, config.epsilon, config.landing, config.contrast, config.components)

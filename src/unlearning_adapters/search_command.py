@@ -124,9 +124,14 @@ def _cells(trial: Mapping[str, Any]) -> list[str]:
         f"{settings['epsilon']:.2g}" if method == "ridge" else "",
         f"{settings['contrast']:.2g}" if method == "cpca" else "",
         "all" if blocks is None else f"{blocks[0]}-{blocks[-1]}",
-        f"{settings['strength']:.2f}",
+        f"{settings['strength']:.2f}{_factors(settings.get('block_strengths'))}",
         *_numbers(trial, "leftover", "drift"),
     ]
+
+
+def _factors(by_block: Mapping[str, float] | None) -> str:
+    """Return the range of the factors by which blocks multiply the strength."""
+    return f" x {min(by_block.values()):.2f}-{max(by_block.values()):.2f}" if by_block else ""
 
 
 def _numbers(values: Mapping[str, Any], *names: str) -> list[str]:

@@ -6,12 +6,15 @@ from math import hypot
 from typing import Any
 
 from .config import BuildConfig
+from .errors import ConfigError
 
 SEARCHED_METHODS = ("ridge", "cpca", "mean", "pca", "leace")
 MAX_RANK = 4
 EPSILON = (1e-4, 1.0)
 CONTRAST = (0.1, 10.0)
 STRENGTH = (0.25, 2.0)
+FACTOR = (0.0, 2.0)  # of a block; with the largest strength it reaches the limit of 4
+MAX_KNOTS = 8  # factors that a trial chooses; blocks between knots are interpolated
 ERASED = 0.15  # leftover below which the concept counts as gone
 
 
@@ -69,21 +72,51 @@ def suggest(trial: Any, blocks: Sequence[int], pairs: int, seed: int) -> BuildCo
     if len(blocks) > 1 and not trial.suggest_categorical("every_block", (True, False)):
         ends = [trial.suggest_int(name, 0, len(blocks) - 1) for name in ("one_end", "other_end")]
         chosen["blocks"] = tuple(blocks[min(ends) : max(ends) + 1])
+    if len(blocks) > 1 and not trial.suggest_categorical("one_strength", (True, False)):
+        at_knots = [trial.suggest_float(f"factor_{knot}", *FACTOR) for knot in range(min(len(blocks), MAX_KNOTS))]
+        factors = dict(zip(blocks, interpolated(at_knots, len(blocks)), strict=True))
+        chosen["block_strengths"] = {block: factors[block] for block in chosen.get("blocks", blocks)}
     return BuildConfig(pairs=pairs, seed=seed, **chosen)
 
 
+def interpolated(knots: Sequence[float], count: int) -> tuple[float, ...]:
+    """Return values at `count` evenly spaced places, linear between evenly spaced knots, the outer ones at the ends.
+
+    Args:
+        knots: Values at the knots, one or more.
+        count: Number of places, at least that of the knots; equally many take the knots as they are.
+
+    Example:
+        >>> interpolated([0.0, 1.0, 0.0], 5)
+        (0.0, 0.5, 1.0, 0.5, 0.0)
+    """
+    if not 1 <= len(knots) <= count:
+        raise ConfigError(f"Expected 1 to {count} knots for {count} blocks, but got {len(knots)}. Give fewer knots.")
+    values = []
+    for place in range(count):
+        # Whole numbers, so that a place on a knot takes its value exactly.
+        left, rest = divmod(place * (len(knots) - 1), max(1, count - 1))
+        right = min(left + 1, len(knots) - 1)
+        share = rest / max(1, count - 1)
+        values.append((1 - share) * knots[left] + share * knots[right])
+    return tuple(values)
+
+
 def first_guesses(calibrated: float) -> list[dict[str, Any]]:
-    """Return what is tried first, with all blocks: the default build, the paper's methods, and the default stronger.
+    """Return what is tried first: the default build, the paper's methods, and the default stronger.
+
+    All blocks take part, at one strength.
 
     Args:
         calibrated: Strength that the default build calibrates.
     """
-    ridge = {"method": "ridge", "rank": 1, "epsilon": 0.01, "every_block": True}
+    alike = {"every_block": True, "one_strength": True}
+    ridge = {"method": "ridge", "rank": 1, "epsilon": 0.01, **alike}
     stronger = [min(factor * calibrated, STRENGTH[1]) for factor in (1.25, 1.5)]
     return [
         {**ridge, "strength": calibrated},
-        {"method": "cpca", "strength": 1.0, "contrast": 1.0, "every_block": True},
-        {"method": "mean", "strength": 1.0, "every_block": True},
+        {"method": "cpca", "strength": 1.0, "contrast": 1.0, **alike},
+        {"method": "mean", "strength": 1.0, **alike},
         *({**ridge, "strength": strength} for strength in stronger),
     ]
 

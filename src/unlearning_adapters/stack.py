@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from .adapter import Direction, UnlearningAdapter
+from .config import site_strength
 from .errors import FuseError
 from .stacking import StackedEdit, stack_directions, stack_report
 
@@ -32,6 +33,10 @@ class Loaded:
     directions: Mapping[str, Direction]
     strength: float
     default: float
+
+    def strength_at(self, path: str) -> float:
+        """Return the strength at a layer, `strength * gain`."""
+        return site_strength(self.strength, self.directions[path].gain, path)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Stack:
         """Return the stack in which just these adapters act; None is the strength with which one was loaded.
 
         Raises:
+            ConfigError: If a strength is out of range at a site.
             FuseError: If that would change a fused adapter.
         """
         loaded = dict(self.loaded)
@@ -96,7 +102,8 @@ class Stack:
         here = {name: strength for name, strength in strengths.items() if name in loaded}
         for name, strength in here.items():
             if name not in self.fused:
-                loaded[name] = replace(loaded[name], strength=loaded[name].default if strength is None else strength)
+                amount = loaded[name].adapter.allowed_strength(loaded[name].default if strength is None else strength)
+                loaded[name] = replace(loaded[name], strength=amount)
         return replace(self, loaded=loaded, active=tuple(here), enabled=True)
 
     def with_fused(self, names: Iterable[str]) -> "Stack":
@@ -134,6 +141,8 @@ def edit_on_input(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
     if not rest or joint is None:
         return None
     padded, on = _padded(joint, everything, path), stack.enabled and any(item.strength for item in rest.values())
+    if not padded.rank:  # no strength does anything where all gains are 0
+        return None
     in_weight = edit_in_weight(stack, path)
     if in_weight is None:
         return padded, on
@@ -187,8 +196,11 @@ def _check_not_outdone(fused: Mapping[str, Loaded], rest: Mapping[str, Loaded], 
     """Refuse to remove more of what is fused: no input gives back to a weight what was taken out of it."""
     merged, absorbed = _merged_and_absorbed({**fused, **rest}, path)
     for strong, weak in [*merged, *((name, weak) for weak in absorbed for name in rest)]:
-        if strong in rest and weak in fused and rest[strong].strength > fused[weak].strength:
+        if strong not in rest or weak not in fused:
+            continue
+        asked, held = rest[strong].strength_at(path), fused[weak].strength_at(path)
+        if asked > held:
             raise FuseError(
-                f"{strong!r} at strength {rest[strong].strength:g} removes what {weak!r} removes at {path} too, "
-                f"fused at strength {fused[weak].strength:g}. Call unfuse_unlearning_adapters() first, then fuse both."
+                f"{strong!r} at strength {asked:g} removes what {weak!r} removes at {path} too, "
+                f"fused at strength {held:g}. Call unfuse_unlearning_adapters() first, then fuse both."
             )

@@ -7,6 +7,7 @@ With the reads stacked as `A` (m x in), the writes as the columns of `V` (in x m
 Each direction's own read-out is scaled by exactly its own dial, `a_j . x' = (1 - strength_j) a_j . x`, in any order.
 See docs/maths.md 5 for the equations, their source, and what is done with directions that are not independent.
 Directions that are `additive` (edits of other works) have no such dials: each takes `strength * V A x` as it stands.
+The strength of a direction is that of its adapter times its own gain.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Direction
-from .config import check_strength
+from .config import site_strength
 from .errors import ConfigError
 
 # Two directions whose reads and writes are both closer than this (cosine) are the same concept: with different
@@ -97,7 +98,7 @@ def stack_directions(directions: Sequence[Direction], strengths: Sequence[float]
 
     Args:
         directions: One or more directions of one width, from adapters that are active at this site.
-        strengths: A strength per direction, 0 to 4.
+        strengths: A strength per direction, 0 to 4, which the direction's gain multiplies.
 
     Returns:
         The edit on the device of the first direction; its rank is at most the sum of the ranks.
@@ -259,15 +260,16 @@ def _active_rows(directions: Sequence[Direction], strengths: Sequence[float]) ->
     widths = sorted({direction.in_features for direction in directions})
     if len(widths) > 1:
         raise ConfigError(f"Expected directions of one width, but got in_features {', '.join(map(str, widths))}.")
-    for strength in strengths:
-        check_strength(strength)
+    amounts = [
+        site_strength(strength, direction.gain) for direction, strength in zip(directions, strengths, strict=True)
+    ]
     contents = [_content(direction) for direction in directions]
-    order = sorted(range(len(directions)), key=lambda index: (-strengths[index], contents[index]))
+    order = sorted(range(len(directions)), key=lambda index: (-amounts[index], contents[index]))
     rows = []
     for owner in order:
-        if strengths[owner] > 0:
+        if amounts[owner] > 0:
             for number, read, write in zip(*_checked(directions[owner]), strict=True):
-                rows.append(_Row(owner, number, float(strengths[owner]), read, write, directions[owner].additive))
+                rows.append(_Row(owner, number, amounts[owner], read, write, directions[owner].additive))
     return rows
 
 

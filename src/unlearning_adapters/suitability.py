@@ -79,7 +79,7 @@ def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
 
 
 def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[str]) -> UnlearningAdapter:
-    """Return the adapter with a stock LoRA factor `-strength * W write^T` for each site, computed where it lacks one.
+    """Return the adapter with a stock LoRA factor `-strength * gain * W write^T` per site, computed where it lacks one.
 
     Raises:
         FuseError: If a factor is missing where the weight is fused, or cannot be reached.
@@ -95,7 +95,7 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
             if site in fused:
                 cure = "fused. Call unfuse_unlearning_adapters() first."
             raise FuseError(f"The stock LoRA factor of {site} cannot be computed, since its weight is {cure}")
-        factors[site] = (-adapter.strength * response.T).contiguous()
+        factors[site] = (-adapter.strength_at(site) * response.T).contiguous()
     return replace(adapter, lora_B={site: factors[site] for site in adapter.directions})
 
 

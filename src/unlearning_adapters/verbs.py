@@ -80,7 +80,7 @@ def load_unlearning_adapter(
             subfolder=subfolder,
         )
     name = default_name(source.info.concept, _loaded(editors)) if adapter_name is None else adapter_name
-    strength = source.strength if strength is None else check_strength(strength)
+    strength = source.strength if strength is None else source.allowed_strength(strength)
     changes = [
         (editors[component], editors[component].stack.with_adapter(name, Loaded(source, part, strength, strength)))
         for component, part in check_sites(pipe, source).items()

@@ -390,9 +390,43 @@ NAMES = (
     Forgery("other-key", record(trust_remote_code=True), "unknown key 'trust_remote_code' in its record."),
     Forgery(
         "newer",
-        record(format_version=2),
-        "it was written by a newer version: found format 2, this package reads 1.",
+        record(format_version=3),
+        "it was written by a newer version: found format 3, this package reads 2.",
         "Run: pip install -U unlearning-adapters",
+    ),
+    Forgery("gains-of-version-1", record(gains={SITE: 0.5}), "unknown key 'gains' in its record."),
+    Forgery(
+        "no-gains",
+        record(format_version=2, gains={}),
+        "`gains` is {}, not an object with a number for one or more of its sites.",
+    ),
+    Forgery(
+        "gain-of-no-site",
+        record(format_version=2, gains={"unet.x": 0.5}),
+        "`gains` names 'unet.x', which is no site of its record.",
+    ),
+    Forgery(
+        "gain-of-a-text",
+        record(format_version=2, gains={SITE: "0.5"}),
+        f"the gain of the site '{SITE}' is out of range: Expected the gain to be a number from 0 (off) to 4, but got "
+        "'0.5'. 1 leaves the strength as it is.",
+    ),
+    Forgery(
+        "gain-1e30",
+        record(format_version=2, gains={SITE: 1e30}),
+        f"the gain of the site '{SITE}' is out of range: Expected the gain to be a number from 0 (off) to 4, but got "
+        "1e+30. 1 leaves the strength as it is.",
+    ),
+    Forgery(
+        "gain-times-strength",
+        record(format_version=2, gains={SITE: 3.5}),
+        f"the gain of the site '{SITE}' is out of range: Expected strength x gain to be at most 4, but got 1.25 x 3.5 "
+        "= 4.375. Give a strength of at most 1.142.",
+    ),
+    Forgery(
+        "gain-1",
+        record(format_version=2, gains={SITE: 1}),
+        f"`gains` names the site '{SITE}' with 1, which is what sites without an entry take.",
     ),
 )
 

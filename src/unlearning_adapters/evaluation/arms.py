@@ -83,7 +83,7 @@ def adapter_arm(
         details: Further facts for the report.
     """
     loaded = adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter)
-    value = loaded.strength if strength is None else strength
+    value = loaded.strength if strength is None else loaded.allowed_strength(strength)
     how = "fused" if fused else "attached"
 
     @contextlib.contextmanager
@@ -163,12 +163,14 @@ def check_unedited(pipe: Any) -> None:
 
 
 def adapter_hash(adapter: UnlearningAdapter) -> str:
-    """Return the SHA-256 of an adapter's directions, in file order."""
+    """Return the SHA-256 of an adapter's directions, and of gains that are not 1, in file order."""
     digest = hashlib.sha256()
     for site, direction in adapter.directions.items():
         digest.update(site.encode())
         for matrix in (direction.read, direction.write):
             digest.update(matrix.detach().float().cpu().contiguous().numpy().tobytes())
+        if direction.gain != 1:
+            digest.update(direction.gain.hex().encode())
     return digest.hexdigest()
 
 

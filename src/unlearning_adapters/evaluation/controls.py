@@ -31,7 +31,7 @@ def random_adapter(adapter: UnlearningAdapter, seed: int = 0) -> UnlearningAdapt
 
     Reads and writes of a site are turned by one random rotation Q, a' = a Q and w' = w Q, so that rank, norms and the
     angles between reads and writes are what they were; only where they point is random. Sites that share a direction
-    share the turned one.
+    share the turned one, and each keeps its gain.
 
     Args:
         adapter: The adapter.
@@ -44,7 +44,8 @@ def random_adapter(adapter: UnlearningAdapter, seed: int = 0) -> UnlearningAdapt
         key = direction.read.cpu().numpy().tobytes() + direction.write.cpu().numpy().tobytes()
         if key not in turned:
             turned[key] = turn(direction, generator)
-        directions[site] = turned[key]
+        same = turned[key]
+        directions[site] = same if same.gain == direction.gain else replace(same, gain=direction.gain)
     return replace(adapter, info=replace(adapter.info, method="random"), directions=directions, lora_B={})
 
 
