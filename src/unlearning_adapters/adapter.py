@@ -24,11 +24,13 @@ class Direction:
         write: Rows w_j, shape (rank, in_features), float32, with `read @ write.T` the identity.
         additive: Whether it is an edit of another kind, as UCE's, whose `read @ write.T` is no identity: it is taken
             as it stands, and stacks by adding.
+        left_out: What a limit of its rank cut off, as a share of the edit (Frobenius norm); a file does not hold it.
     """
 
     read: Tensor
     write: Tensor
     additive: bool = False
+    left_out: float = 0.0
 
     def __post_init__(self) -> None:
         if self.read.ndim != 2 or self.read.shape != self.write.shape:
