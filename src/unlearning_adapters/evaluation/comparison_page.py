@@ -32,6 +32,9 @@ def to_table(data: Mapping[str, Any]) -> str:
     lines = [f"# Methods side by side: {data['concept']}", "", *verdict_lines(data), ""]
     lines += [table_row(heads), table_row(["---"] * len(heads))]
     lines += [table_row(_cells(row)) for row in data["rows"].values()]
+    left_out = data.get("left_out", {})  # comparisons of before it was said have none
+    lines += ["", "Left out, since they cannot be built:", ""] if left_out else []
+    lines += [f"- {method}: {reason}" for method, reason in left_out.items()]
     roles = dict.fromkeys(row["drift"]["role"] for row in data["rows"].values() if row["drift"])
     lines += [
         "",
