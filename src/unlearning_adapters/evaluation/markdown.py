@@ -101,7 +101,36 @@ def _paired(arms: Mapping[str, Any]) -> list[str]:
                 lines.append(
                     table_row([arm["title"], title, *counts, f"{test['difference']:+.2f}", p_text(test["p_value"])])
                 )
-    return [*lines, ""]
+    return [*lines, "", *_changes(arms)]
+
+
+def changes(arm: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return what is compared as numbers, pair by pair: title, and mean difference with its interval and test."""
+    if "paired" not in arm:
+        return []
+    found = [("motion", arm["paired"]["motion"])]
+    found += [(f"score of {name}", score["change"]) for name, score in arm["scores"].items()]
+    if "drift_against_random" in arm:
+        found.append(("drift beyond that of a random direction", arm["drift_against_random"]))
+    return [(title, change) for title, change in found if change["count"]]
+
+
+def change_text(change: Mapping[str, Any]) -> str:
+    """Return a mean difference with its interval as text."""
+    low, high = change["interval"]
+    return f"{change['value']:+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
+def _changes(arms: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for arm in arms.values():
+        for title, change in changes(arm):
+            cells = [arm["title"], title, str(change["count"]), change_text(change), p_text(change.get("p_value"))]
+            lines.append(table_row(cells))
+    if not lines:
+        return []
+    heads = ["arm", "what", "pairs", "mean difference [95 % bootstrap interval]", "p (Wilcoxon, signed ranks)"]
+    return [table_row(heads), table_row(["---"] * len(heads)), *lines, ""]
 
 
 def _distances(arms: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from .gallery import gallery
-from .markdown import NOT_APPLICABLE, cell, drift, number, p_text, rate_of
+from .markdown import NOT_APPLICABLE, cell, change_text, changes, drift, number, p_text, rate_of
 from .report import Report
 from .svg import Mark, curves, intervals, matrix
 
@@ -237,7 +237,22 @@ def _paired(data: Mapping[str, Any]) -> str:
     return (
         '<h2>Against the base, pair by pair</h2><p class="note">Lost: right in the base only. Gained: in the arm only. '
         f'McNemar\'s exact test.</p><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>{_changes(data)}"
+    )
+
+
+def _changes(data: Mapping[str, Any]) -> str:
+    lines = []
+    for arm in data["arms"].values():
+        for title, change in changes(arm):
+            texts = (arm["title"], title, change["count"], change_text(change), p_text(change.get("p_value")))
+            lines.append(f"<tr>{''.join(f'<td>{escape(str(text))}</td>' for text in texts)}</tr>")
+    if not lines:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in ("arm", "what", "pairs", "mean difference", "p"))
+    return (
+        '<p class="note">Numbers: mean difference with its 95 % bootstrap interval, and Wilcoxon\'s signed-rank test.'
+        f'</p><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
 
 

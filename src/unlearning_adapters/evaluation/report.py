@@ -9,7 +9,7 @@ from typing import Any
 from unlearning_adapters.errors import EvaluationError
 
 from .arms import BASE, RANDOM
-from .compare import compare_arms, compare_scores, compare_with_control, drift_by_role, scores_of
+from .compare import compare_arms, compare_drift, compare_scores, compare_with_control, drift_by_role, scores_of
 from .detectors import Detector
 from .metrics import FORGET, NEIGHBOUR, ArmRates, Sample, measure_samples, rate_to_dict
 from .rates import Rate, correct_rate
@@ -189,12 +189,13 @@ def _arm(
             if scores_of(rows[BASE], detector.name)
         },
     }
+    roles = {part.name: part.role for part in suite.sets}
     if name != BASE:
-        roles = {part.name: part.role for part in suite.sets}
         found["paired"] = compare_arms(samples[BASE], own, suite.factor)
         found["drift"] = drift_by_role(rows[name], roles)
     if name != RANDOM and RANDOM in samples and about["part"] in ("edited", "sweep"):
         found["against_random"] = compare_with_control(own, samples[RANDOM], suite.factor)
+        found["drift_against_random"] = compare_drift(rows[name], rows[RANDOM], roles)
     return found
 
 
