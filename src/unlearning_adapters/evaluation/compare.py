@@ -62,9 +62,11 @@ def drift_of(rows: Iterable[Row]) -> dict[str, Any]:
     known = [row for row in rows if row.drift]
     differences = [float(row.drift["difference"]) for row in known]
     finite = [float(row.drift["psnr"]) for row in known if row.drift["psnr"] is not None]
+    alike = [float(row.drift["ssim"]) for row in known if row.drift.get("ssim") is not None]
     return {
         "difference": interval_to_dict(bootstrap_mean(differences), len(differences)),
         "psnr": interval_to_dict(bootstrap_mean(finite), len(finite)),
+        "ssim": interval_to_dict(bootstrap_mean(alike), len(alike)),
         "identical": rate_to_dict(Rate.of(bool(row.drift["identical"]) for row in known)),
     }
 

@@ -36,6 +36,8 @@ def to_markdown(data: Mapping[str, Any]) -> str:
     lines += [table_row([title, *(cell(rate_of(arm, key)) for arm in arms.values())]) for title, key in ROWS]
     lines.append(table_row(["motion relative to the base", *(number(arm["motion_ratio"]) for arm in arms.values())]))
     lines.append(table_row(["mean difference from the base", *(number(drift(arm)) for arm in arms.values())]))
+    similar = (number(drift(arm, "ssim")) for arm in arms.values())
+    lines.append(table_row(["mean structural similarity to the base (SSIM)", *similar]))
     lines += ["", "Rates: value [95 % Wilson interval] (counts). n/a: not applicable, which is not zero.", ""]
     lines += _paired(arms)
     lines += _distances(arms)
@@ -76,10 +78,10 @@ def number(value: float | None, digits: int = 3) -> str:
     return NOT_APPLICABLE if value is None else f"{value:.{digits}f}"
 
 
-def drift(arm: Mapping[str, Any]) -> float | None:
-    """Return the mean absolute difference of an arm's clips from the base, 0 to 1."""
-    found = arm["drift"]["all"]["difference"]["value"] if "drift" in arm else None
-    return None if found is None else float(found)
+def drift(arm: Mapping[str, Any], measure: str = "difference") -> float | None:
+    """Return the mean of a measure of an arm's clips against the base: absolute difference (0 to 1), "psnr", "ssim"."""
+    found = arm["drift"]["all"].get(measure) if "drift" in arm else None  # older reports have no "ssim"
+    return None if found is None or found["value"] is None else float(found["value"])
 
 
 def p_text(value: float | None) -> str:

@@ -108,7 +108,7 @@ def _cards(data: Mapping[str, Any], edited: str) -> str:
     made.append(
         f'<div class="box card" title="motion of valid clips, relative to the base"><div class="name">Motion</div>'
         f'<div class="value">{number(arm["motion_ratio"], 2)}</div><div class="range">times that of the base</div>'
-        f'<div class="range">mean difference {number(drift(arm))}</div></div>'
+        f'<div class="range">mean difference {number(drift(arm))}, SSIM {number(drift(arm, "ssim"))}</div></div>'
     )
     return f'<div class="cards">{"".join(made)}</div>'
 
@@ -196,13 +196,16 @@ def _frames(data: Mapping[str, Any], edited: str) -> str:
 
 
 def _table(data: Mapping[str, Any]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("arm", *(title for title, _ in COLUMNS), "motion", "difference"))
+    head = "".join(
+        f"<th>{name}</th>" for name in ("arm", *(title for title, _ in COLUMNS), "motion", "difference", "SSIM")
+    )
     lines = []
     for arm in data["arms"].values():
         cells = "".join(f"<td>{_cell(rate_of(arm, key))}</td>" for _, key in COLUMNS)
         lines.append(
             f'<tr class="{arm["part"]}"><td><span class="dot {arm["part"]}"></span>{escape(arm["title"])}</td>{cells}'
-            f"<td>{number(arm['motion_ratio'], 2)}</td><td>{number(drift(arm))}</td></tr>"
+            f"<td>{number(arm['motion_ratio'], 2)}</td><td>{number(drift(arm))}</td>"
+            f"<td>{number(drift(arm, 'ssim'))}</td></tr>"
         )
     return (
         '<h2>All rates</h2><p class="note">"n/a" is not applicable, which is not zero. "Concept shown" is a share of '
