@@ -168,7 +168,7 @@ def _detectors(data: Mapping[str, Any]) -> list[str]:
 
 
 def _conditions(data: Mapping[str, Any]) -> list[str]:
-    found = data["conditions"]
+    found, nearest = data["conditions"], data.get("nearest", {})  # older reports have none
     generation = ", ".join(f"{name} {value}" for name, value in found["generation"].items())
     return [
         "## Conditions",
@@ -177,6 +177,7 @@ def _conditions(data: Mapping[str, Any]) -> list[str]:
         f"- scheduler: {found['scheduler']}; noise from a {found['generator_device']} generator",
         f"- generation: {generation or 'defaults of the pipeline'}; clips per call: {found.get('batch', 1)}",
         f"- suite: {found['suite'][:16]}, conditions: {found['hash']}",
+        *(f"- nearest to a pair in {name}: {near['value']:.2f} ({near['measure']})" for name, near in nearest.items()),
     ]
 
 

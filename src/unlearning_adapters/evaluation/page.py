@@ -271,6 +271,7 @@ def _facts(data: Mapping[str, Any]) -> str:
     )
     facts = {
         "conditions": data["conditions"],
+        "nearest to the pairs": data.get("nearest", {}),
         "arms": {n: arm["about"] for n, arm in data["arms"].items() if arm["about"]},
     }
     return (
