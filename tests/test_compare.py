@@ -18,7 +18,7 @@ from unlearning_adapters import cli
 from unlearning_adapters.adapter_file import load_adapter
 from unlearning_adapters.concepts import load_concept
 from unlearning_adapters.config import METHODS
-from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.errors import ConceptError, EvaluationError
 from unlearning_adapters.esd import EsdSettings
 from unlearning_adapters.evaluation import comparison, references
 from unlearning_adapters.evaluation.comparison import COMPARED, compare_methods, comparison_of
@@ -111,6 +111,54 @@ def test_a_folder_of_other_pairs_is_refused(written: dict[str, Any], place: Path
     other, suite = load_concept("shapeworld-red"), read_suite(place / "suite.yaml")
     with pytest.raises(EvaluationError, match=r"'run' holds adapters of other pairs than those of 'shapeworld-red'\."):
         compare_methods(tiny_wan_pipeline(), other, suite, place / "run", ["mean"], [brightness], progress=False)
+
+
+# What the pairs differ in is nothing on average, so that no method that takes a mean can be built; UCE can.
+CANCELLING = """
+name: tiny-red
+pairs:
+  - {unsafe: a red circle, safe: a green circle}
+  - {unsafe: a green circle, safe: a red circle}
+neutral: [a dog walks, a tree on a street]
+"""
+
+
+def test_a_method_that_cannot_be_built_is_left_out_and_says_why(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "concept.yaml").write_text(CANCELLING)
+    call = ["compare", str(place / "pipeline"), str(tmp_path / "concept.yaml"), *command(place)[3:],
+            "-o", str(tmp_path / "run"), "--methods", "mean,uce"]  # fmt: skip
+    for _ in range(2):  # the second call goes on where the first one ended
+        assert cli.main(call) == 0
+        error = capsys.readouterr().err
+        data = json.loads((tmp_path / "run" / "compare.json").read_text())
+        reason = data["left_out"]["mean"]
+        assert reason.startswith("At the site 'transformer.blocks.0.attn2.to_k': The activations of both sides")
+        assert list(data["rows"]) == ["base", "uce", "negative-prompt", "words-left-out", "random", "destroyed"]
+        assert list(data["left_out"]) == ["mean"]
+        assert f"warning: The method 'mean' cannot be built and is left out: {reason}\n" in error
+        table = (tmp_path / "run" / "compare.md").read_text()
+        assert f"\nLeft out, since they cannot be built:\n\n- mean: {reason}\n" in table
+    assert not (tmp_path / "run" / "adapters" / "mean.safetensors").exists()
+
+
+def test_if_no_method_can_be_built_nothing_is_measured(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "concept.yaml").write_text(CANCELLING)
+    concept, suite = load_concept(tmp_path / "concept.yaml"), read_suite(place / "suite.yaml")
+    text = r"^None of the methods can be built\. mean: At the site .* pca: At the site [^\n]*$"
+    with pytest.raises(EvaluationError, match=text):
+        compare_methods(tiny_wan_pipeline(), concept, suite, tmp_path / "new", ["mean", "pca"], [brightness])
+    with pytest.raises(ConceptError, match=r"^At the site 'transformer\.blocks\.0\.attn2\.to_k': The activations"):
+        compare_methods(tiny_wan_pipeline(), concept, suite, tmp_path / "new", ["mean"], [brightness])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_comparison_without_methods_that_were_left_out_says_nothing_of_them(written: dict[str, Any]) -> None:
+    assert written["left_out"] == {}
+    assert "Left out" not in to_table(written)
+    before = {name: value for name, value in written.items() if name != "left_out"}
+    assert to_table(before) == to_table(written)
 
 
 @pytest.mark.parametrize("methods", [[], ["ridge", "ridge"], ["random"], ["esd"]])

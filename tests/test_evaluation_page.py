@@ -16,7 +16,7 @@ from PIL import Image
 import evaluation_runs as runs
 from evaluation_runs import recoloured, red_suite, scene, synthetic
 from unlearning_adapters.evaluation.gallery import draw, worst_cases
-from unlearning_adapters.evaluation.markdown import to_markdown
+from unlearning_adapters.evaluation.markdown import change_text, p_text, to_markdown
 from unlearning_adapters.evaluation.page import write_page
 from unlearning_adapters.evaluation.pictures import moving, strip
 from unlearning_adapters.evaluation.report import Report
@@ -158,6 +158,29 @@ def test_markdown_has_a_row_per_rate_and_a_column_per_arm(report: Report) -> Non
         "| **erased** (valid, known, without the concept) | 0.00 [0.00, 0.56] (0/3) | 0.67 [0.21, 0.94] (2/3) |" in text
     )
     assert "Several strengths were run" in text
+
+
+def test_numbers_are_compared_with_their_test_in_both_looks(report: Report, page: str) -> None:
+    text, arm = to_markdown(report.data), report.data["arms"]["edited"]
+    motion, drift = arm["paired"]["motion"], arm["drift_against_random"]
+    assert motion["count"] == 6 and drift == {"value": 0.0, "interval": [0.0, 0.0], "count": 3,
+                                              "p_value": drift["p_value"]}  # fmt: skip
+    assert drift["p_value"] in (1.0, None)  # no neighbour moved; None without scipy
+    assert (motion["p_value"] is None) == (drift["p_value"] is None)
+    assert f"| edited | motion | 6 | {change_text(motion)} | {p_text(motion['p_value'])} |" in text
+    assert f"<td>motion</td><td>6</td><td>{change_text(motion)}</td><td>{p_text(motion['p_value'])}</td>" in page
+    assert "drift beyond that of a random direction" in text and "drift beyond that of a random direction" in page
+
+
+def test_structural_similarity_is_beside_the_difference(report: Report, page: str) -> None:
+    found = report.data["arms"]["edited"]["drift"]
+    assert found["neighbour"]["ssim"] == {"value": 1.0, "interval": [1.0, 1.0], "count": 3}
+    assert 0.5 < found["forget"]["ssim"]["value"] < 1 and found["all"]["ssim"]["count"] == 6
+    assert report.data["arms"]["destroyed"]["drift"]["all"]["ssim"]["value"] < 0.2
+    value = f"{found['all']['ssim']['value']:.3f}"
+    row = next(line for line in to_markdown(report.data).splitlines() if "(SSIM)" in line)
+    assert row.startswith(f"| mean structural similarity to the base (SSIM) | n/a | {value} |")
+    assert f"SSIM {value}</div>" in page and "<th>SSIM</th>" in page
 
 
 def test_a_concept_over_time_is_drawn(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Rates, paired tests and corrections against values that were worked out by hand or by brute force."""
 
+import sys
 from itertools import product
 from math import comb
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.evaluation.compare import compare_arms
+from unlearning_adapters.evaluation.compare import compare_arms, paired_change
 from unlearning_adapters.evaluation.metrics import FORGET, GENERIC, NEIGHBOUR, PARAPHRASE, Sample, measure_samples
 from unlearning_adapters.evaluation.rates import (
     Paired,
@@ -20,6 +21,7 @@ from unlearning_adapters.evaluation.rates import (
     entropy,
     harmonic_mean,
     mcnemar,
+    wilcoxon,
     wilson,
 )
 
@@ -53,6 +55,59 @@ def test_mcnemar_counts_all_ways_in_which_pairs_could_have_changed(lost: int, ga
         comb(changed, index) for index in range(changed + 1) if comb(changed, index) <= comb(changed, lost)
     )
     assert mcnemar(lost, gained) == pytest.approx(as_extreme / 2**changed)
+
+
+@pytest.fixture
+def scipy() -> None:
+    pytest.importorskip("scipy", reason="an optional package, of the extra `evaluation`")
+
+
+def signed_ranks(change: list[float]) -> float:
+    """Wilcoxon's test by trying all signs: how many of them lie at least as far from the middle."""
+    sizes = np.abs(change)
+    ranks = [(sizes < size).sum() + ((sizes == size).sum() + 1) / 2 for size in sizes]
+    middle = sum(ranks) / 2
+    far = [abs(sum(r for r, up in zip(ranks, signs, strict=True) if up) - middle)
+           for signs in product((False, True), repeat=len(ranks))]  # fmt: skip
+    found = abs(sum(r for r, d in zip(ranks, change, strict=True) if d > 0) - middle)
+    return float(np.mean([value >= found - 1e-9 for value in far]))
+
+
+def test_wilcoxon_by_hand(scipy: None) -> None:
+    # Ranks 1 to 5 of +1 -2 +3 +4 +5: those below zero sum to 2. Of 32 ways to choose signs three come to 2 or less,
+    # {}, {1}, {2}, and as many on the other side: 6 / 32.
+    assert wilcoxon([0.0] * 5, [1.0, -2.0, 3.0, 4.0, 5.0]) == 6 / 32
+    assert wilcoxon([10, 10, 10], [11, 12, 13]) == 2 / 8  # of three pairs none is rarer
+    assert wilcoxon([0.0], [1.0]) == 1.0
+
+
+@pytest.mark.parametrize("change", [[1, -1, 2, 2, 3], [0.1, 0.1, -0.1, 0.4], [3, 1, -2, 5, 8, -9, 4, 7], [2, 2, 2, 2]])
+def test_wilcoxon_tries_all_signs_with_ties_and_without(scipy: None, change: list[float]) -> None:
+    base = [0.3 * index for index in range(len(change))]
+    found = wilcoxon(base, [a + b for a, b in zip(base, change, strict=True)])  # rounding makes ties differ
+    assert found == pytest.approx(signed_ranks(change))
+    assert wilcoxon([0.0] * len(change), [-x for x in change]) == pytest.approx(found)
+
+
+def test_wilcoxon_leaves_out_pairs_without_a_difference(scipy: None) -> None:
+    assert wilcoxon([5.0] * 7, [6, 5, 3, 8, 5, 9, 10]) == wilcoxon([5.0] * 5, [6, 3, 8, 9, 10]) == 6 / 32
+    assert wilcoxon([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == 1.0 == wilcoxon([0.0], [0.0])
+    assert wilcoxon([0.1 + 0.2], [0.3]) == 1.0  # rounding is no difference
+    assert wilcoxon([], []) is None
+
+
+def test_wilcoxon_of_many_pairs_agrees_with_chance(scipy: None) -> None:
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(2, 200))
+    assert (wilcoxon(values[0], values[1]) or 0) > 0.05
+    assert (wilcoxon(values[0], values[0] + 0.5 + values[1]) or 1) < 1e-6
+
+
+def test_without_scipy_there_is_no_test_and_the_interval_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)  # what an import of a missing package meets
+    assert wilcoxon([0.0, 0.0], [1.0, 2.0]) is None
+    found = paired_change([0.0, 0.0], [1.0, 2.0])
+    assert found["p_value"] is None and found["value"] == 1.5 and found["count"] == 2
 
 
 def test_paired_counts_what_changed() -> None:
@@ -129,5 +184,7 @@ def test_arms_are_compared_pair_by_pair() -> None:
     found = compare_arms(base, edited, "colour")
     assert found["erased"] == {"count": 4, "lost": 0, "gained": 1, "difference": 0.25, "p_value": 1.0}
     assert found["concept_shown"]["lost"] == 3 and found["erased_of_shown"]["hits"] == 1
+    p_value = found["motion"].pop("p_value")
+    assert p_value == wilcoxon([2.0, 2.0], [2.0, 4.0]) and p_value in (1.0, None)  # None without scipy
     assert found["motion"] == {"value": 1.0, "interval": [0.0, 2.0], "count": 2}
     assert found["neighbour_right"]["p_value"] is None

@@ -1,24 +1,29 @@
 """Edits of other works as adapters: built, saved, loaded, attached, fused, unfused and stacked as any other."""
 
 import re
+import warnings
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import reference
 from planted import bits, output, planted, snapshot
 from test_builder import CONCEPT, KEY, build, edited, planted_pipeline, word
 from tiny import tiny_wan_pipeline
+from tiny_encoders import WIDTH
 from unlearning_adapters.adapter import UnlearningAdapter
 from unlearning_adapters.adapter_file import load_adapter
-from unlearning_adapters.builder import build_adapter
+from unlearning_adapters.builder import build_adapter, gather
 from unlearning_adapters.concepts import Concept, Pair, load_concept
-from unlearning_adapters.config import BuildConfig
-from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError
+from unlearning_adapters.config import MAX_RANK, BuildConfig
+from unlearning_adapters.errors import ConfigError, DenoiserError
 from unlearning_adapters.evaluation.controls import random_adapter
 from unlearning_adapters.export import export_lora
+from unlearning_adapters.methods import _tokens
 from unlearning_adapters.shapeworld.generate import GENERATION
 from unlearning_adapters.shapeworld.model import load_shapeworld
 from unlearning_adapters.sites import site_module
@@ -28,6 +33,8 @@ from unlearning_adapters.verbs import (
     unfuse_unlearning_adapters,
     unload_unlearning_adapters,
 )
+from whole import NEUTRAL, SCENES
+from whole_t5 import COG_CALL, make_cogvideox
 
 METHODS = ("uce", "rece", "cure")
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -149,15 +156,59 @@ def test_rece_needs_plain_weights_and_says_so() -> None:
     assert build(pipe, method="uce").edit == "additive"
 
 
-def test_an_edit_of_more_rows_than_a_file_holds_is_refused() -> None:
-    pipe = planted_pipeline()
+def unmasked_cogvideox() -> tuple[Any, Concept]:
+    """A tiny CogVideoX whose T5 has no mask and mixes all tokens, so that each pair differs in its padding as well."""
+    pipe = make_cogvideox()
+    with torch.no_grad():
+        for block in pipe.text_encoder.encoder.block:
+            block.layer[0].SelfAttention.o.weight.mul_(1000)
+    pairs = tuple(Pair(scene.format("red"), scene.format("blue")) for scene in (*SCENES, "a {} dog", "the {} car runs"))
+    return pipe, Concept("red", pairs, neutral=NEUTRAL)
+
+
+@each_method
+def test_an_edit_of_more_tokens_than_a_file_holds_rows_is_built_and_exact(method: str, tmp_path: Any) -> None:
+    pipe, concept = unmasked_cogvideox()
+    config = BuildConfig(method, sites="text", steps=1, pairs=7)
+    rows = gather(pipe, concept, config, progress=False, call_kwargs=COG_CALL).rows(0)
+    concepts, guides, preserved = _tokens(rows)
+    assert len(concepts) > MAX_RANK >= concepts.shape[1]  # more tokens than rows, and their rank is within the limit
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapter = build_adapter(pipe, concept, config, progress=False, call_kwargs=COG_CALL)
+    ((site, direction),) = adapter.directions.items()
+    if method == "uce":
+        ridge = 0.5 * float(concepts.double().square().sum(dim=1).mean()) / 768
+        arrays = [part.double().numpy() for part in (concepts, guides, preserved)]
+        expected = np.eye(WIDTH) - reference.uce_weight(np.eye(WIDTH), *arrays, ridge, 1.0, 1.0)
+        found = direction.write.double().numpy().T @ direction.read.double().numpy()
+        assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+    loaded = load_adapter(adapter.save_pretrained(tmp_path)).directions[site]
+    assert torch.equal(loaded.read, direction.read) and torch.equal(loaded.write, direction.write)
+
+
+def many_words() -> tuple[Any, Concept]:
+    """A tiny Wan of 96 features per token whose pairs differ in more than 64 independent tokens."""
+    pipe = tiny_wan_pipeline(heads=8)
+    with torch.no_grad():
+        for block in pipe.text_encoder.encoder.block:
+            block.layer[0].SelfAttention.o.weight.mul_(1000)  # tokens hear of each other
+        pipe.transformer.condition_embedder.text_embedder.linear_1.weight.mul_(10)  # far into its non-linear part
     words = [f"w{number} x{number}" for number in range(40)]
     pairs = tuple(Pair(f"a red {text} circle", f"a blue dog {number}") for number, text in enumerate(words))
-    concept = Concept("many", pairs, neutral=CONCEPT.neutral)
-    with pytest.raises(
-        ConceptError, match=r"The method 'uce' needs \d+ rows for 40 pairs, and the limit is 64\. Lower"
-    ):
-        build(pipe, concept, method="uce", pairs=40)
+    return pipe, Concept("many", pairs, neutral=CONCEPT.neutral)
+
+
+def test_a_build_says_what_the_limit_of_rows_leaves_out() -> None:
+    pipe, concept = many_words()
+    text = (
+        r"^The edit of the method 'uce' has more than 64 rows, the limit: the best 64 leave "
+        r"out \d+\.\d % of it\. Lower"
+    )
+    with pytest.warns(UserWarning, match=text) as caught:
+        adapter = build(pipe, concept, method="uce", pairs=40)
+    assert len(caught) == 1 and adapter.rank == MAX_RANK
+    assert max(direction.left_out for direction in adapter.directions.values()) > 0.01
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,77 @@ def test_uce_equals_its_formula_on_a_weight(features: int, kept: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+def planted_tokens(count: int, features: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Concept tokens, as of padding that heard of the concept, whose way to their guides spans `rank` directions."""
+    concepts = rows_of(0, count, features)
+    return concepts, concepts - rows_of(1, count, rank) @ rows_of(4, rank, features) / rank
+
+
+def dense_uce(concepts: Tensor, guides: Tensor, preserved: Tensor) -> np.ndarray:
+    """The matrix of UCE by the paper's formula."""
+    ridge = 0.5 * float(concepts.double().square().sum(dim=1).mean()) / 768
+    arrays = [rows.double().numpy() for rows in (concepts, guides, preserved)]
+    return reference.uce_weight(np.eye(concepts.shape[1]), *arrays, ridge, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "features", "rank"),
+    [(150, 48, 48), (150, 200, 20), (70, 200, 64), (250, 100, 64)],
+    ids=["narrow", "low rank", "at the limit", "more tokens than features"],
+)
+def test_uce_of_more_tokens_than_a_file_holds_is_exact_if_their_rank_is_not(
+    count: int, features: int, rank: int
+) -> None:
+    (concepts, guides), preserved = planted_tokens(count, features, rank), rows_of(2, 30, features)
+    direction = uce_direction(concepts, guides, preserved)
+    # guides are float32, so that their distance has a rank of `rank` up to the rounding of single numbers
+    assert direction.rank <= 64 and direction.left_out < 1e-5
+    expected = dense_uce(concepts, guides, preserved)
+    change = np.linalg.norm(expected - np.eye(features))
+    assert change > 0.1
+    assert np.linalg.norm(edit_of(direction) - expected) < 1e-5 * change
+
+
+def test_uce_of_exactly_low_rank_is_written_with_no_more_rows_than_that() -> None:
+    concepts, guides = rows_of(0, 9, 200), rows_of(1, 9, 200)
+    many = uce_direction(concepts.repeat(10, 1), guides.repeat(10, 1), rows_of(2, 30, 200))
+    assert many.rank == 9 and many.left_out < 1e-12
+
+
+def test_uce_of_a_higher_rank_is_the_best_of_64_rows_and_says_what_they_leave_out() -> None:
+    concepts, guides, preserved = rows_of(0, 100, 200), rows_of(1, 100, 200), rows_of(2, 30, 200)
+    direction = uce_direction(concepts, guides, preserved)
+    edit = np.eye(200) - dense_uce(concepts, guides, preserved)
+    error = np.linalg.norm((np.eye(200) - edit_of(direction)) - edit) / np.linalg.norm(edit)
+    singular = np.linalg.svd(edit, compute_uv=False)
+    assert direction.rank == 64
+    assert error > 0.01
+    np.testing.assert_allclose(direction.left_out, error, rtol=1e-5)
+    np.testing.assert_allclose(error, np.sqrt((singular[64:] ** 2).sum() / (singular**2).sum()), rtol=1e-5)
+
+
+def test_rece_of_more_rows_than_a_file_holds_is_its_loop_up_to_what_it_leaves_out() -> None:
+    features, eye = 120, np.eye(120)
+    spread = 1 / torch.linspace(2.0, 0.2, features)  # all directions alike, so that many rows are needed
+    concepts, guides, preserved = (rows_of(seed, n, features) * spread for seed, n in enumerate((80, 80, 20)))
+    arrays = [rows.double().numpy() for rows in (concepts, guides, preserved)]
+    direction = rece_direction(concepts, guides, preserved, torch.eye(features), rounds=2)
+    (expected,) = reference.rece_weights([eye], *arrays, rounds=2)
+    error = np.linalg.norm(edit_of(direction) - expected) / np.linalg.norm(expected - eye)
+    assert direction.rank == 64 and error > 1e-5**0.5  # more than the share that is left out of every edit
+    np.testing.assert_allclose(direction.left_out, error, rtol=1e-3)
+
+
+def test_cure_of_more_prompts_than_a_file_holds_rows() -> None:
+    forget, retain = rows_of(0, 80, 40), rows_of(1, 9, 40)
+    direction = cure_direction(forget, retain)
+    expected = reference.cure_eraser(forget.double().numpy(), retain.double().numpy(), 2.0)
+    assert direction.rank <= 40
+    np.testing.assert_allclose(edit_of(direction), expected, atol=1e-5)
+    wide = cure_direction(rows_of(0, 80, 100), rows_of(1, 9, 100))
+    assert wide.rank == 64 and 0 < wide.left_out < 0.5
+
+
 def test_uce_puts_the_guide_in_place_of_the_concept_and_keeps_what_is_preserved() -> None:
     concepts, guides, preserved = rows_of(0, 3, 80), rows_of(1, 3, 80), rows_of(2, 20, 80)
     edit = torch.from_numpy(edit_of(uce_direction(concepts, guides, preserved, ridge=1e-3))).float()

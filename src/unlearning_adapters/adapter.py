@@ -26,12 +26,14 @@ class Direction:
         additive: Whether it is an edit of another kind, as UCE's, whose `read @ write.T` is no identity: it is taken
             as it stands, and stacks by adding.
         gain: By what the site multiplies the strength of its adapter, 0 to 4.
+        left_out: What a limit of its rank cut off, as a share of the edit (Frobenius norm); a file does not hold it.
     """
 
     read: Tensor
     write: Tensor
     additive: bool = False
     gain: float = 1.0
+    left_out: float = 0.0
 
     def __post_init__(self) -> None:
         if self.read.ndim != 2 or self.read.shape != self.write.shape:

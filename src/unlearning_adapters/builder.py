@@ -20,7 +20,7 @@ from .activations import Recording, record
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
 from .block_strengths import check_blocks, with_block_strengths
 from .concepts import Concept
-from .config import DEFAULT_PAIRS, BuildConfig, site_strength
+from .config import DEFAULT_PAIRS, MAX_RANK, BuildConfig, site_strength
 from .errors import ConceptError, DenoiserError
 from .methods import NEEDS_GRAM, NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
 from .moving_sites import few_steps, find_feeds
@@ -31,6 +31,7 @@ from .weights import layer_response, weight_gram
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
 NEUTRAL_HIDDEN_ROWS = 2048  # of all neutral prompts together
+LEFT_OUT = 0.01  # share of an edit that may fall to the limit of its rank unsaid
 
 
 def build_adapter(
@@ -87,6 +88,13 @@ def build_adapter(
         with material.named(group):
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
+    left_out = max(direction.left_out for direction in by_group)
+    if left_out > LEFT_OUT:
+        warnings.warn(
+            f"The edit of the method {config.method!r} has more than {MAX_RANK} rows, the limit: the best {MAX_RANK} "
+            f"leave out {100 * left_out:.1f} % of it. Lower `pairs` for an exact edit.",
+            stacklevel=2,
+        )
     found = {site.name: by_group[material.group_of(site)] for site in material.sites}
     directions = with_block_strengths(found, material.sites, config.block_strengths)
     return assemble(pipe, concept, config, directions, median(strengths))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Direction
-from .config import MAX_RANK, BuildConfig
+from .config import BuildConfig
 from .directions import (
     calibrate_strength,
     concept_rows,
@@ -70,15 +70,9 @@ def find_direction(rows: GroupRows, config: BuildConfig, generator: torch.Genera
         generator: Source of randomness of the method "random".
 
     Raises:
-        ConceptError: If the two sides of the pairs read alike, or the direction has more rows than a file may hold.
+        ConceptError: If the two sides of the pairs read alike.
     """
-    direction = _FINDERS[config.method](rows, config, generator)
-    if direction.rank > MAX_RANK:
-        raise ConceptError(
-            f"The method {config.method!r} needs {direction.rank} rows for {len(rows.unsafe)} pairs, and the limit is "
-            f"{MAX_RANK}. Lower `pairs`."
-        )
-    return direction
+    return _FINDERS[config.method](rows, config, generator)
 
 
 def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generator) -> float:

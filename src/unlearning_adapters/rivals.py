@@ -2,6 +2,7 @@
 
 Each returns what `W' = W - (W V^T) A` takes from what a site reads, reads `A` and writes `V` of shape (rank, features),
 float32. Their products `A V^T` are no identity: they are `additive` directions (docs/maths.md 6).
+An edit of more rows than a file may hold is written with the best that it may (`_fewest_rows`).
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Direction
+from .config import MAX_RANK
 from .errors import ConceptError
 from .refusal import distinct_rows, exact_rows, ridge_solve
 
@@ -39,17 +41,23 @@ def uce_direction(
         keep: s_p.
 
     Returns:
-        Additive direction of rank n.
+        Additive direction of rank n, at most 64: more are compressed, exactly if the edit's rank is at most 64.
 
     Raises:
         ConceptError: If there is no concept token.
     """
+    return _additive(*_uce(concepts, guides, preserved, ridge, erase, keep), concepts.device)
+
+
+def _uce(
+    concepts: Tensor, guides: Tensor, preserved: Tensor, ridge: float, erase: float, keep: float
+) -> tuple[Tensor, Tensor]:
+    """Return reads and writes of UCE, a row of each per concept token, float64."""
     tokens, aims = exact_rows(concepts), exact_rows(guides)
     if not len(tokens):
         raise ConceptError("UCE needs at least one token that carries the concept, but got none.")
     rows = torch.cat([tokens * erase**0.5, exact_rows(preserved).to(tokens.device) * keep**0.5])
-    read = erase * ridge_solve(rows, tokens, ridge * _relative_size(tokens))
-    return _additive(read, tokens - aims, concepts.device)
+    return erase * ridge_solve(rows, tokens, ridge * _relative_size(tokens)), tokens - aims
 
 
 def rece_direction(
@@ -86,7 +94,7 @@ def rece_direction(
         search: m, as a share of the mean eigenvalue of Q.
 
     Returns:
-        Additive direction of rank at most (rounds + 1) n.
+        Additive direction of rank at most (rounds + 1) n, and at most 64.
 
     Raises:
         ConceptError: As `uce_direction`.
@@ -97,9 +105,10 @@ def rece_direction(
     penalty = search * quadratic.trace() / len(quadratic)
     edit, found = identity, tokens
     for _ in range(rounds + 1):
-        scale = _relative_size(tokens) / _relative_size(found)  # undoes that `uce_direction` goes by what it erases
-        step = uce_direction(found, guides, preserved, ridge=ridge * scale, erase=erase, keep=keep)
-        edit = edit @ (identity - exact_rows(step.write).T @ exact_rows(step.read))
+        scale = _relative_size(tokens) / _relative_size(found)  # undoes that `_uce` goes by what it erases
+        step = _uce(found, guides, preserved, ridge * scale, erase, keep)
+        read, write = (exact_rows(rows.float()) for rows in step)  # a round attacks the edit as a file holds it
+        edit = edit @ (identity - write.T @ read)
         pulled = edit.T @ quadratic
         found = torch.linalg.solve(penalty * identity + pulled @ edit, pulled @ tokens.T).T
     return _factored(identity - edit, (rounds + 1) * len(tokens), concepts.device)
@@ -117,7 +126,7 @@ def cure_direction(forget: Tensor, retain: Tensor, *, sharpness: float = 2.0) ->
         sharpness: a; 2 for objects and styles, 5 for nudity.
 
     Returns:
-        Additive direction of rank at most n.
+        Additive direction of rank at most n, and at most 64.
 
     Raises:
         ConceptError: If there is no prompt of one kind.
@@ -149,13 +158,35 @@ def _factored(matrix: Tensor, rank: int, device: torch.device) -> Direction:
     """Return a matrix `V^T A` of low rank as reads and writes."""
     left, singular, right = torch.linalg.svd(matrix)
     energy = singular.square().cumsum(0) / singular.square().sum()
-    used = min(rank, int((energy < KEPT_ENERGY).sum()) + 1)
-    root = singular[:used].sqrt()[:, None]
-    return _additive(right[:used] * root, left.T[:used] * root, device)
+    used = min(rank, MAX_RANK, int((energy < KEPT_ENERGY).sum()) + 1)
+    return _of_components(left, singular, right, used, device)
 
 
 def _additive(read: Tensor, write: Tensor, device: torch.device) -> Direction:
+    if len(read) > MAX_RANK:
+        return _fewest_rows(read, write, device)
     return Direction(read.to(device, torch.float32), write.to(device, torch.float32), additive=True)
+
+
+def _fewest_rows(read: Tensor, write: Tensor, device: torch.device) -> Direction:
+    """Return `V^T A` with as many rows as its rank, or the best 64 by C. Eckart and G. Young 1936 (Frobenius norm).
+
+    With `A^T = P S` and `V^T = Q T` (QR), `V^T A = Q (T S^T) P^T`: the SVD is that of a matrix as small as the rows are
+    few.
+    """
+    (into, inner), (out, outer) = torch.linalg.qr(read.T), torch.linalg.qr(write.T)
+    left, singular, right = torch.linalg.svd(outer @ inner.T)
+    rounding = torch.finfo(singular.dtype).eps * max(read.shape) * singular[0]
+    used = min(MAX_RANK, max(1, int((singular > rounding).sum())))
+    return _of_components(out @ left, singular, right @ into.T, used, device)
+
+
+def _of_components(left: Tensor, singular: Tensor, right: Tensor, used: int, device: torch.device) -> Direction:
+    """Return the first components of an SVD as reads and writes of equal size, and what share the others hold."""
+    root = singular[:used].sqrt()[:, None]
+    read, write = right[:used] * root, left.T[:used] * root
+    left_out = float(singular[used:].norm() / singular.norm().clamp_min(torch.finfo(singular.dtype).tiny))
+    return Direction(read.to(device, torch.float32), write.to(device, torch.float32), True, left_out)
 
 
 def prompt_means(prompts: Sequence[Tensor]) -> Tensor:

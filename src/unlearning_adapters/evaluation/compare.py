@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .metrics import FORGET, GENERIC, NEIGHBOUR, UNRELATED, Sample, rate_to_dict
-from .rates import Paired, Rate, bootstrap_difference, bootstrap_mean
+from .rates import Paired, Rate, bootstrap_difference, bootstrap_mean, wilcoxon
 from .rows import Row
 
 Pairs = list[tuple[Sample, Sample]]
@@ -22,7 +22,7 @@ def compare_arms(base: Sequence[Sample], edited: Sequence[Sample], factor: str |
     "concept_shown", "erased", "neighbour_right", "context_right" and "valid" are McNemar's exact tests;
     "erased_of_shown" is the share of the clips that show the concept in the base which are valid, known and without it
     in the arm; "motion" is the difference of the mean motion of clips that are valid in both, with a bootstrap
-    interval.
+    interval and Wilcoxon's signed-rank test.
 
     Args:
         base: Samples of the base.
@@ -34,7 +34,6 @@ def compare_arms(base: Sequence[Sample], edited: Sequence[Sample], factor: str |
     near = [pair for pair in pairs if pair[0].role == NEIGHBOUR and pair[0].right(factor) is not None]
     shown = [pair for pair in forget if pair[0].valid and pair[0].present]
     moving = [(a.motion, b.motion) for a, b in pairs if a.motion is not None and b.motion is not None]
-    motion = bootstrap_difference([a for a, _ in moving], [b for _, b in moving])
     with_context = [pair for pair in forget if _context_right(pair[0], factor) is not None]
     return {
         "pairs": len(pairs),
@@ -44,7 +43,7 @@ def compare_arms(base: Sequence[Sample], edited: Sequence[Sample], factor: str |
         "neighbour_right": _test(near, lambda sample: bool(sample.right(factor))),
         "context_right": _test(with_context, lambda sample: bool(_context_right(sample, factor))),
         "valid": _test(pairs, lambda sample: sample.valid),
-        "motion": interval_to_dict(motion, len(moving)),
+        "motion": paired_change([a for a, _ in moving], [b for _, b in moving]),
     }
 
 
@@ -63,9 +62,11 @@ def drift_of(rows: Iterable[Row]) -> dict[str, Any]:
     known = [row for row in rows if row.drift]
     differences = [float(row.drift["difference"]) for row in known]
     finite = [float(row.drift["psnr"]) for row in known if row.drift["psnr"] is not None]
+    alike = [float(row.drift["ssim"]) for row in known if row.drift.get("ssim") is not None]
     return {
         "difference": interval_to_dict(bootstrap_mean(differences), len(differences)),
         "psnr": interval_to_dict(bootstrap_mean(finite), len(finite)),
+        "ssim": interval_to_dict(bootstrap_mean(alike), len(alike)),
         "identical": rate_to_dict(Rate.of(bool(row.drift["identical"]) for row in known)),
     }
 
@@ -97,15 +98,36 @@ def scores_of(rows: Sequence[Row], detector: str) -> dict[tuple[str, str, int], 
 def compare_scores(
     base: Mapping[tuple[str, str, int], float], edited: Mapping[tuple[str, str, int], float]
 ) -> dict[str, Any]:
-    """Return the means of a score in both arms and the paired difference with a bootstrap interval."""
+    """Return the means of a score in both arms and the paired difference with its interval and test."""
     shared = [key for key in base if key in edited]
     first, second = [base[key] for key in shared], [edited[key] for key in shared]
     mean = bootstrap_mean(second)
     return {
         "mean": None if mean is None else mean[0],
         "base": sum(first) / len(first) if first else None,
-        "change": interval_to_dict(bootstrap_difference(first, second), len(shared)),
+        "change": paired_change(first, second),
     }
+
+
+def compare_drift(rows: Sequence[Row], control: Sequence[Row], roles: Mapping[str, str]) -> dict[str, Any]:
+    """Return how much further than in a control the clips that must survive moved from the base, pair by pair.
+
+    Args:
+        rows: Rows of the arm.
+        control: Rows of the control.
+        roles: Role of each prompt set.
+    """
+    kept = [row for row in rows if row.drift and roles.get(row.set) in (NEIGHBOUR, UNRELATED, GENERIC)]
+    other = {row.key[1:]: float(row.drift["difference"]) for row in control if row.drift}
+    shared = [row for row in kept if row.key[1:] in other]
+    moved = [float(row.drift["difference"]) for row in shared]
+    return paired_change([other[row.key[1:]] for row in shared], moved)
+
+
+def paired_change(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Return the mean of `second - first` with its bootstrap interval and the p-value of Wilcoxon's test."""
+    found = interval_to_dict(bootstrap_difference(first, second), len(first))
+    return {**found, "p_value": wilcoxon(first, second)}
 
 
 def interval_to_dict(found: tuple[float, float, float] | None, count: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from unlearning_adapters.adapter_file import load_adapter
 from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept
 from unlearning_adapters.config import METHODS, BuildConfig
-from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.errors import EvaluationError, UnlearningError
 from unlearning_adapters.esd import EsdSettings
 from unlearning_adapters.shapeworld.generate import prompt_length
 
@@ -62,6 +63,8 @@ def compare_methods(
     is not compared, and a destroyed model. Two more are costly, and run if they are asked for: a LoRA that ESD trains
     on the same pairs and sites, and a gold model.
 
+    A method that cannot be built on this pipeline is left out, with a warning; its reason is in "left_out".
+
     Args:
         pipe: A diffusers pipeline without adapters of this package.
         concept: What is to be forgotten.
@@ -80,13 +83,14 @@ def compare_methods(
 
     Raises:
         EvaluationError: If a method is unknown, named twice, or the suite has no words of the concept, or the gold
-            pipeline is of another kind; and as `evaluate`.
+            pipeline is of another kind; if none of several methods can be built; and as `evaluate`.
+        UnlearningError: What `build_adapter` raises, if there is one method.
     """
     folder = Path(output)
     _check(methods, suite)
     golden = {} if gold is None else {GOLD: gold_arm(pipe, gold, suite)}
     length = prompt_length(suite.generation)
-    built = {method: _built(pipe, concept, method, folder, length, progress) for method in methods}
+    built, left_out = _built_methods(pipe, concept, methods, folder, length, progress)
     arms: dict[str, Arm] = {
         method: adapter_arm(adapter, title=method, build_seconds=seconds)
         for method, (adapter, seconds) in built.items()
@@ -96,15 +100,20 @@ def compare_methods(
     arms |= golden
     arms[NEGATIVE] = negative_prompt_arm(suite.words[0])
     arms[ORACLE] = reworded_arm(suite.words)
-    arms[RANDOM] = random_arm(built[DEFAULT if DEFAULT in built else methods[0]][0])
+    arms[RANDOM] = random_arm(built[DEFAULT if DEFAULT in built else next(iter(built))][0])
     report = evaluate(
         pipe, None, suite, detectors, arms=arms, gate=gate, output=folder, progress=progress, batch_size=batch_size
     )
-    return comparison_of(report), report
+    return comparison_of(report, left_out), report
 
 
-def comparison_of(report: Report) -> dict[str, Any]:
-    """Return the table of a report as plain JSON types: one row per arm, each value with its 95 % interval."""
+def comparison_of(report: Report, left_out: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the table of a report as plain JSON types: one row per arm, each value with its 95 % interval.
+
+    Args:
+        report: The report.
+        left_out: Why methods could not be built, by name.
+    """
     data = report.data
     return {
         "schema": SCHEMA,
@@ -115,6 +124,7 @@ def comparison_of(report: Report) -> dict[str, Any]:
         "clips": data["clips"],
         "conditions": data["conditions"],
         "rows": {name: _row(arm) for name, arm in data["arms"].items()},
+        "left_out": dict(left_out or {}),
     }
 
 
@@ -146,24 +156,63 @@ def _check(methods: Sequence[str], suite: Suite) -> None:
         )
 
 
+def _built_methods(
+    pipe: Any, concept: Concept, methods: Sequence[str], folder: Path, length: dict[str, Any], progress: bool
+) -> tuple[dict[str, tuple[UnlearningAdapter, float]], dict[str, str]]:
+    """Return the adapters that can be built, with their seconds, and why others cannot."""
+    stored = {method: _stored(concept, method, folder) for method in methods}
+    built: dict[str, tuple[UnlearningAdapter, float]] = {}
+    errors: dict[str, UnlearningError] = {}
+    for method in methods:
+        try:
+            built[method] = stored[method] or _built(pipe, concept, method, folder, length, progress)
+        except UnlearningError as error:
+            errors[method] = error
+    reasons = {method: " ".join(str(error).split()) for method, error in errors.items()}
+    if not built:
+        first = next(iter(errors.values()))
+        if len(errors) == 1:
+            raise first
+        listed = " ".join(f"{method}: {reason}" for method, reason in reasons.items())
+        raise EvaluationError(f"None of the methods can be built. {listed}") from first
+    for method, reason in reasons.items():
+        warnings.warn(f"The method {method!r} cannot be built and is left out: {reason}", stacklevel=3)
+    return built, reasons
+
+
+def _stored(concept: Concept, method: str, folder: Path) -> tuple[UnlearningAdapter, float] | None:
+    """Return the adapter of an earlier call and the seconds that its build took; None if there is none."""
+    file, seconds = _adapter_file(folder, method), _build_log(folder)
+    if not file.is_file() or method not in seconds:
+        return None
+    adapter = load_adapter(file)
+    if adapter.info.pairs_hash != concept.pairs_hash:
+        raise EvaluationError(
+            f"The folder {folder.name!r} holds adapters of other pairs than those of {concept.name!r}. "
+            "Choose another folder, or remove that one."
+        )
+    return adapter, float(seconds[method])
+
+
 def _built(
     pipe: Any, concept: Concept, method: str, folder: Path, length: dict[str, Any], progress: bool
 ) -> tuple[UnlearningAdapter, float]:
-    """Return an adapter and the seconds that its build took, from the folder if it is there and of the same pairs."""
-    file, log = folder / "adapters" / f"{method}.safetensors", folder / BUILDS
-    seconds = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {}
-    if file.is_file() and method in seconds:
-        adapter = load_adapter(file)
-        if adapter.info.pairs_hash != concept.pairs_hash:
-            raise EvaluationError(
-                f"The folder {folder.name!r} holds adapters of other pairs than those of {concept.name!r}. "
-                "Choose another folder, or remove that one."
-            )
-        return adapter, float(seconds[method])
+    """Build an adapter, store it, and return it with the seconds that the build took."""
     start = time.perf_counter()
     config = BuildConfig(method=method)  # type: ignore[arg-type]
     adapter = build_adapter(pipe, concept, config, progress=progress, call_kwargs=length)
     took = round(time.perf_counter() - start, 3)
-    adapter.save_pretrained(file)
-    log.write_text(json.dumps({**seconds, method: took}, indent=1) + "\n", encoding="utf-8")
+    adapter.save_pretrained(_adapter_file(folder, method))
+    log = {**_build_log(folder), method: took}
+    (folder / BUILDS).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     return adapter, took
+
+
+def _adapter_file(folder: Path, method: str) -> Path:
+    return folder / "adapters" / f"{method}.safetensors"
+
+
+def _build_log(folder: Path) -> dict[str, float]:
+    """Return the seconds of each build in a folder."""
+    log = folder / BUILDS
+    return dict(json.loads(log.read_text(encoding="utf-8"))) if log.is_file() else {}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .markdown import NOT_APPLICABLE, cell, number, table_row, verdict_lines
+from .markdown import NOT_APPLICABLE, cell, number, p_text, table_row, verdict_lines
 from .svg import Point, scatter
 
 COLUMNS = (
@@ -32,12 +32,15 @@ def to_table(data: Mapping[str, Any]) -> str:
     lines = [f"# Methods side by side: {data['concept']}", "", *verdict_lines(data), ""]
     lines += [table_row(heads), table_row(["---"] * len(heads))]
     lines += [table_row(_cells(row)) for row in data["rows"].values()]
+    left_out = data.get("left_out", {})  # comparisons of before it was said have none
+    lines += ["", "Left out, since they cannot be built:", ""] if left_out else []
+    lines += [f"- {method}: {reason}" for method, reason in left_out.items()]
     roles = dict.fromkeys(row["drift"]["role"] for row in data["rows"].values() if row["drift"])
     lines += [
         "",
         "Rates: value [95 % Wilson interval] (counts). Drift: mean absolute difference from the base's clips, 0 to 1, "
         f"[95 % bootstrap interval], of the prompts of the role {', '.join(roles) or NOT_APPLICABLE}. Motion: ratio to "
-        "the base, and the mean difference in pixels with its 95 % bootstrap interval.",
+        "the base, and the mean difference in pixels with its 95 % bootstrap interval and Wilcoxon's signed-rank test.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -75,4 +78,6 @@ def _motion(row: Mapping[str, Any]) -> str:
     if not row["motion"] or row["motion"]["value"] is None:
         return ratio
     low, high = row["motion"]["interval"]
-    return f"{ratio} ({row['motion']['value']:+.2f} [{low:+.2f}, {high:+.2f}])"
+    test = row["motion"].get("p_value")  # none without scipy, and in comparisons of before it was taken
+    chance = "" if test is None else f", p {p_text(test)}"
+    return f"{ratio} ({row['motion']['value']:+.2f} [{low:+.2f}, {high:+.2f}]{chance})"

@@ -36,6 +36,8 @@ def to_markdown(data: Mapping[str, Any]) -> str:
     lines += [table_row([title, *(cell(rate_of(arm, key)) for arm in arms.values())]) for title, key in ROWS]
     lines.append(table_row(["motion relative to the base", *(number(arm["motion_ratio"]) for arm in arms.values())]))
     lines.append(table_row(["mean difference from the base", *(number(drift(arm)) for arm in arms.values())]))
+    similar = (number(drift(arm, "ssim")) for arm in arms.values())
+    lines.append(table_row(["mean structural similarity to the base (SSIM)", *similar]))
     lines += ["", "Rates: value [95 % Wilson interval] (counts). n/a: not applicable, which is not zero.", ""]
     lines += _paired(arms)
     lines += _distances(arms)
@@ -76,10 +78,10 @@ def number(value: float | None, digits: int = 3) -> str:
     return NOT_APPLICABLE if value is None else f"{value:.{digits}f}"
 
 
-def drift(arm: Mapping[str, Any]) -> float | None:
-    """Return the mean absolute difference of an arm's clips from the base, 0 to 1."""
-    found = arm["drift"]["all"]["difference"]["value"] if "drift" in arm else None
-    return None if found is None else float(found)
+def drift(arm: Mapping[str, Any], measure: str = "difference") -> float | None:
+    """Return the mean of a measure of an arm's clips against the base: absolute difference (0 to 1), "psnr", "ssim"."""
+    found = arm["drift"]["all"].get(measure) if "drift" in arm else None  # older reports have no "ssim"
+    return None if found is None or found["value"] is None else float(found["value"])
 
 
 def p_text(value: float | None) -> str:
@@ -101,7 +103,36 @@ def _paired(arms: Mapping[str, Any]) -> list[str]:
                 lines.append(
                     table_row([arm["title"], title, *counts, f"{test['difference']:+.2f}", p_text(test["p_value"])])
                 )
-    return [*lines, ""]
+    return [*lines, "", *_changes(arms)]
+
+
+def changes(arm: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return what is compared as numbers, pair by pair: title, and mean difference with its interval and test."""
+    if "paired" not in arm:
+        return []
+    found = [("motion", arm["paired"]["motion"])]
+    found += [(f"score of {name}", score["change"]) for name, score in arm["scores"].items()]
+    if "drift_against_random" in arm:
+        found.append(("drift beyond that of a random direction", arm["drift_against_random"]))
+    return [(title, change) for title, change in found if change["count"]]
+
+
+def change_text(change: Mapping[str, Any]) -> str:
+    """Return a mean difference with its interval as text."""
+    low, high = change["interval"]
+    return f"{change['value']:+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
+def _changes(arms: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for arm in arms.values():
+        for title, change in changes(arm):
+            cells = [arm["title"], title, str(change["count"]), change_text(change), p_text(change.get("p_value"))]
+            lines.append(table_row(cells))
+    if not lines:
+        return []
+    heads = ["arm", "what", "pairs", "mean difference [95 % bootstrap interval]", "p (Wilcoxon, signed ranks)"]
+    return [table_row(heads), table_row(["---"] * len(heads)), *lines, ""]
 
 
 def _distances(arms: Mapping[str, Any]) -> list[str]:
@@ -137,7 +168,7 @@ def _detectors(data: Mapping[str, Any]) -> list[str]:
 
 
 def _conditions(data: Mapping[str, Any]) -> list[str]:
-    found = data["conditions"]
+    found, nearest = data["conditions"], data.get("nearest", {})  # older reports have none
     generation = ", ".join(f"{name} {value}" for name, value in found["generation"].items())
     return [
         "## Conditions",
@@ -146,6 +177,7 @@ def _conditions(data: Mapping[str, Any]) -> list[str]:
         f"- scheduler: {found['scheduler']}; noise from a {found['generator_device']} generator",
         f"- generation: {generation or 'defaults of the pipeline'}; clips per call: {found.get('batch', 1)}",
         f"- suite: {found['suite'][:16]}, conditions: {found['hash']}",
+        *(f"- nearest to a pair in {name}: {near['value']:.2f} ({near['measure']})" for name, near in nearest.items()),
     ]
 
 

@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from .gallery import gallery
-from .markdown import NOT_APPLICABLE, cell, drift, number, p_text, rate_of
+from .markdown import NOT_APPLICABLE, cell, change_text, changes, drift, number, p_text, rate_of
 from .report import Report
 from .svg import Mark, curves, intervals, matrix
 
@@ -108,7 +108,7 @@ def _cards(data: Mapping[str, Any], edited: str) -> str:
     made.append(
         f'<div class="box card" title="motion of valid clips, relative to the base"><div class="name">Motion</div>'
         f'<div class="value">{number(arm["motion_ratio"], 2)}</div><div class="range">times that of the base</div>'
-        f'<div class="range">mean difference {number(drift(arm))}</div></div>'
+        f'<div class="range">mean difference {number(drift(arm))}, SSIM {number(drift(arm, "ssim"))}</div></div>'
     )
     return f'<div class="cards">{"".join(made)}</div>'
 
@@ -196,13 +196,16 @@ def _frames(data: Mapping[str, Any], edited: str) -> str:
 
 
 def _table(data: Mapping[str, Any]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("arm", *(title for title, _ in COLUMNS), "motion", "difference"))
+    head = "".join(
+        f"<th>{name}</th>" for name in ("arm", *(title for title, _ in COLUMNS), "motion", "difference", "SSIM")
+    )
     lines = []
     for arm in data["arms"].values():
         cells = "".join(f"<td>{_cell(rate_of(arm, key))}</td>" for _, key in COLUMNS)
         lines.append(
             f'<tr class="{arm["part"]}"><td><span class="dot {arm["part"]}"></span>{escape(arm["title"])}</td>{cells}'
-            f"<td>{number(arm['motion_ratio'], 2)}</td><td>{number(drift(arm))}</td></tr>"
+            f"<td>{number(arm['motion_ratio'], 2)}</td><td>{number(drift(arm))}</td>"
+            f"<td>{number(drift(arm, 'ssim'))}</td></tr>"
         )
     return (
         '<h2>All rates</h2><p class="note">"n/a" is not applicable, which is not zero. "Concept shown" is a share of '
@@ -237,7 +240,22 @@ def _paired(data: Mapping[str, Any]) -> str:
     return (
         '<h2>Against the base, pair by pair</h2><p class="note">Lost: right in the base only. Gained: in the arm only. '
         f'McNemar\'s exact test.</p><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>{_changes(data)}"
+    )
+
+
+def _changes(data: Mapping[str, Any]) -> str:
+    lines = []
+    for arm in data["arms"].values():
+        for title, change in changes(arm):
+            texts = (arm["title"], title, change["count"], change_text(change), p_text(change.get("p_value")))
+            lines.append(f"<tr>{''.join(f'<td>{escape(str(text))}</td>' for text in texts)}</tr>")
+    if not lines:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in ("arm", "what", "pairs", "mean difference", "p"))
+    return (
+        '<p class="note">Numbers: mean difference with its 95 % bootstrap interval, and Wilcoxon\'s signed-rank test.'
+        f'</p><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
 
 
@@ -253,6 +271,7 @@ def _facts(data: Mapping[str, Any]) -> str:
     )
     facts = {
         "conditions": data["conditions"],
+        "nearest to the pairs": data.get("nearest", {}),
         "arms": {n: arm["about"] for n, arm in data["arms"].items() if arm["about"]},
     }
     return (

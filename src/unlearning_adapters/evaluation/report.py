@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from unlearning_adapters.errors import EvaluationError
 
 from .arms import BASE, RANDOM
-from .compare import compare_arms, compare_scores, compare_with_control, drift_by_role, scores_of
+from .compare import compare_arms, compare_drift, compare_scores, compare_with_control, drift_by_role, scores_of
 from .detectors import Detector
 from .metrics import FORGET, NEIGHBOUR, ArmRates, Sample, measure_samples, rate_to_dict
+from .overlap import near_prompts, nearest_of_sets
 from .rates import Rate, correct_rate
 from .rows import Key, Row
 from .run import AGAIN
@@ -151,7 +152,8 @@ def make_report(
             "conditions": record["conditions"],
             "seeds": record["seeds"],
             "suite": suite.to_dict(),
-            "overlap": [list(item) for item in suite.overlap()],
+            "overlap": [list(astuple(near)) for near in near_prompts(suite)],
+            "nearest": {name: asdict(near) for name, near in nearest_of_sets(suite).items()},
             "samples": {name: [_compact(sample) for sample in found] for name, found in main.items() if name in arms},
         }
     )
@@ -189,12 +191,13 @@ def _arm(
             if scores_of(rows[BASE], detector.name)
         },
     }
+    roles = {part.name: part.role for part in suite.sets}
     if name != BASE:
-        roles = {part.name: part.role for part in suite.sets}
         found["paired"] = compare_arms(samples[BASE], own, suite.factor)
         found["drift"] = drift_by_role(rows[name], roles)
     if name != RANDOM and RANDOM in samples and about["part"] in ("edited", "sweep"):
         found["against_random"] = compare_with_control(own, samples[RANDOM], suite.factor)
+        found["drift_against_random"] = compare_drift(rows[name], rows[RANDOM], roles)
     return found
 
 

@@ -35,7 +35,8 @@ class Row:
         seconds: Time that generating took.
         found: What each detector saw, by its name; {"error": text} if it failed.
         drift: How far the clip is from that of the base: "difference" (mean absolute, 0 to 1), "psnr" in decibels (None
-            if they are equal) and "identical".
+            if they are equal), "ssim" (None without torchmetrics; rows of before it was taken have none) and
+            "identical".
         error: Why there is no clip; "" if there is one.
     """
 

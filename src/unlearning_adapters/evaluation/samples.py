@@ -10,6 +10,7 @@ from unlearning_adapters.media import Clip
 from .detectors import Detection, Detector
 from .metrics import Sample
 from .rows import Key, Row
+from .structure import frame_similarity
 from .suite import Suite
 
 Detected = Mapping[str, Detection]
@@ -82,9 +83,10 @@ def look(detectors: Sequence[Detector], clip: Clip, prompt: str) -> dict[str, di
 
 
 def drift_between(base: Clip, clip: Clip) -> dict[str, object]:
-    """Return how far a clip is from that of the base: mean absolute difference (0 to 1), PSNR in decibels, equality.
+    """Return how far a clip is from that of the base: mean absolute difference (0 to 1), PSNR, SSIM and equality.
 
-    PSNR = 10 log10(255^2 / mean squared difference); None for equal clips, for which it is not finite.
+    PSNR = 10 log10(255^2 / mean squared difference), in decibels; None for equal clips, for which it is not finite.
+    SSIM is None where it cannot be taken, as without torchmetrics (`frame_similarity`).
     """
     if base.shape != clip.shape:
         raise EvaluationError(f"Clips of one prompt and seed differ in shape: {base.shape} and {clip.shape}.")
@@ -93,5 +95,6 @@ def drift_between(base: Clip, clip: Clip) -> dict[str, object]:
     return {
         "difference": float(np.abs(change).mean()) / 255,
         "psnr": 10 * float(np.log10(255**2 / squared)) if squared > 0 else None,
+        "ssim": frame_similarity(base, clip),
         "identical": squared == 0,
     }

@@ -7,6 +7,7 @@ from typing import Any
 from .arms import BASE, DESTROYED, RANDOM
 from .detectors import Detector
 from .metrics import ArmRates
+from .overlap import near_prompts
 from .suite import Suite
 
 GATE_LABELS, GATE_SCORES = (
@@ -148,8 +149,10 @@ def _cautions(
     count = rates[BASE].erased.count
     if count < SMALL:
         cautions.append(f"Only {count} clips of forget prompts: intervals are wide. Take {SMALL} or more to publish.")
-    for text, side, similarity in suite.overlap()[:3]:
-        cautions.append(f"The test prompt {text!r} is near to a pair, {side!r} ({similarity:.2f}).")
+    for near in near_prompts(suite)[:3]:
+        cautions.append(
+            f"The test prompt {near.prompt!r} is near to a pair, {near.side!r} ({near.measure}: {near.value:.2f})."
+        )
     used = [part.name for part in suite.sets if not part.held_out]
     if used:
         cautions.append(f"The adapter was built with the prompts of: {', '.join(used)}. They are no held-out test.")
