@@ -230,6 +230,23 @@ def test_ridge_removes_the_concept_and_leaves_neutral_rows(features: int) -> Non
     assert moved(neutral, mean) > 0.08 and moved(held_out, mean) > 3 * moved(held_out, ridge)
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_landing_is_written_and_the_read_is_that_of_the_refusal_vector(rank: int) -> None:
+    r, landing, differences = rows_of(1, 1, 40)[0], rows_of(2, 1, 40)[0], rows_of(3, 5, 40)
+    rows = rows_of(4, 30, 40)
+    plain = ridge_direction(r, rows, 0.05, rank=rank, difference_rows=differences)
+    found = ridge_direction(r, rows, 0.05, rank=rank, difference_rows=differences, landing=landing)
+    torch.testing.assert_close(found.write, torch.cat([landing[None], plain.write[1:]]))
+    torch.testing.assert_close(found.read @ found.write.T, torch.eye(rank), atol=1e-5, rtol=0)
+    # The same features are read: each read is a mixture of those without a landing.
+    mixture = torch.linalg.lstsq(plain.read.T, found.read.T).solution
+    torch.testing.assert_close(plain.read.T @ mixture, found.read.T, atol=1e-4, rtol=1e-4)
+    moment = reference.second_moment(rows.double().numpy())
+    dense = np.linalg.inv(moment + 0.05 * np.trace(moment) / 40 * np.eye(40)) @ plain.write.double().numpy().T
+    expected = np.linalg.inv(dense.T @ found.write.double().numpy().T) @ dense.T
+    np.testing.assert_allclose(found.read.numpy(), expected, rtol=1e-3, atol=1e-5)
+
+
 def test_the_ridge_read_moves_the_rows_least_of_all_reads() -> None:
     """First-order optimality: no other read with a . r = 1 has a smaller a^T (S + e I) a."""
     _, differences = planted(1, 30)
@@ -345,7 +362,12 @@ def by(
     return lambda kept: method(torch.stack([pairs[i][0] - pairs[i][1] for i in kept]).mean(dim=0))
 
 
-@pytest.mark.parametrize("method", [mean_direction, lambda r: ridge_direction(r, rows_of(4, 30, 40))])
+def whole(r: Tensor) -> Direction:
+    """The mean direction in units of the concept: it writes all of r where it reads 1."""
+    return Direction(r[None] / (r @ r), r[None])
+
+
+@pytest.mark.parametrize("method", [whole, lambda r: ridge_direction(r, rows_of(4, 30, 40))])
 def test_the_calibrated_strength_covers_a_weak_pair(method: Callable[[Tensor], Direction]) -> None:
     equal, weak = pairs_with_shares([1.0] * 5), pairs_with_shares([1.0, 1.0, 1.0, 1.0, 0.7])
     assert calibrate_strength(equal, by(method, equal)) == pytest.approx(1, abs=1e-4)
@@ -358,10 +380,10 @@ def test_the_calibrated_strength_covers_a_weak_pair(method: Callable[[Tensor], D
 
 def test_the_calibrated_strength_stays_from_one_to_two() -> None:
     unreadable = pairs_with_shares([1.0, -0.2, 1.0, 0.1])
-    assert calibrate_strength(unreadable, by(mean_direction, unreadable)) == 2.0
+    assert calibrate_strength(unreadable, by(whole, unreadable)) == 2.0
     strong = pairs_with_shares([2.0, 1.0])
-    assert 1.0 <= calibrate_strength(strong, by(mean_direction, strong)) <= 2.0
-    assert calibrate_strength(strong[:1], by(mean_direction, strong[:1])) == 1.0
+    assert 1.0 <= calibrate_strength(strong, by(whole, strong)) <= 2.0
+    assert calibrate_strength(strong[:1], by(whole, strong[:1])) == 1.0
 
 
 def test_calibration_leaves_each_pair_out_of_its_own_direction() -> None:
@@ -369,7 +391,7 @@ def test_calibration_leaves_each_pair_out_of_its_own_direction() -> None:
 
     def build(kept: tuple[int, ...]) -> Direction:
         asked.append(kept)
-        return by(mean_direction, pairs)(kept)
+        return by(whole, pairs)(kept)
 
     calibrate_strength(pairs, build)
     assert asked == [(1, 2), (0, 2), (0, 1)]

@@ -11,10 +11,10 @@ from torch.nn import functional
 import reference
 from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.refusal import (
+    agreeing_pairs,
     concept_rows,
     distinct_rows,
     exact_rows,
-    landing_pairs,
     pooled_refusal_vector,
     refusal_vector,
     ridge_solve,
@@ -214,23 +214,23 @@ def test_the_ridge_solve_is_the_dense_one_however_many_rows_there_are(count: int
     np.testing.assert_allclose(ridge_solve(rows, targets, ridge).numpy(), dense, atol=1e-9 * np.abs(dense).max())
 
 
-def test_the_concept_lands_where_most_safe_sides_agree() -> None:
+def test_most_pairs_decide_where_the_concept_lands() -> None:
     red, blue, green, grey = (TABLE[word] for word in ("red", "blue", "square", "grey"))
     nearly = 0.05 * torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(1))
     sides = [green, blue + nearly[0], grey, blue + nearly[1], blue + nearly[2]]
-    assert landing_pairs(sides) == (1, 3, 4)
-    assert landing_pairs([side + red for side in sides]) == (1, 3, 4)  # wherever the origin is
-    assert landing_pairs([10 * side for side in sides]) == (1, 3, 4)
-    assert landing_pairs([blue, blue, blue]) == (0, 1, 2)
-    assert landing_pairs([blue]) == (0,)
+    assert agreeing_pairs(sides) == (1, 3, 4)
+    assert agreeing_pairs([side + red for side in sides]) == (1, 3, 4)  # wherever the origin is
+    assert agreeing_pairs([10 * side for side in sides]) == (1, 3, 4)
+    assert agreeing_pairs([blue, blue, blue]) == (0, 1, 2)
+    assert agreeing_pairs([blue]) == (0,)
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(2, 7))
 @settings(max_examples=40, deadline=None)
-def test_landing_pairs_are_near_one_of_them_and_none_has_more_near_it(seed: int, count: int) -> None:
+def test_agreeing_pairs_are_near_one_of_them_and_none_has_more_near_it(seed: int, count: int) -> None:
     rows = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
     distances = torch.cdist(rows.double(), rows.double())
     near = [set((line <= distances.max() / 2).nonzero().flatten().tolist()) for line in distances]
-    found = set(landing_pairs(list(rows)))
+    found = set(agreeing_pairs(list(rows)))
     assert found in near
     assert len(found) == max(map(len, near))

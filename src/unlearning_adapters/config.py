@@ -30,7 +30,7 @@ class BuildConfig:
         contrast: Weight alpha >= 0 of the neutral covariance in "cpca".
         epsilon: Regularisation of "ridge", > 0, as a share of the mean eigenvalue of the neutral second moment.
         landing: Where "ridge" leads the concept at text sites: to what most pairs agree on in its place ("one"), or to
-            the mean of all ("mean"), a mixture where the safe sides show different things.
+            the mean of all pairs ("mean"), a mixture where the safe sides show different things.
         rounds: Number of times that "rece" attacks its own edit and erases what it finds, 0 to 10; 0 is UCE.
         sharpness: Expansion of the spectrum of "cure", >= 1; its paper takes 2, and 5 for nudity.
         strength: Part of the direction that is removed, 0 to 4; None calibrates it on the pairs ("ridge"), or is 1.

@@ -138,6 +138,7 @@ def ridge_direction(
     rank: int = 1,
     difference_rows: Tensor | None = None,
     weights: Tensor | None = None,
+    landing: Tensor | None = None,
 ) -> Direction:
     """Return the direction that writes the refusal vector where, and only where, it is read (the default method).
 
@@ -150,6 +151,9 @@ def ridge_direction(
     With a rank above 1 the writes are r and the leading right singular vectors of what r leaves of the differences,
     and the reads are solved jointly: `A = (V^T M V)^-1 V^T M`, `M = (S + e I)^-1`, so that `read @ write.T = I`.
 
+    With a `landing` l the first write is l in place of r, and the reads stay those of r but for their scale,
+    `A = (R^T M V)^-1 R^T M` with R the writes before: r knows the concept from all pairs, l leads it to one place.
+
     Args:
         r: Refusal vector, shape (features,).
         rows: Activations of neutral prompts and of the safe sides, shape (n, features).
@@ -157,9 +161,10 @@ def ridge_direction(
         rank: Number of rows wanted; fewer are returned if the differences span fewer.
         difference_rows: Token differences of the pairs, shape (k, features); needed if `rank` > 1.
         weights: Weight per row, shape (n,); by default equal rows (padding) count once and all others equally.
+        landing: The refusal vector of pairs that agree, shape (features,); None takes r.
 
     Returns:
-        Oblique direction with `read @ write.T` the identity; its first row writes r.
+        Oblique direction with `read @ write.T` the identity; its first row writes `landing`.
 
     Raises:
         ConceptError: If there is no row, or all are zero.
@@ -180,6 +185,8 @@ def ridge_direction(
         write = torch.cat([write, rest * write.norm()])
     moment = _moment_rows(exact_rows(rows), weights)
     solved = ridge_solve(moment, write, epsilon * float(moment.square().sum()) / moment.shape[1])
+    if landing is not None:
+        write = torch.cat([exact_rows(landing).to(write.device)[None], write[1:]])
     return _direction(torch.linalg.solve(solved @ write.T, solved), write, r.device)
 
 
@@ -230,13 +237,14 @@ def random_direction(in_features: int, generator: torch.Generator, like: Directi
 def calibrate_strength(pairs: Sequence[tuple[Tensor, Tensor]], build: Callable[[tuple[int, ...]], Direction]) -> float:
     """Return the strength that removes the concept whole from a pair that the direction was not made from.
 
-    For each pair i the direction is made from the other pairs; `share_i = a . (c_i - s_i) / a . r`, r the mean
-    difference of the others, is the part of the concept that strength 1 removes from pair i, and `1 / share_i` the
-    strength that removes all of it. The result is the 0.9 quantile over the pairs, from 1 to 2.
+    For each pair i the direction is made from the other pairs. `share_i = a . (c_i - s_i)` is the part of the concept
+    that strength 1 removes from pair i, since `a . w = 1`, and `1 / share_i` the strength that removes all of it. The
+    result is the 0.9 quantile over the pairs, from 1 to 2.
 
     Args:
         pairs: Concept row and counterpart of each pair, shape (features,) each.
-        build: Makes a direction from the pairs with the given indices; its first row is the one that is read.
+        build: Makes a direction from the pairs with the given indices; its first row is read, and its first write is
+            the concept whole.
 
     Returns:
         Strength from 1 to 2; 1 if there is only one pair, since nothing can be left out.
@@ -247,10 +255,8 @@ def calibrate_strength(pairs: Sequence[tuple[Tensor, Tensor]], build: Callable[[
     for left_out in range(len(pairs)):
         others = tuple(index for index in range(len(pairs)) if index != left_out)
         read = exact_rows(build(others).read[0])
-        readouts = torch.stack(
-            [read @ (exact_rows(concept) - exact_rows(safe)).to(read.device) for concept, safe in pairs]
-        )
-        share = float(readouts[left_out] / readouts[list(others)].mean())
+        concept, safe = (exact_rows(side) for side in pairs[left_out])
+        share = float(read @ (concept - safe).to(read.device))
         needed.append(1 / share if share > 1 / MAX_CALIBRATED_STRENGTH else MAX_CALIBRATED_STRENGTH)
     covered = float(torch.tensor(needed, dtype=torch.float64).quantile(COVERED_PAIRS))
     return min(max(covered, 1.0), MAX_CALIBRATED_STRENGTH)

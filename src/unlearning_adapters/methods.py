@@ -22,7 +22,7 @@ from .directions import (
     token_differences,
 )
 from .errors import ConceptError
-from .refusal import ConceptRows, distinct_rows, landing_pairs
+from .refusal import ConceptRows, agreeing_pairs, distinct_rows
 from .rivals import cure_direction, prompt_means, rece_direction, uce_direction
 
 NEEDS_NEUTRAL = ("ridge", "cpca", "uce", "rece", "cure")
@@ -89,12 +89,13 @@ def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generat
     )
 
 
-def _landing(found: Sequence[ConceptRows], steps: int) -> list[int]:
-    """Return the indices of rows whose counterparts the concept is led to; all steps of a pair go together."""
-    by_pair = [
-        _mean_row(item.counterpart for item in found[first : first + steps]) for first in range(0, len(found), steps)
+def _landing(found: Sequence[ConceptRows], rows: GroupRows) -> list[int]:
+    """Return the indices of the rows of pairs that agree; all steps of a pair go together."""
+    differences = [
+        _mean_row(item.concept - item.counterpart for item in found[first : first + rows.steps])
+        for first in range(0, len(found), rows.steps)
     ]
-    return [pair * steps + step for pair in landing_pairs(by_pair) for step in range(steps)]
+    return [pair * rows.steps + step for pair in agreeing_pairs(differences) for step in range(rows.steps)]
 
 
 def _mean_row(rows: Iterable[Tensor]) -> Tensor:
@@ -118,13 +119,14 @@ def _cpca(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> 
 
 def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> Direction:
     found = [concept_rows(unsafe, safe) for unsafe, safe in zip(rows.unsafe, rows.safe, strict=True)]
-    # What hidden sites read is the content of a whole scene: there only the mean over pairs is free of it.
-    landing = range(len(found)) if config.landing == "mean" or rows.kind != "text" else _landing(found, rows.steps)
-    target = _mean_row(found[index].counterpart for index in landing)
-    r = refusal_vector([(item.concept, target) for item in found])
+    r = refusal_vector([(item.concept, item.counterpart) for item in found])
+    landing = None
+    # What hidden sites read is the content of a whole scene, which only the mean over all pairs is free of.
+    if config.landing == "one" and rows.kind == "text":
+        landing = refusal_vector([(found[index].concept, found[index].counterpart) for index in _landing(found, rows)])
     kept = torch.cat([*rows.neutral, *rows.safe])
     differences = _differences(rows) if config.rank > 1 else None
-    return ridge_direction(r, kept, config.epsilon, rank=config.rank, difference_rows=differences)
+    return ridge_direction(r, kept, config.epsilon, rank=config.rank, difference_rows=differences, landing=landing)
 
 
 def _leace(rows: GroupRows, _config: BuildConfig, _generator: torch.Generator) -> Direction:

@@ -124,20 +124,21 @@ def refusal_vector(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return r.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
-def landing_pairs(counterparts: Sequence[Tensor]) -> tuple[int, ...]:
-    """Return which pairs' counterparts are near one another: where an edit lets the concept land.
+def agreeing_pairs(differences: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return which pairs agree on how the concept differs from what stands in its place.
 
-    A mean of counterparts that mean different things, such as several colours, is none of them, and a model shows
-    something in between. Counterparts within half of the largest distance are near. Of the one that most others are
-    near (of several, that with the smallest mean distance to all), it and those near it are returned (docs/maths.md 2).
+    A mean of differences to things that are unlike each other, such as several colours, leads to none of them, and a
+    model shows something in between. Differences within half of the largest distance agree. Of the one with which
+    most others agree (of several, that with the smallest mean distance to all), it and those are returned
+    (docs/maths.md 2). What surrounds the concept in a pair is on both of its sides, and hardly in their difference.
 
     Args:
-        counterparts: Counterpart of each pair, shape (features,).
+        differences: Concept less counterpart of each pair, shape (features,).
 
     Returns:
-        Indices of pairs, in order; all of them where the counterparts are the same.
+        Indices of pairs, in order; all of them where the differences are the same.
     """
-    rows = torch.stack([exact_rows(row) for row in counterparts])
+    rows = torch.stack([exact_rows(row) for row in differences])
     distances = _distances(rows, rows)
     if not distances.max() > SAME_ROWS * rows.norm(dim=1).max():
         return tuple(range(len(rows)))
