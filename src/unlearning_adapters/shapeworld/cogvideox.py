@@ -129,5 +129,4 @@ COGVIDEOX = Family(
     predict,
     assemble,
     clip_vae=True,
-    time_axis=1,
 )

@@ -27,7 +27,6 @@ class Family:
         predict: Denoiser, noisy latents, timesteps (batch,) and encoded prompts -> prediction.
         assemble: Parts by name -> pipeline.
         clip_vae: Whether the VAE sees time, and must learn from clips after it has learned from frames.
-        time_axis: The axis of the latents, as the denoiser takes them, that counts frames.
     """
 
     name: str
@@ -43,4 +42,3 @@ class Family:
     predict: Callable[[torch.nn.Module, Tensor, Tensor, Tensor], Tensor]
     assemble: Callable[[dict[str, Any]], Any]
     clip_vae: bool
-    time_axis: int

@@ -38,13 +38,11 @@ class FamilySettings(DenoiserSettings):
 
     batch: int = 64
     noisy: float = 0.7  # share of the steps in the noisier half of the schedule, where the prompt decides
-    first: int = 0  # steps on the noisy clips of one colour on one background, where only shape and motion differ
-    change: float = 0.0  # weight of the error's change from frame to frame, which singles out the motion
 
 
 SETTINGS = {
-    "unet": (FamilyVaeSettings(frame_steps=2500), FamilySettings(steps=660, warmup=20, first=160, change=1.0)),
-    "cogvideox": (FamilyVaeSettings(frame_steps=1800, clip_steps=1200), FamilySettings(steps=2000, noisy=0.4)),
+    "unet": (FamilyVaeSettings(frame_steps=2500), FamilySettings(steps=1500)),
+    "cogvideox": (FamilyVaeSettings(frame_steps=1800, clip_steps=1200), FamilySettings(steps=2300)),
 }
 
 
@@ -106,7 +104,6 @@ def train_family_denoiser(family: Family, run: Run, settings: FamilySettings) ->
     """Train text encoder and denoiser together, from the newest checkpoint if there is one."""
     scenes = training_scenes(settings)
     mean, deviation, _ = encode_scenes(family, run, scenes)
-    alike = [index for index, scene in enumerate(scenes) if len(scene.bodies) == 1 and _look(scene) == _look(scenes[0])]
     captions = Captions(scenes, settings)
     torch.manual_seed(settings.seed)
     # In evaluation mode: the dropout that a UNet's temporal convolutions have is of no use to clips without end.
@@ -114,24 +111,16 @@ def train_family_denoiser(family: Family, run: Run, settings: FamilySettings) ->
     bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc="denoiser")
     for step in bar:
         rng = np.random.default_rng((settings.seed, 1, step))
-        early = step < settings.first
-        indices = rng.choice(alike if early else len(scenes), size=settings.batch)
+        indices = rng.integers(len(scenes), size=settings.batch)
         ids, _ = captions.draw(rng, indices)
-        noisy = 1.0 if early else settings.noisy
-        latents, timestep, target = diffusion_batch(rng, family, mean[indices], deviation[indices], noisy)
-        error = training.model(ids, latents, timestep) - target
-        # A positive weight of a quadratic form: the best prediction stays the same.
-        loss = error.square().mean() + settings.change * error.diff(dim=family.time_axis).square().mean()
+        latents, timestep, target = diffusion_batch(rng, family, mean[indices], deviation[indices], settings.noisy)
+        loss = (training.model(ids, latents, timestep) - target).square().mean()
         training.update(loss)
         bar.set_postfix(loss=f"{loss.item():.4f}")
         if training.step % 25 == 0:
             run.log("denoiser", step=training.step, loss=round(loss.item(), 5))
         if training.step % 100 == 0 or training.step == settings.steps:
             training.save()
-
-
-def _look(scene: Scene) -> tuple[str, str]:
-    return scene.factors["colour"], scene.factors["background"]
 
 
 def assemble(family: Family, run: Run, weights: str = "average") -> Any:

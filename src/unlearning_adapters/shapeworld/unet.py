@@ -47,9 +47,7 @@ def build_text_encoder(vocabulary_size: int) -> CLIPTextModel:
         bos_token_id=1,
         eos_token_id=1,
     )
-    encoder = CLIPTextModel(config)
-    torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=0.3)  # words must outweigh the places they are at
-    return encoder
+    return CLIPTextModel(config)
 
 
 def build_denoiser() -> UNet3DConditionModel:
@@ -146,5 +144,4 @@ UNET = Family(
     predict,
     assemble,
     clip_vae=False,
-    time_axis=2,
 )
