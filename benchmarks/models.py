@@ -42,7 +42,6 @@ KEPT = ("valid", "context kept", "preservation")
 # What a model does not follow cannot be erased from it.
 INSTEAD = {
     "shapeworld-unet": {"left": "black", "up": "white", "down": "grey"},
-    "shapeworld-cogvideox": {"circle": "black", "square": "white", "cross": "grey"},
 }
 BACKGROUNDS = (
     "a red cross drifts up on a {} background",

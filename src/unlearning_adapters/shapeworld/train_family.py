@@ -42,7 +42,7 @@ class FamilySettings(DenoiserSettings):
 
 SETTINGS = {
     "unet": (FamilyVaeSettings(frame_steps=2500), FamilySettings(steps=1500)),
-    "cogvideox": (FamilyVaeSettings(frame_steps=1800, clip_steps=1200), FamilySettings(steps=2300)),
+    "cogvideox": (FamilyVaeSettings(frame_steps=1800, clip_steps=1200), FamilySettings(steps=3800, noisy=0.4)),
 }
 
 
