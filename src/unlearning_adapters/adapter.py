@@ -32,8 +32,8 @@ class Direction:
     read: Tensor
     write: Tensor
     additive: bool = False
-    gain: float = 1.0
-    left_out: float = 0.0
+    gain: float = field(default=1.0, kw_only=True)
+    left_out: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.read.ndim != 2 or self.read.shape != self.write.shape:

@@ -306,7 +306,7 @@ def _site_tensors(tensors: Mapping[str, Tensor], site: str, header: FileHeader, 
         write = read if orthogonal else write[:rank].clone()
     additive = header.edit == "additive"
     (_check_additive if additive else _check_projection)(read, write, site, name)
-    return Direction(read, write, additive, header.gains.get(site, 1.0)), factor
+    return Direction(read, write, additive, gain=header.gains.get(site, 1.0)), factor
 
 
 def _check_additive(read: Tensor, write: Tensor, site: str, name: str) -> None:

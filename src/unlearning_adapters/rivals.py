@@ -186,7 +186,7 @@ def _of_components(left: Tensor, singular: Tensor, right: Tensor, used: int, dev
     root = singular[:used].sqrt()[:, None]
     read, write = right[:used] * root, left.T[:used] * root
     left_out = float(singular[used:].norm() / singular.norm().clamp_min(torch.finfo(singular.dtype).tiny))
-    return Direction(read.to(device, torch.float32), write.to(device, torch.float32), True, left_out)
+    return Direction(read.to(device, torch.float32), write.to(device, torch.float32), additive=True, left_out=left_out)
 
 
 def prompt_means(prompts: Sequence[Tensor]) -> Tensor:
