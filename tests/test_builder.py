@@ -306,8 +306,8 @@ def test_base_is_named_without_the_path_of_a_local_folder(tmp_path):
     assert build(pipe).info.base_model == "my-model"
 
 
-def test_the_concept_lands_on_one_counterpart_and_not_between_them() -> None:
-    """Two pairs say green, one says blue: "red" reads as "green" does, and as their mixture if that is asked for."""
+def test_the_concept_lands_on_what_most_pairs_agree_on() -> None:
+    """Two pairs say green, one says blue: "red" reads three quarters as "green", and two thirds if that is asked for."""
     pipe = planted_pipeline()
     safe = ("green", "blue", "green")
     pairs = tuple(
@@ -317,17 +317,19 @@ def test_the_concept_lands_on_one_counterpart_and_not_between_them() -> None:
     concept = Concept("no-red", pairs, neutral=NEUTRAL)
     red, green, blue = (word(pipe, name) for name in ("red", "green", "blue"))
     landed = {}
-    for landing in ("one", "mean"):
+    for landing in ("majority", "mean"):
         adapter = build_adapter(pipe, concept, BuildConfig(landing=landing, strength=1.0), progress=False)
         landed[landing] = apply_edit(red[None], stack_directions([adapter.directions[KEY]], [1.0]))[0]
     size = (green - blue).norm()
-    assert (landed["one"] - green).norm() < 0.02 * size
+    assert (landed["majority"] - (3 * green + blue) / 4).norm() < 0.02 * size
     assert (landed["mean"] - (2 * green + blue) / 3).norm() < 0.02 * size
 
 
-@pytest.mark.parametrize(("kind", "one_is_mean"), [("text", False), ("image", True), ("hidden", True)])
-def test_only_text_sites_let_the_concept_land_on_one_pair(kind: str, one_is_mean: bool) -> None:
+@pytest.mark.parametrize(("kind", "is_mean"), [("text", False), ("image", True), ("hidden", True)])
+def test_only_text_sites_let_pairs_decide_where_the_concept_lands(kind: str, is_mean: bool) -> None:
     rows = torch.randn(9, 4, 16, generator=torch.Generator().manual_seed(0)).unbind()
     group = GroupRows(tuple(rows[:4]), tuple(rows[4:8]), (rows[8],), kind=kind)
-    one, mean = (find_direction(group, BuildConfig(landing=landing), torch.Generator()) for landing in ("one", "mean"))
-    assert torch.equal(one.write, mean.write) == one_is_mean
+    majority, mean = (
+        find_direction(group, BuildConfig(landing=landing), torch.Generator()) for landing in ("majority", "mean")
+    )
+    assert torch.equal(majority.write, mean.write) == is_mean

@@ -15,6 +15,7 @@ from unlearning_adapters.refusal import (
     concept_rows,
     distinct_rows,
     exact_rows,
+    landing_vector,
     pooled_refusal_vector,
     refusal_vector,
     ridge_solve,
@@ -234,3 +235,10 @@ def test_agreeing_pairs_are_near_one_of_them_and_none_has_more_near_it(seed: int
     found = set(agreeing_pairs(list(rows)))
     assert found in near
     assert len(found) == max(map(len, near))
+
+
+def test_the_pairs_that_agree_have_three_quarters_of_the_weight() -> None:
+    blue, green, grey = (TABLE[word] for word in ("blue", "square", "grey"))
+    torch.testing.assert_close(landing_vector([green, blue, grey, blue, blue]), 0.75 * blue + (green + grey) / 8)
+    torch.testing.assert_close(landing_vector([green, blue, blue, blue, blue]), 0.8 * blue + 0.2 * green)
+    assert torch.equal(landing_vector([blue, blue]), blue)

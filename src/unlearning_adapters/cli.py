@@ -91,8 +91,8 @@ def _build_options(command: Options) -> None:
     add("--epsilon", type=float, help="regularisation of ridge (default: 0.01)")
     add(
         "--landing",
-        choices=("one", "mean"),
-        help="where ridge leads the concept: to one thing that safe sides show (default), or to their mean",
+        choices=("majority", "mean"),
+        help="where ridge leads the concept: to what most safe sides agree on (default), or to their mean",
     )
     add("--components", type=int, help="principal components of pca and cpca (default: 100)")
     add("--contrast", type=float, help="weight of the neutral covariance in cpca (default: 1)")

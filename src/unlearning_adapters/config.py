@@ -12,7 +12,7 @@ Method = Literal["mean", "pca", "cpca", "ridge", "leace", "uce", "rece", "cure",
 METHODS: tuple[str, ...] = get_args(Method)
 MAX_STRENGTH = 4.0
 MAX_RANK = 64
-Landing = Literal["one", "mean"]
+Landing = Literal["majority", "mean"]
 DEFAULT_PAIRS = 5  # as in the paper
 MAX_CALIBRATED_STRENGTH = 2.0
 
@@ -29,8 +29,8 @@ class BuildConfig:
         components: Number k of principal components of "pca" and "cpca".
         contrast: Weight alpha >= 0 of the neutral covariance in "cpca".
         epsilon: Regularisation of "ridge", > 0, as a share of the mean eigenvalue of the neutral second moment.
-        landing: Where "ridge" leads the concept at text sites: to what most pairs agree on in its place ("one"), or to
-            the mean of all pairs ("mean"), a mixture where the safe sides show different things.
+        landing: Where "ridge" leads the concept at text sites: mostly to what most pairs agree on in its place
+            ("majority"), or to the mean of all pairs ("mean"), a mixture where the safe sides show different things.
         rounds: Number of times that "rece" attacks its own edit and erases what it finds, 0 to 10; 0 is UCE.
         sharpness: Expansion of the spectrum of "cure", >= 1; its paper takes 2, and 5 for nudity.
         strength: Part of the direction that is removed, 0 to 4; None calibrates it on the pairs ("ridge"), or is 1.
@@ -52,7 +52,7 @@ class BuildConfig:
     components: int = 100
     contrast: float = 1.0
     epsilon: float = 0.01
-    landing: Landing = "one"
+    landing: Landing = "majority"
     rounds: int = 3
     sharpness: float = 2.0
     strength: float | None = None

@@ -161,7 +161,7 @@ def ridge_direction(
         rank: Number of rows wanted; fewer are returned if the differences span fewer.
         difference_rows: Token differences of the pairs, shape (k, features); needed if `rank` > 1.
         weights: Weight per row, shape (n,); by default equal rows (padding) count once and all others equally.
-        landing: The refusal vector of pairs that agree, shape (features,); None takes r.
+        landing: What to write in place of r (`landing_vector`), shape (features,); None takes r.
 
     Returns:
         Oblique direction with `read @ write.T` the identity; its first row writes `landing`.

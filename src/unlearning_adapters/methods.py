@@ -22,7 +22,7 @@ from .directions import (
     token_differences,
 )
 from .errors import ConceptError
-from .refusal import ConceptRows, agreeing_pairs, distinct_rows
+from .refusal import distinct_rows, landing_vector
 from .rivals import cure_direction, prompt_means, rece_direction, uce_direction
 
 NEEDS_NEUTRAL = ("ridge", "cpca", "uce", "rece", "cure")
@@ -89,15 +89,6 @@ def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generat
     )
 
 
-def _landing(found: Sequence[ConceptRows], rows: GroupRows) -> list[int]:
-    """Return the indices of the rows of pairs that agree; all steps of a pair go together."""
-    differences = [
-        _mean_row(item.concept - item.counterpart for item in found[first : first + rows.steps])
-        for first in range(0, len(found), rows.steps)
-    ]
-    return [pair * rows.steps + step for pair in agreeing_pairs(differences) for step in range(rows.steps)]
-
-
 def _mean_row(rows: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(rows)).mean(dim=0)
 
@@ -122,8 +113,9 @@ def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) ->
     r = refusal_vector([(item.concept, item.counterpart) for item in found])
     landing = None
     # What hidden sites read is the content of a whole scene, which only the mean over all pairs is free of.
-    if config.landing == "one" and rows.kind == "text":
-        landing = refusal_vector([(found[index].concept, found[index].counterpart) for index in _landing(found, rows)])
+    if config.landing == "majority" and rows.kind == "text":
+        by_pair = [found[first : first + rows.steps] for first in range(0, len(found), rows.steps)]
+        landing = landing_vector([_mean_row(item.concept - item.counterpart for item in pair) for pair in by_pair])
     kept = torch.cat([*rows.neutral, *rows.safe])
     differences = _differences(rows) if config.rank > 1 else None
     return ridge_direction(r, kept, config.epsilon, rank=config.rank, difference_rows=differences, landing=landing)

@@ -14,6 +14,7 @@ from .errors import ConceptError
 
 # A token carries the concept if it is at least this share of the largest distance away from the other side.
 STANDS_OUT = 0.5
+AGREED_SHARE = 0.75
 # Below this share of the rows' own size two rows are the same up to the rounding of a float32 forward pass.
 SAME_ROWS = 1e-5
 
@@ -145,6 +146,28 @@ def agreeing_pairs(differences: Sequence[Tensor]) -> tuple[int, ...]:
     near = distances <= STANDS_OUT * distances.max()
     order = sorted(range(len(rows)), key=lambda row: (-int(near[row].sum()), float(distances[row].mean())))
     return tuple(near[order[0]].nonzero().flatten().tolist())
+
+
+def landing_vector(differences: Sequence[Tensor]) -> Tensor:
+    """Return the mean difference of the pairs, with three quarters of the weight on those that agree.
+
+    Not all of it: two concepts that land on each other, such as two colours, could then not be stacked, since what
+    takes the one away is what brings the other (docs/maths.md 5). If more than three quarters of the pairs agree, or
+    all of them, it is the plain mean.
+
+    Args:
+        differences: Concept less counterpart of each pair, shape (features,).
+
+    Returns:
+        Vector of shape (features,), float32.
+    """
+    rows = torch.stack([exact_rows(row) for row in differences])
+    agree = torch.zeros(len(rows), dtype=torch.bool)
+    agree[list(agreeing_pairs(differences))] = True
+    share = max(AGREED_SHARE, float(agree.double().mean()))
+    weights = torch.where(agree, share / agree.sum(), (1 - share) / (~agree).sum().clamp_min(1))
+    found: Tensor = weights.to(rows) @ rows
+    return found.to(differences[0].device, torch.float32)
 
 
 def pooled_refusal_vector(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:
