@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 import tiny
 from test_activations import count_hooks, generate, packed_pipeline, plain_state
-from unlearning_adapters.adapter import UnlearningAdapter
+from unlearning_adapters.adapter import Direction, UnlearningAdapter
 from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept, Pair
 from unlearning_adapters.config import METHODS, BuildConfig
@@ -307,7 +307,7 @@ def test_base_is_named_without_the_path_of_a_local_folder(tmp_path):
 
 
 def test_the_concept_lands_on_what_most_pairs_agree_on() -> None:
-    """Two pairs say green, one says blue: "red" reads three quarters as "green", and two thirds if that is asked for."""
+    """Two pairs say green, one says blue: "red" becomes three quarters "green", and two thirds if that is asked for."""
     pipe = planted_pipeline()
     safe = ("green", "blue", "green")
     pairs = tuple(
@@ -323,6 +323,25 @@ def test_the_concept_lands_on_what_most_pairs_agree_on() -> None:
     size = (green - blue).norm()
     assert (landed["majority"] - (3 * green + blue) / 4).norm() < 0.02 * size
     assert (landed["mean"] - (2 * green + blue) / 3).norm() < 0.02 * size
+
+
+def test_concepts_that_land_on_each_other_stack() -> None:
+    """Most pairs of red say blue, and most of blue say red; together they land on the green of the others."""
+    pipe = planted_pipeline()
+
+    def build(unsafe: str, others: tuple[str, ...]) -> Direction:
+        texts = [(f"a {{}} {thing} moves {way}", other) for other, (thing, way) in zip(others, SCENES, strict=True)]
+        pairs = tuple(Pair(text.format(unsafe), text.format(other)) for text, other in texts)
+        concept = Concept(f"no-{unsafe}", pairs, neutral=NEUTRAL)
+        return build_adapter(pipe, concept, BuildConfig(strength=1.0), progress=False).directions[KEY]
+
+    both = [build("red", ("blue", "blue", "blue", "green", "green")), build("blue", ("red",) * 3 + ("green",) * 2)]
+    words = torch.stack([word(pipe, name) for name in ("red", "blue")])
+    green = word(pipe, "green")
+    edited = apply_edit(words, stack_directions(both, [1.0, 1.0]))
+    assert all(torch.nn.functional.cosine_similarity(row, green, dim=0) > 0.99 for row in edited)
+    readouts = torch.cat([direction.read for direction in both]) @ edited.T
+    assert readouts.abs().max() < 0.02
 
 
 @pytest.mark.parametrize(("kind", "is_mean"), [("text", False), ("image", True), ("hidden", True)])
