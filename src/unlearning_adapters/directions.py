@@ -42,6 +42,9 @@ __all__ = [
 
 # Eigenvalues below this share of the largest one are rounding of float32 rows, solved in float64.
 ZERO_EIGENVALUE = 1e-9
+# Rows this small beside others are lost in the rounding of their sum of squares; the squares of yet smaller ones, of a
+# contrast near 1e-308, are no numbers at all.
+LOST_ROWS = 1e-12
 # A concept is erased whole if the strength covers the pairs up to this quantile; the worst pair alone is too noisy.
 COVERED_PAIRS = 0.9
 
@@ -114,6 +117,8 @@ def cpca_direction(
     # Rows scaled so that their plain products are the two moments.
     differences = differences / max(1, len(differences)) ** 0.5
     neutral = neutral * (contrast / max(1, len(neutral))) ** 0.5
+    if neutral.norm() <= LOST_ROWS * differences.norm():
+        neutral = neutral[:0]
     # The basis stays in its factors, since only few of its combinations are needed: 1.5 times as fast.
     factors, scales = torch.geqrf(torch.cat([differences, neutral]).T)
     inner = factors.triu()[: len(scales)]
