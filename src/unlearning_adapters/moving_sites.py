@@ -124,7 +124,7 @@ class _Probe:
 
     def _meet(self, site: Site, tensor: Tensor) -> None:
         # Kept alive until the end of the call, so that an equal address means the same tensor.
-        leader = self.fed[site.component].setdefault(place_of(tensor), (tensor, site.name))[1]
+        leader = self.fed[site.component].setdefault((site.kind, *place_of(tensor)), (tensor, site.name))[1]
         self.members.setdefault(leader, []).append(site.name)
         if leader == site.name:
             self.first[site.name] = tensor.shape, some_values(tensor)
