@@ -11,6 +11,7 @@ from diffusers.models.resnet import TemporalConvLayer
 
 from unlearning_adapters import build_adapter, load_concept, load_shapeworld, load_unlearning_adapter
 from unlearning_adapters.shapeworld.captions import WORDS
+from unlearning_adapters.shapeworld.curriculum import FAMILIAR, Curriculum, strangeness, to_the_noisiest
 from unlearning_adapters.shapeworld.evaluate import Suite, measure
 from unlearning_adapters.shapeworld.generate import GENERATION, OTHERS, generate_clips, generation_of
 from unlearning_adapters.shapeworld.prompts import draw_prompts
@@ -75,6 +76,39 @@ def test_the_target_of_training_is_v(name):
     kept = scheduler.alphas_cumprod[timestep].float().view(-1, 1, 1, 1, 1)
     torch.testing.assert_close(kept.sqrt() * noisy - (1 - kept).sqrt() * target, mean)  # v gives the clean latents back
     assert float(scheduler.alphas_cumprod[-1]) == 0.0  # sampling starts from pure noise
+
+
+def test_motion_comes_first():
+    plan = Curriculum(lead=3, widen=4, noisiest=0.25, change=3.0)
+    scenes = training_scenes(replace(DenoiserSettings(), scenes=300, pair_scenes=40))
+    strange = strangeness(scenes)
+    familiar = np.array([scene.factors | FAMILIAR == scene.factors and len(scene.bodies) == 1 for scene in scenes])
+    assert familiar.any() and ((strange == 0) == familiar).all() and strange.max() == 3
+    for step in (0, 2):
+        assert plan.chances(strange, step)[familiar].sum() == pytest.approx(1)  # alone
+        assert plan.share_of_noisiest(step) == 1
+    by_kind = [plan.chances(strange, 4)[strange == count].max() for count in range(4)]
+    assert by_kind == sorted(by_kind, reverse=True) and by_kind[-1] > 0  # then the others, the strangest last
+    for step in (6, 100):
+        np.testing.assert_allclose(plan.chances(strange, step), 1 / len(scenes))
+        assert plan.share_of_noisiest(step) == 0.25
+
+
+def test_a_curriculum_weighs_what_only_motion_makes():
+    plan, still = Curriculum(lead=1, widen=2, change=3.0), torch.ones(1, 2, 5, 4, 4)
+    moving = still * torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]).view(1, 1, 5, 1, 1)
+    assert [float(plan.loss(still, step)) for step in (0, 9)] == [1, 1]
+    assert [float(plan.loss(moving, step)) for step in (0, 9)] == [13, 5]  # 1 + 3 * 2^2, and a third of that weight
+    assert float(Curriculum().loss(moving, 0)) == 1
+
+
+def test_the_noisiest_are_from_the_last_tenth():
+    generator = torch.Generator().manual_seed(0)
+    timestep = torch.full((4000,), 7)
+    drawn = to_the_noisiest(timestep, 1000, 0.25, generator)
+    assert set(drawn.tolist()) - {7} <= set(range(900, 1000))
+    assert float((drawn != 7).double().mean()) == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(to_the_noisiest(timestep, 1000, 0.0, generator), timestep)
 
 
 def test_a_world_without_a_value_never_shows_or_names_it():

@@ -86,6 +86,8 @@ def build_adapter(
         if config.method in NEEDS_GRAM:
             rows = replace(rows, gram=_gram(networks, material.recorded.members(group), config.method))
         with material.named(group):
+            if config.method == "ridge":  # which solves once more for each pair that calibration leaves out
+                rows = rows.condensed()
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
     left_out = max(direction.left_out for direction in by_group)

@@ -9,6 +9,7 @@ from torch import Tensor
 from .adapter import Direction
 from .config import BuildConfig
 from .directions import (
+    ConceptRows,
     calibrate_strength,
     concept_rows,
     cpca_direction,
@@ -40,6 +41,7 @@ class GroupRows:
         gram: Sum over the sites of `W^T W`, shape (features, features), for the methods of `NEEDS_GRAM`.
         steps: Number of steps at which each pair was recorded apart.
         kind: Kind of the sites: "text", "image" or "hidden".
+        concepts: What carries the concept in each pair and step, if it is known already.
     """
 
     unsafe: tuple[Tensor, ...]
@@ -48,17 +50,34 @@ class GroupRows:
     gram: Tensor | None = None
     steps: int = 1
     kind: str = "text"
+    concepts: tuple[ConceptRows, ...] | None = None
 
     @property
     def neutral_rows(self) -> Tensor:
         """Rows of all neutral prompts, shape (rows, features)."""
         return torch.cat(self.neutral)
 
+    @property
+    def found(self) -> tuple[ConceptRows, ...]:
+        """What carries the concept in each pair and step."""
+        if self.concepts is not None:
+            return self.concepts
+        return tuple(concept_rows(unsafe, safe) for unsafe, safe in zip(self.unsafe, self.safe, strict=True))
+
+    def condensed(self) -> "GroupRows":
+        """Return the same prepared for a method that solves many times: neutral rows pooled once, concepts found once.
+
+        Raises:
+            ConceptError: If the two sides of a pair read alike.
+        """
+        return replace(self, neutral=(distinct_rows(self.neutral_rows),), concepts=self.found)
+
     def pairs(self, indices: Sequence[int]) -> "GroupRows":
         """Return the same with some of the pairs only, each with all of its steps."""
         places = [index * self.steps + step for index in indices for step in range(self.steps)]
-        unsafe, safe = ([side[place] for place in places] for side in (self.unsafe, self.safe))
-        return replace(self, unsafe=tuple(unsafe), safe=tuple(safe))
+        unsafe, safe = (tuple(side[place] for place in places) for side in (self.unsafe, self.safe))
+        concepts = None if self.concepts is None else tuple(self.concepts[place] for place in places)
+        return replace(self, unsafe=unsafe, safe=safe, concepts=concepts)
 
 
 def find_direction(rows: GroupRows, config: BuildConfig, generator: torch.Generator) -> Direction:
@@ -81,7 +100,7 @@ def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generat
         return config.strength
     if config.method != "ridge":
         return 1.0
-    found = [concept_rows(unsafe, safe) for unsafe, safe in zip(rows.unsafe, rows.safe, strict=True)]
+    found = rows.found
     by_pair = [found[first : first + rows.steps] for first in range(0, len(found), rows.steps)]
     return calibrate_strength(
         [(_mean_row(one.concept for one in pair), _mean_row(one.counterpart for one in pair)) for pair in by_pair],
@@ -109,7 +128,7 @@ def _cpca(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> 
 
 
 def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> Direction:
-    found = [concept_rows(unsafe, safe) for unsafe, safe in zip(rows.unsafe, rows.safe, strict=True)]
+    found = rows.found
     r = refusal_vector([(item.concept, item.counterpart) for item in found])
     landing = None
     # What hidden sites read is the content of a whole scene, which only the mean over all pairs is free of.
@@ -164,8 +183,7 @@ def _differences(rows: GroupRows) -> Tensor:
 def _tokens(rows: GroupRows) -> tuple[Tensor, Tensor, Tensor]:
     """Return the tokens that carry the concept, the counterpart of each, and the rows that must not change."""
     concepts, guides = [], []
-    for unsafe, safe in zip(rows.unsafe, rows.safe, strict=True):
-        found = concept_rows(unsafe, safe)
+    for unsafe, found in zip(rows.unsafe, rows.found, strict=True):
         concepts.append(distinct_rows(unsafe[found.unsafe_index]))
         guides.append(found.counterpart.expand_as(concepts[-1]))
     return torch.cat(concepts), torch.cat(guides), distinct_rows(torch.cat([*rows.neutral, *rows.safe]))

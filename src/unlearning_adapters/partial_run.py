@@ -8,7 +8,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class PartialRun:
         self.arguments = self._only_accepted({**small, **given, **without, "output_type": "latent"})
         for name in GUIDANCE_ONLY:
             self.arguments.pop(name, None)
+        self.compiled = any_compiled(pipe.components.values())
 
     @property
     def takes_prompt(self) -> bool:
@@ -107,7 +108,7 @@ class PartialRun:
         elif self.image in self.required and self.image not in self.arguments:
             size = (self.arguments.get("width", 256), self.arguments.get("height", 256))
             batch[str(self.image)] = Image.new("RGB", size, (128, 128, 128))
-        with _unchanged(self.pipe, seeds[0]):
+        with _unchanged(self.pipe, seeds[0]), eager(self.compiled):
             try:
                 self.pipe(**{**self.arguments, **self._only_accepted(batch)})
             except StopRun:
@@ -182,18 +183,12 @@ def _unchanged(pipe: Any, seed: int) -> Iterator[None]:
                 stack.enter_context(_same_scheduler(component))
             elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
                 stack.enter_context(_guider_off(component, modular=hasattr(pipe, "blocks")))
-        stack.enter_context(uncompiled(components))
         yield
 
 
-@contextmanager
-def uncompiled(components: Iterable[Any]) -> Iterator[None]:
+def eager(compiled: bool) -> AbstractContextManager[None]:
     """Run compiled modules as they were written: hooks that were set after the compilation are not called else."""
-    if any(_is_compiled(component) for component in components):
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        yield
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager
@@ -263,9 +258,11 @@ def _guider_off(guider: Any, *, modular: bool) -> Iterator[None]:
         vars(guider).update(before)
 
 
-def _is_compiled(component: Any) -> bool:
-    if not isinstance(component, nn.Module):
-        return False
+def any_compiled(components: Iterable[Any]) -> bool:
+    """Whether a module of any component was compiled."""
+    networks = [component for component in components if isinstance(component, nn.Module)]
     return any(
-        "_orig_mod" in module._modules or module._compiled_call_impl is not None for module in component.modules()
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for network in networks
+        for module in network.modules()
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AdapterFileError
-from .partial_run import uncompiled
+from .partial_run import any_compiled, eager
 from .sites import Site, site_module
 
 FACTOR = re.compile(r"(?P<site>.+)\.lora_(?P<factor>[AB])\.weight")
@@ -47,7 +47,7 @@ class SiteLora:
             for name, (down, up) in self.factors.items():
                 hook = _adds(down, up)
                 stack.callback(site_module(pipe, name).register_forward_hook(hook, with_kwargs=True).remove)
-            stack.enter_context(uncompiled(pipe.components.values()))
+            stack.enter_context(eager(any_compiled(pipe.components.values())))
             yield
 
     def tensors(self) -> dict[str, Tensor]:

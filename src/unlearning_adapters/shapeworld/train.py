@@ -9,9 +9,6 @@ Each stage resumes from its newest checkpoint, draws its data from fixed seeds, 
 to `log.jsonl`. The stages take about 20, 70 and 10 minutes on two CPU cores; a GPU is used where torch finds one.
 """
 
-import argparse
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from .architecture import build_scheduler, build_text_encoder, build_tokenizer, build_transformer, build_vae
 from .train_denoiser import DenoiserSettings, TextConditioned, train_denoiser, training_scenes
 from .train_vae import DecoderSettings, VaeSettings, refine_decoder, train_vae
-from .training_run import Run
+from .training_run import Run, parse_stage, stage_parser
 
 
 def assemble(run: Run, weights: str = "average") -> WanPipeline:
@@ -52,29 +49,20 @@ def export(run: Run, folder: Path) -> None:
         "denoiser": asdict(DenoiserSettings()),
         "decoder": asdict(DecoderSettings()),
     }
-    (folder / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "training_log.jsonl").write_text((run.folder / "log.jsonl").read_text())
+    run.publish(folder, settings)
 
 
 def main() -> None:
     """Parse the command line and run one stage."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("stage", choices=("vae", "denoiser", "decoder", "export"))
-    parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
-    parser.add_argument("--to", type=Path, help="folder of the exported pipeline")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser = stage_parser(__doc__, ("vae", "denoiser", "decoder"))
     parser.add_argument("--compile", action="store_true", help="compile the denoiser; needs a C++ compiler")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    run = Run(arguments.output)
+    arguments, run = parse_stage(parser)
     if arguments.stage == "vae":
         train_vae(run, VaeSettings())
     elif arguments.stage == "denoiser":
         train_denoiser(run, DenoiserSettings(), arguments.compile)
     elif arguments.stage == "decoder":
         refine_decoder(run, DecoderSettings(), training_scenes(DenoiserSettings()))
-    elif arguments.to is None:
-        parser.error("the stage 'export' needs --to DIR")
     else:
         export(run, arguments.to)
 

@@ -1,17 +1,15 @@
 """Train a further ShapeWorld model from nothing: VAE, then text encoder and denoiser together, then the decoder.
 
-    python -m unlearning_adapters.shapeworld.train_family unet vae --output runs/unet
-    python -m unlearning_adapters.shapeworld.train_family unet denoiser --output runs/unet
-    python -m unlearning_adapters.shapeworld.train_family unet decoder --output runs/unet
-    python -m unlearning_adapters.shapeworld.train_family unet export --output runs/unet --to models/shapeworld-unet
+    python -m unlearning_adapters.shapeworld.train_family vae --family unet --output runs/unet
+    python -m unlearning_adapters.shapeworld.train_family denoiser --family unet --output runs/unet
+    python -m unlearning_adapters.shapeworld.train_family decoder --family unet --output runs/unet
+    python -m unlearning_adapters.shapeworld.train_family export --family unet --output runs/unet --to models/DIR
 
 `cogvideox` in place of `unet` trains the other one. Each stage resumes from its newest checkpoint, draws its data from
 fixed seeds, and appends one JSON object per log line to `log.jsonl`.
 """
 
-import argparse
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,12 @@ from tqdm import tqdm
 
 from .architecture import build_tokenizer
 from .cogvideox import COGVIDEOX
+from .curriculum import Curriculum, strangeness, to_the_noisiest
 from .family import Family
 from .scenes import Scene, render
 from .train_denoiser import Captions, DenoiserSettings, Training, training_scenes
 from .train_family_vae import FamilyVaeSettings, refine_family_decoder, train_family_vae
-from .training_run import DEVICE, Run, to_tensor
+from .training_run import DEVICE, Run, parse_stage, stage_parser, to_tensor
 from .unet import UNET
 
 FAMILIES = {"unet": UNET, "cogvideox": COGVIDEOX}
@@ -38,10 +37,15 @@ class FamilySettings(DenoiserSettings):
 
     batch: int = 64
     noisy: float = 0.7  # share of the steps in the noisier half of the schedule, where the prompt decides
+    curriculum: Curriculum = field(default_factory=Curriculum)  # all clips from the start, the plain squared error
 
 
+MOTION_FIRST = Curriculum(lead=200, widen=400, noisiest=0.25, change=3.0)
 SETTINGS = {
-    "unet": (FamilyVaeSettings(frame_steps=2500), FamilySettings(steps=1500)),
+    "unet": (
+        FamilyVaeSettings(frame_steps=2500),
+        FamilySettings(steps=3600, batch=32, warmup=20, noisy=0.5, curriculum=MOTION_FIRST),
+    ),
     "cogvideox": (FamilyVaeSettings(frame_steps=1800, clip_steps=1200), FamilySettings(steps=3800, noisy=0.4)),
 }
 
@@ -85,9 +89,17 @@ def encode_scenes(family: Family, run: Run, scenes: list[Scene]) -> tuple[Tensor
 
 
 def diffusion_batch(
-    rng: np.random.Generator, family: Family, mean: Tensor, deviation: Tensor, share: float = 0.5
+    rng: np.random.Generator,
+    family: Family,
+    mean: Tensor,
+    deviation: Tensor,
+    share: float = 0.5,
+    noisiest: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return noisy latents, timesteps and v targets of one step; `share` of them from the noisier half."""
+    """Return noisy latents, timesteps and v targets of one step.
+
+    `noisiest` of them are from the last tenth of the schedule, and `share` of the others from its noisier half.
+    """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     noise, jitter = (torch.randn(mean.shape, generator=generator).to(DEVICE) for _ in range(2))
     clean = mean + deviation * jitter
@@ -95,6 +107,8 @@ def diffusion_batch(
     half = len(alphas) // 2
     timestep = torch.randint(0, half, (len(mean),), generator=generator)
     timestep += half * (torch.rand(len(mean), generator=generator) < share)
+    if noisiest:
+        timestep = to_the_noisiest(timestep, len(alphas), noisiest, generator)
     kept = alphas[timestep].float().to(DEVICE).view(-1, 1, 1, 1, 1)
     noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
     return noisy, timestep.to(DEVICE), kept.sqrt() * noise - (1 - kept).sqrt() * clean
@@ -108,13 +122,16 @@ def train_family_denoiser(family: Family, run: Run, settings: FamilySettings) ->
     torch.manual_seed(settings.seed)
     # In evaluation mode: the dropout that a UNet's temporal convolutions have is of no use to clips without end.
     training = Training(run, settings, Conditioned(family, len(captions.tokenizer)).eval())
+    plan, strange = settings.curriculum, strangeness(scenes)
     bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc="denoiser")
     for step in bar:
         rng = np.random.default_rng((settings.seed, 1, step))
-        indices = rng.integers(len(scenes), size=settings.batch)
+        indices = rng.choice(len(scenes), size=settings.batch, p=plan.chances(strange, step))
         ids, _ = captions.draw(rng, indices)
-        latents, timestep, target = diffusion_batch(rng, family, mean[indices], deviation[indices], settings.noisy)
-        loss = (training.model(ids, latents, timestep) - target).square().mean()
+        latents, timestep, target = diffusion_batch(
+            rng, family, mean[indices], deviation[indices], settings.noisy, plan.share_of_noisiest(step)
+        )
+        loss = plan.loss(training.model(ids, latents, timestep) - target, step)
         training.update(loss)
         bar.set_postfix(loss=f"{loss.item():.4f}")
         if training.step % 25 == 0:
@@ -146,22 +163,15 @@ def assemble(family: Family, run: Run, weights: str = "average") -> Any:
 def export(family: Family, run: Run, folder: Path, vae: FamilyVaeSettings, denoiser: FamilySettings) -> None:
     """Write the pipeline in half precision, with the training log beside it."""
     assemble(family, run).to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    settings = {"vae": asdict(vae), "denoiser": asdict(denoiser)}
-    (folder / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "training_log.jsonl").write_text((run.folder / "log.jsonl").read_text())
+    run.publish(folder, {"vae": asdict(vae), "denoiser": asdict(denoiser)})
 
 
 def main() -> None:
     """Parse the command line and run one stage."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("family", choices=tuple(FAMILIES))
-    parser.add_argument("stage", choices=("vae", "denoiser", "decoder", "export"))
-    parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
-    parser.add_argument("--to", type=Path, help="folder of the exported pipeline")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    family, run = FAMILIES[arguments.family], Run(arguments.output)
+    parser = stage_parser(__doc__, ("vae", "denoiser", "decoder"))
+    parser.add_argument("--family", choices=tuple(FAMILIES), required=True, help="architecture")
+    arguments, run = parse_stage(parser)
+    family = FAMILIES[arguments.family]
     vae, denoiser = SETTINGS[arguments.family]
     if arguments.stage == "vae":
         train_family_vae(family, run, vae)
@@ -169,8 +179,6 @@ def main() -> None:
         train_family_denoiser(family, run, denoiser)
     elif arguments.stage == "decoder":
         refine_family_decoder(family, run, vae, training_scenes(denoiser))
-    elif arguments.to is None:
-        parser.error("the stage 'export' needs --to DIR")
     else:
         export(family, run, arguments.to, vae, denoiser)
 

@@ -8,8 +8,6 @@ denoiser are new; the VAE is that of the embedded model, which draws whatever it
 its newest checkpoint, and takes about 15 minutes on two CPU cores.
 """
 
-import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from .model import load_shapeworld
 from .train_denoiser import DenoiserSettings, TextConditioned, train_on, training_scenes
 from .train_language import encode_clips
-from .training_run import Run
+from .training_run import Run, parse_stage, stage_parser
 
 
 def gold_settings(value: str) -> DenoiserSettings:
@@ -53,25 +51,17 @@ def assemble_gold(run: Run, value: str, weights: str = "average") -> WanPipeline
 def export(run: Run, settings: DenoiserSettings, folder: Path) -> None:
     """Write the pipeline in half precision, with the training log and settings beside it."""
     assemble_gold(run, settings.without).to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    (folder / "training.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    (folder / "training_log.jsonl").write_text((run.folder / "log.jsonl").read_text())
+    run.publish(folder, asdict(settings))
 
 
 def main() -> None:
     """Parse the command line and run one stage."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("stage", choices=("train", "export"))
+    parser = stage_parser(__doc__, ("train",))
     parser.add_argument("--without", required=True, metavar="VALUE", help="the value that the model never sees")
-    parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
-    parser.add_argument("--to", type=Path, help="folder of the exported pipeline")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    run, settings = Run(arguments.output), gold_settings(arguments.without)
+    arguments, run = parse_stage(parser)
+    settings = gold_settings(arguments.without)
     if arguments.stage == "train":
         train_gold(run, settings)
-    elif arguments.to is None:
-        parser.error("the stage 'export' needs --to DIR")
     else:
         export(run, settings, arguments.to)
 

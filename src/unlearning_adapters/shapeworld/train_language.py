@@ -6,8 +6,6 @@
 Only the projection of the text starts anew. Captions are encoded once, since the text encoder is frozen.
 """
 
-import argparse
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ from .train_denoiser import (
     predict_velocity,
     training_scenes,
 )
-from .training_run import DEVICE, Run, to_tensor
+from .training_run import DEVICE, Run, parse_stage, stage_parser, to_tensor
 
 
 @dataclass(frozen=True)
@@ -182,26 +180,16 @@ def trained_denoiser(run: Run, weights: str = "average") -> WanTransformer3DMode
 def export(run: Run, settings: LanguageSettings, folder: Path) -> None:
     """Write the denoiser in half precision, with the training log and settings beside it."""
     trained_denoiser(run).to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    (folder / "training.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    (folder / "training_log.jsonl").write_text((run.folder / "log.jsonl").read_text())
+    run.publish(folder, asdict(settings))
 
 
 def main() -> None:
     """Parse the command line and run one stage."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("stage", choices=("train", "export"))
-    parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
-    parser.add_argument("--to", type=Path, help="folder of the exported denoiser")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    run, settings = Run(arguments.output), LanguageSettings()
+    arguments, run = parse_stage(stage_parser(__doc__, ("train",)))
     if arguments.stage == "train":
-        train_language(run, settings)
-    elif arguments.to is None:
-        parser.error("the stage 'export' needs --to DIR")
+        train_language(run, LanguageSettings())
     else:
-        export(run, settings, arguments.to)
+        export(run, LanguageSettings(), arguments.to)
 
 
 if __name__ == "__main__":

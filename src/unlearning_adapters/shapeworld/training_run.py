@@ -1,8 +1,10 @@
-"""What both training stages share: the folder of a run, its log and checkpoints, the learning rate, the data's form."""
+"""What trainings share: the command line, the folder of a run, its log and checkpoints, the rate, the data's form."""
 
+import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +52,27 @@ class Run:
         """Read a checkpoint of this run; None if there is none."""
         path = self.folder / f"{name}.pt"
         return torch.load(path, map_location=DEVICE, weights_only=True) if path.exists() else None
+
+    def publish(self, folder: Path, settings: Any) -> None:
+        """Write the settings and the log of this run beside the model that was exported to a folder."""
+        (folder / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / "training_log.jsonl").write_text((self.folder / "log.jsonl").read_text())
+
+
+def stage_parser(description: str | None, stages: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the command line of a training script, whose last stage is "export"."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument("stage", choices=(*stages, "export"))
+    parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
+    parser.add_argument("--to", type=Path, help="folder of the exported model")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser
+
+
+def parse_stage(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Run]:
+    """Return the arguments and the folder of the run, and set the number of threads."""
+    arguments = parser.parse_args()
+    if arguments.stage == "export" and arguments.to is None:
+        parser.error("the stage 'export' needs --to DIR")
+    torch.set_num_threads(arguments.threads)
+    return arguments, Run(arguments.output)

@@ -15,6 +15,7 @@ FRAMES = 5  # every second one of the world's 9: a UNet has no temporal compress
 SIZE = 32
 TEXT_TOKENS = 24
 TEXT_WIDTH = 128
+WORD_SIZE = 0.3  # 15 times CLIP's: words must differ before an encoder can learn to keep those of motion
 LATENT_CHANNELS = 16
 VAE_CHANNELS = (16, 48, 96, 96)  # 8 times fewer pixels in each direction
 
@@ -47,7 +48,9 @@ def build_text_encoder(vocabulary_size: int) -> CLIPTextModel:
         bos_token_id=1,
         eos_token_id=1,
     )
-    return CLIPTextModel(config)
+    encoder = CLIPTextModel(config)
+    torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=WORD_SIZE)
+    return encoder
 
 
 def build_denoiser() -> UNet3DConditionModel:
