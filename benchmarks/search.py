@@ -65,6 +65,7 @@ def measure_setting(search: Search, config: BuildConfig, suite: Suite, base: Run
     return {
         **told,
         "blocks": config.blocks and list(config.blocks),
+        "block_strengths": config.block_strengths and dict(config.block_strengths),
         "leftover": score.most_leftover,
         "mean_leftover": score.mean_leftover,
         "drift": score.mean_drift,
@@ -92,21 +93,30 @@ def measure_concept(pipe: Any, name: str, clips: int, trials: int) -> dict[str, 
         f"{one} ~ {other}": rank_correlation([row[one] for row in rows], [row[other] for row in rows])
         for one, other in PAIRS_OF_COLUMNS
     }
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        found = run_search(search, folder, trials)
-    seconds = time.perf_counter() - start
-    chosen = measure_setting(search, found.best.config, suite, base)
-    front = [
-        {"leftover": t.leftover, "drift": t.drift, "test_leftover": s.most_leftover, "test_drift": s.mean_drift}
-        for t, s in zip(found.front, found.tests, strict=True)
-    ]
+    default = measure_setting(search, BuildConfig(pairs=pairs, strength=search.calibrated()), suite, base)
+    one = Search(pipe, concept, one_strength=True, call_kwargs=few, progress=False)
     return {
         "clips": clips,
         "rank_correlation": correlations,
         "settings": rows,
-        "search": {"trials": trials, "seconds": seconds, "chosen": chosen, "front": front},
+        "default": default,
+        "search": measure_search(search, trials, suite, base),
+        "search, one strength": measure_search(one, trials, suite, base),
     }
+
+
+def measure_search(search: Search, trials: int, suite: Suite, base: Run) -> dict[str, Any]:
+    """Return what a search finds: its choice, as `measure_setting` sees it, and its front."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_search(search, folder, trials)
+    seconds = time.perf_counter() - start
+    front = [
+        {"leftover": t.leftover, "drift": t.drift, "test_leftover": s.most_leftover, "test_drift": s.mean_drift}
+        for t, s in zip(found.front, found.tests, strict=True)
+    ]
+    chosen = measure_setting(search, found.best.config, suite, base)
+    return {"trials": trials, "seconds": seconds, "chosen": chosen, "front": front}
 
 
 def main() -> None:

@@ -428,6 +428,8 @@ def test_a_trial_chooses_a_factor_per_block_or_at_knots():
     common = {"method": "mean", "strength": 1.0, "every_block": True}
     one = suggest(Chosen(**common, one_strength=True), [0, 1], 5, 0)
     assert one.block_strengths is None
+    told = suggest(Chosen(**common), [0, 1], 5, 0, one_strength=True)  # the trial is not asked
+    assert told == one
     each = suggest(Chosen(**common, one_strength=False, factor_0=0.5, factor_1=1.5), [4, 9], 5, 0)
     assert each.block_strengths == {4: 0.5, 9: 1.5}
     factors = {f"factor_{number}": number / 4 for number in range(MAX_KNOTS)}

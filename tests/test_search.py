@@ -128,6 +128,10 @@ def test_trials_choose_equal_and_unequal_strengths(search, tmp_path):
     unequal = [trial.config.block_strengths for trial in found if trial.config.block_strengths]
     assert unequal and len(unequal) < len(found) - 5
     assert len({tuple(factors.values()) for factors in unequal}) == len(unequal)
+    alike = made(search.pipe, one_strength=True)
+    assert all(item.config.block_strengths is None for item in run_search(alike, tmp_path / "alike", trials=14).trials)
+    with pytest.raises(ConfigError, match="one_strength False, not True"):  # not the same search
+        run_search(alike, tmp_path, trials=15)
 
 
 # Breaking off and going on.

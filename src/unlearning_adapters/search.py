@@ -60,6 +60,7 @@ class Search:
         concept: What is to be forgotten, with at least two pairs, and with neutral prompts or neighbours.
         seed: Seed of the noise and of the study.
         steps: Number of denoising steps that the proxy compares.
+        one_strength: Whether all blocks have the same strength, instead of one of their own where that is better.
         progress: Whether to show progress bars.
         call_kwargs: Further arguments of the pipeline's call, such as {"height": 480}.
 
@@ -79,11 +80,12 @@ class Search:
         *,
         seed: int = 0,
         steps: int = STEPS,
+        one_strength: bool = False,
         progress: bool = True,
         call_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         _check_bare(pipe)
-        self.pipe, self.seed, self.progress = pipe, seed, progress
+        self.pipe, self.seed, self.progress, self.one_strength = pipe, seed, progress, one_strength
         self.split: Split = split_concept(concept)
         settings: dict[str, Any] = {"steps": steps, "seed": seed, "call_kwargs": call_kwargs}
         self.validation = Proxy(pipe, self.split.validation, **settings)
@@ -101,6 +103,7 @@ class Search:
             "base_model": base_model_of(pipe),
             "seed": seed,
             "steps": steps,
+            "one_strength": one_strength,
             "call": {
                 name: value for name, value in (call_kwargs or {}).items() if isinstance(value, (int, float, str))
             },
@@ -119,6 +122,10 @@ class Search:
             raise ConceptError("There are no test prompts. Give the concept evaluation prompts that name it.")
         with acting(self.pipe, self._trial_adapter(config)):
             return proxy.measure()
+
+    def suggest(self, trial: Any) -> BuildConfig:
+        """Let an Optuna trial choose settings."""
+        return suggest(trial, self.blocks, len(self.split.concept.pairs), self.seed, self.one_strength)
 
     def adapter(self, config: BuildConfig) -> UnlearningAdapter:
         """Return the adapter of settings as it can be saved, with the stock LoRA factors."""
@@ -245,7 +252,7 @@ def _try_settings(search: Search, study: Any, folder: Path, trials: int) -> bool
         while done < trials:
             trial = study.ask()
             try:
-                config = suggest(trial, search.blocks, len(search.split.concept.pairs), search.seed)
+                config = search.suggest(trial)
                 score = search.score(config)
                 for name, value in (("settings", config.to_dict()), ("mean_leftover", score.mean_leftover)):
                     trial.set_user_attr(name, value)

@@ -35,6 +35,7 @@ def search_options(command: ArgumentParser) -> None:
         help="prompts of each kind that are judged (ShapeWorld alone; default: 12); elsewhere, given at all, it asks "
         "for clips of the front",
     )
+    add("--one-strength", action="store_true", help="the same strength for all blocks")
     for name in CALL_OPTIONS:
         add(f"--{name}", type=_count, default=SUPPRESS, help=f"{name} of the video (default: the pipeline's own)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="number type of the weights (default: by device)")
@@ -52,7 +53,7 @@ def search(options: Namespace) -> Report:
     pipe = open_pipeline(options.pipeline, options.dtype, options.device)
     arguments = _arguments(pipe, options)
     few = {name: value for name, value in arguments.items() if name != "num_inference_steps"}  # the proxy has its own
-    searched = Search(pipe, concept, seed=options.seed, call_kwargs=few)
+    searched = Search(pipe, concept, seed=options.seed, one_strength=options.one_strength, call_kwargs=few)
     folder = Path(options.output)
     result = run_search(searched, folder, options.trials)
     record = dict(result.record)

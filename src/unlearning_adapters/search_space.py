@@ -51,7 +51,7 @@ class Trial:
         return {**asdict(self), "settings": dict(self.settings)}
 
 
-def suggest(trial: Any, blocks: Sequence[int], pairs: int, seed: int) -> BuildConfig:
+def suggest(trial: Any, blocks: Sequence[int], pairs: int, seed: int, one_strength: bool = False) -> BuildConfig:
     """Let an Optuna trial choose settings.
 
     Args:
@@ -59,6 +59,7 @@ def suggest(trial: Any, blocks: Sequence[int], pairs: int, seed: int) -> BuildCo
         blocks: Indices of the blocks that have sites, in order; with fewer than two nothing is chosen among them.
         pairs: Number of pairs that are used.
         seed: Seed of the build.
+        one_strength: Whether all blocks have the same strength.
     """
     method = trial.suggest_categorical("method", SEARCHED_METHODS)
     chosen: dict[str, Any] = {"method": method, "strength": trial.suggest_float("strength", *STRENGTH)}
@@ -72,7 +73,7 @@ def suggest(trial: Any, blocks: Sequence[int], pairs: int, seed: int) -> BuildCo
     if len(blocks) > 1 and not trial.suggest_categorical("every_block", (True, False)):
         ends = [trial.suggest_int(name, 0, len(blocks) - 1) for name in ("one_end", "other_end")]
         chosen["blocks"] = tuple(blocks[min(ends) : max(ends) + 1])
-    if len(blocks) > 1 and not trial.suggest_categorical("one_strength", (True, False)):
+    if len(blocks) > 1 and not one_strength and not trial.suggest_categorical("one_strength", (True, False)):
         at_knots = [trial.suggest_float(f"factor_{knot}", *FACTOR) for knot in range(min(len(blocks), MAX_KNOTS))]
         factors = dict(zip(blocks, interpolated(at_knots, len(blocks)), strict=True))
         chosen["block_strengths"] = {block: factors[block] for block in chosen.get("blocks", blocks)}
