@@ -14,7 +14,7 @@ from .errors import ConceptError
 
 # A token carries the concept if it is at least this share of the largest distance away from the other side.
 STANDS_OUT = 0.5
-AGREED_SHARE = 0.75
+AGREED_SHARE = 0.85  # of the weight of what is written, on the pairs that agree
 # Below this share of the rows' own size two rows are the same up to the rounding of a float32 forward pass.
 SAME_ROWS = 1e-5
 
@@ -149,10 +149,10 @@ def agreeing_pairs(differences: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def landing_vector(differences: Sequence[Tensor]) -> Tensor:
-    """Return the mean difference of the pairs, with three quarters of the weight on those that agree.
+    """Return the mean difference of the pairs, with 85 % of the weight on those that agree.
 
     Not all of it: two concepts that land on each other, such as two colours, could then not be stacked, since what
-    takes the one away is what brings the other (docs/maths.md 5). If more than three quarters of the pairs agree, or
+    takes the one away is what brings the other (docs/maths.md 5). If more than 85 % of the pairs agree, or
     all of them, it is the plain mean.
 
     Args:
