@@ -18,14 +18,12 @@ import torch
 from diffusers import DiffusionPipeline
 
 import unlearning_adapters as ua
-from unlearning_adapters.concepts import shared_neutral
 from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.prompts import find_word
 from unlearning_adapters.shapeworld.captions import WORDS
 from unlearning_adapters.shapeworld.generate import generate_clips, generation_of, prompt_length
 from unlearning_adapters.shapeworld.judge import judge_clips
 from unlearning_adapters.shapeworld.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
-from unlearning_adapters.shapeworld.scenes import FACTORS
 
 from .language import CONCEPTS, plain, pooled, rates
 
@@ -37,32 +35,6 @@ STACK = ("red", "circle", "left")
 SEED = 631  # of the prompts and the noise; no other file uses it
 SHOWN = ("own word", "synonyms")
 KEPT = ("valid", "context kept", "preservation")
-
-
-# What a model does not follow cannot be erased from it.
-INSTEAD = {
-    "shapeworld-unet": {"left": "black", "up": "white", "down": "grey"},
-}
-BACKGROUNDS = (
-    "a red cross drifts up on a {} background",
-    "an animation of a green circle moving left on a {} backdrop",
-    "on a {} background, a blue square drifts down",
-    "a yellow triangle sliding down on a {} backdrop",
-    "there is a green circle travelling right on a {} background",
-)
-
-
-def concept_of(value: str) -> ua.Concept:
-    """Return a shipped concept, or five pairs that differ in the background."""
-    if find_factor(value) != "background":
-        return ua.load_concept(f"shapeworld-{value}")
-    words, others = WORDS["background"][value], [other for other in FACTORS["background"] if other != value]
-    pairs = [
-        ua.Pair(unsafe=text.format(words[index % len(words)]), safe=text.format(others[index % len(others)]))
-        for index, text in enumerate(BACKGROUNDS)
-    ]
-    neutral = shared_neutral("shapeworld-neutral", words)
-    return ua.Concept(f"shapeworld-{value}", pairs=tuple(pairs), neutral=neutral, words=tuple(words))
 
 
 def open_model(name: str) -> Any:
@@ -99,7 +71,7 @@ def arm(pipe: Any, value: str, sets: dict[str, list[LabelledPrompt]], base: Sequ
 
 def build(pipe: Any, value: str, method: str) -> tuple[ua.UnlearningAdapter, float]:
     """Return an adapter and the seconds that its build took."""
-    concept, length = concept_of(value), prompt_length(generation_of(pipe))
+    concept, length = ua.load_concept(f"shapeworld-{value}"), prompt_length(generation_of(pipe))
     start = time.perf_counter()
     adapter = ua.build_adapter(
         pipe,
@@ -231,13 +203,12 @@ def main() -> None:
             continue
         found = results.setdefault(model, {"concepts": {}})
         found.setdefault("clip seconds", clip_seconds(pipe))
-        known = INSTEAD.get(model, {})
-        for value in (known.get(value, value) for value in options.concepts):
+        for value in options.concepts:
             if value not in found["concepts"]:
                 found["concepts"][value] = measure_concept(pipe, value, options.clips, options.methods)
                 keep()
         if "stack" not in found:
-            found["stack"] = measure_stack(pipe, options.clips, [known.get(value, value) for value in STACK])
+            found["stack"] = measure_stack(pipe, options.clips, STACK)
             keep()
     print(table(results))
 

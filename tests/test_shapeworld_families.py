@@ -155,13 +155,13 @@ def test_a_fresh_unet_tells_frames_apart():
     assert distances.min() > 0.1 * marks.norm(dim=1).mean()
 
 
-@pytest.mark.parametrize(("name", "context"), [("shapeworld-unet", 0.6), ("shapeworld-cogvideox", 0.9)])
-def test_a_model_of_the_repository_forgets_red_and_nothing_else(name, context):
+@pytest.mark.parametrize("name", ["shapeworld-unet", "shapeworld-cogvideox"])
+def test_a_model_of_the_repository_forgets_red_and_nothing_else(name):
     pipe = DiffusionPipeline.from_pretrained(MODELS / name, dtype=torch.float32)
     suite = Suite.draw("red", 18, seed=77)
     base = measure(pipe, suite)
     assert base.concept_rate.value >= 0.9 and base.preservation.value >= 0.75
-    assert base.context_kept.value >= context  # the UNet follows no motion
+    assert base.context_kept.value >= 0.9
     call = {key: value for key, value in generation_of(pipe).items() if key == "max_sequence_length"}
     load_unlearning_adapter(pipe, build_adapter(pipe, load_concept("red"), progress=False, call_kwargs=call))
     edited = measure(pipe, suite)
