@@ -58,7 +58,7 @@ def record(
     images: Sequence[Any] | None = None,
     steps: int = 1,
     calls: Mapping[str, Sequence[int]] | None = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     seed: int | Sequence[int] = 0,
     max_rows: int | None = None,
     leaders: Mapping[str, str] | None = None,

@@ -62,7 +62,7 @@ class BuildConfig:
     steps: int = 4
     pairs: int | None = None
     seed: int = 0
-    batch_size: int = 8
+    batch_size: int = 16
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

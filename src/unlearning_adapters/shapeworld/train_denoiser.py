@@ -31,6 +31,7 @@ class DenoiserSettings:
     pair_scenes: int = 768  # clips with two
     drop_prompt: float = 0.1  # chance of the empty prompt, for guidance
     noise_word: float = 0.05  # chance of an unknown word in a caption, which the model must learn to ignore
+    plain_share: float = 0.5  # share of the mentions that use the plain word for sure; the rest use any
     text_tokens: int = 24
     seed: int = 2
     without: str = ""  # a value that no scene shows and no caption names: the gold model of an unlearning method
@@ -150,7 +151,8 @@ class Captions:
         """Return token ids and mask, both (batch, text_tokens), of fresh captions of the scenes."""
         texts = []
         for index in indices:
-            words = describe(rng, self.scenes[index]).split(" ")
+            caption = describe(rng, self.scenes[index], plain_share=self.settings.plain_share)
+            words = caption.split(" ")
             if rng.random() < self.settings.noise_word:
                 letters = rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=rng.integers(3, 6))
                 words.insert(int(rng.integers(len(words) + 1)), "".join(letters))
