@@ -19,7 +19,7 @@ from unlearning_adapters.attacks.resurrection import resurrection
 from unlearning_adapters.attacks.run import examples_of, run_attacks
 from unlearning_adapters.attacks.seeds import seeds
 from unlearning_adapters.attacks.shapeworld_target import prompts_of_two, reference_value, shapeworld_target
-from unlearning_adapters.attacks.soft_prompt import append, extended, learn, soft_prompt
+from unlearning_adapters.attacks.soft_prompt import append, extended, learn, place_for, replace_last, soft_prompt
 from unlearning_adapters.attacks.stacked import stacked
 from unlearning_adapters.attacks.subject import Point, Seen, Subject, check_embeds, one_denoiser, plain_copy
 from unlearning_adapters.attacks.tampering import int8_round_trip, subtract_edit, tampering
@@ -191,7 +191,7 @@ def test_a_soft_prompt_learns(edited: Subject, target: Target, examples: Example
     def loss(vectors: torch.Tensor) -> float:
         with torch.no_grad():
             noise = torch.Generator().manual_seed(1)
-            return float(denoising.loss(examples.latents, append(embeds, vectors), noise))
+            return float(denoising.loss(examples.latents, replace_last(embeds, vectors), noise))
 
     assert loss(found) < loss(first)
 
@@ -254,7 +254,22 @@ def test_denoisers_of_diffusion_can_be_trained_through(name: str, target: Target
     start, after = resurrection(seeing, replace(target, named=asks), Examples(asks, clips, clips), FEW)
     assert start.number is None and after.number is not None and after.number > 0
     assert before.keys() == network.state_dict().keys()
+    (learned,) = soft_prompt(seeing, replace(target, named=asks, opened=asks), Examples(asks, clips, clips), FEW)
+    assert learned.rate.hits == 2 and learned.number is not None and learned.number > 0
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_learned_vectors_take_the_place_of_padding(base: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they follow the words: where prompts are as long as their words there is nothing to replace."""
+    texts, vectors = ["a circle", "a blue circle moves left"], torch.ones(2, 128)
+    embeds = base.encode(texts)
+    placed = place_for(base, texts, 2)(embeds, vectors)
+    assert placed.shape == embeds.shape and torch.equal(placed[:, :-2], embeds[:, :-2])
+    assert torch.equal(placed[:, -2:], vectors.expand(2, 2, 128)) and not embeds[:, -2:].any()
+    with pytest.raises(EvaluationError, match=r"which leaves no room for 30 learned ones. Lower the `tokens`"):
+        place_for(base, texts, 30)
+    monkeypatch.setattr(Subject, "encode", lambda self, found: torch.zeros(len(found), 1 + len(found[0]), 128))
+    assert place_for(base, texts, 2) is append
 
 
 def test_a_lora_starts_as_no_attack_and_is_trained_on_a_copy(

@@ -1,11 +1,14 @@
 """Learn a soft prompt against the edited model: vectors that no word stands for, behind prompts without the concept.
 
 The attack of Pham et al. 2023 (arXiv 2308.01508) and of PROBE (arXiv 2603.21547), without the tokenizer: k vectors are
-appended to the prompt's embedding and optimised by the denoiser's own training loss on clips of the concept that the
-base made. The prompts leave the concept open, so that all that brings it back is what was learned. A soft prompt can
-also conjure what a model never saw, so that the rate means little without the same attack on a gold model.
+set behind the prompt's embedding and optimised by the denoiser's own training loss on clips of the concept that the
+base made. Where all prompts are padded to one length they take the place of padding, for such pipelines (CLIP, joint
+attention) read no longer ones. The prompts leave the concept open, so that all that brings it back is what was
+learned. A soft prompt can also conjure what a model never saw, so that the rate means little without the same attack
+on a gold model.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -26,7 +29,8 @@ def soft_prompt(subject: Subject, target: Target, examples: Examples, budget: Bu
     """Return the rate with learned vectors behind open prompts; its number is the last loss, a mean of ten.
 
     Raises:
-        EvaluationError: If there are no such prompts or no clips, or the denoiser cannot be trained through.
+        EvaluationError: If there are no such prompts or no clips, a prompt leaves no room, or the denoiser cannot be
+            trained through.
     """
     asks = target.opened
     if not asks:
@@ -46,7 +50,8 @@ def learn(subject: Subject, target: Target, examples: Examples, budget: Budget) 
     if not len(examples.latents):
         raise EvaluationError(f"There are no clips of {target.concept!r} to learn a soft prompt from: it has no pairs.")
     denoising = denoising_of(subject, examples.latents)
-    embeds = subject.encode([target.without_words(ask.text) for ask in examples.asks])
+    texts = [target.without_words(ask.text) for ask in examples.asks]
+    embeds, place = subject.encode(texts), place_for(subject, texts, budget.tokens)
     words = embeds[embeds.abs().sum(-1) > 0].float()
     generator = torch.Generator().manual_seed(budget.seed)
     start = torch.randn(budget.tokens, embeds.shape[-1], generator=generator).to(embeds.device)
@@ -56,7 +61,7 @@ def learn(subject: Subject, target: Target, examples: Examples, budget: Budget) 
     for _ in range(budget.soft_steps):
         index = pick(len(examples.latents), budget.batch, generator)
         clean = examples.latents[index].to(embeds.device)
-        loss = denoising.loss(clean, append(embeds[index], vectors), generator)
+        loss = denoising.loss(clean, place(embeds[index], vectors), generator)
         (vectors.grad,) = torch.autograd.grad(loss, [vectors])  # of nothing else: the denoiser keeps its gradients
         optimizer.step()
         losses.append(loss.item())
@@ -69,7 +74,33 @@ def append(embeds: Tensor, vectors: Tensor) -> Tensor:
     return torch.cat([embeds, vectors.to(embeds.dtype).expand(len(embeds), *vectors.shape)], 1)
 
 
+def replace_last(embeds: Tensor, vectors: Tensor) -> Tensor:
+    """Return embeddings (prompts, tokens, width) with the vectors in place of the last tokens, which are padding."""
+    return append(embeds[:, : embeds.shape[1] - len(vectors)], vectors)
+
+
+def place_for(subject: Subject, texts: Sequence[str], count: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return how `count` vectors are put behind prompts.
+
+    Raises:
+        EvaluationError: If all prompts are padded to one length and one of them leaves no room.
+    """
+    longest = max(texts, key=len)
+    length = subject.encode([longest]).shape[1]
+    if subject.encode([""]).shape[1] != length:
+        return append
+    tokenizer = getattr(subject.pipe, "tokenizer", None)
+    used = max(len(tokenizer(text).input_ids) for text in texts) if tokenizer is not None else 0
+    if used + count > length:
+        raise EvaluationError(
+            f"A prompt has {used} of the {length} tokens that the pipeline reads, which leaves no room for {count} "
+            "learned ones. Lower the `tokens` of the budget, or raise `max_sequence_length` if the pipeline has it."
+        )
+    return replace_last
+
+
 def extended(subject: Subject, asks: tuple[Ask, ...], vectors: Tensor) -> list[Ask]:
     """Return the same prompts with the vectors behind their embeddings."""
-    embeds = append(subject.encode([ask.text for ask in asks]), vectors)
+    texts = [ask.text for ask in asks]
+    embeds = place_for(subject, texts, len(vectors))(subject.encode(texts), vectors)
     return [replace(ask, embeds=row[None]) for ask, row in zip(asks, embeds, strict=True)]
