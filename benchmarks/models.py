@@ -32,7 +32,6 @@ FILE = FOLDER / "models.json"
 MODELS = ("shapeworld", "shapeworld-unet", "shapeworld-cogvideox")
 METHODS = {
     "ridge": ua.BuildConfig(),
-    "ridge, epsilon 0.3": ua.BuildConfig(epsilon=0.3),  # costs drift, and withstands a soft prompt better
     "uce": ua.BuildConfig(method="uce"),
     "cpca": ua.BuildConfig(method="cpca"),
 }

@@ -294,6 +294,20 @@ def test_a_start_with_less_noise_stays_nearer(edited: Subject, target: Target, e
     assert [point.opened for point in points] == [False, True] and points[0].number == ends[0.5][0]
 
 
+def test_a_start_of_a_model_of_diffusion(target: Target) -> None:
+    """CogVideoX: half of the schedule leaves sqrt(1 - k) noise; a UNet's sibling takes no latents."""
+    pipe = untrained("cogvideox")
+    subject = Subject(pipe, as_detectors([Detector("always", lambda frames: [1.0] * len(frames))]),
+                      OTHERS["CogVideoXPipeline"] | {"num_inference_steps": 2}, batch=2)  # fmt: skip
+    asks = target.named[:2]
+    clips = torch.stack(subject.generate(asks, "latent"))
+    (point,) = video_start(subject, replace(target, named=asks, opened=()), Examples(asks, clips, clips), FEW)
+    kept = pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps[1]]
+    assert point.rate.hits == 2 and point.number == pytest.approx(float((1 - kept) ** 0.5)) and 0 < point.number < 1
+    with pytest.raises(EvaluationError, match="TextToVideoSDPipeline has no video-to-video sibling that is known"):
+        video_start(replace(subject, pipe=untrained("unet")), target, Examples(asks, clips, clips), FEW)
+
+
 def test_a_share_that_leaves_no_step_is_refused(base: Subject, target: Target, examples: Examples) -> None:
     with pytest.raises(EvaluationError, match="A share of 0.1 of 4 denoising steps leaves none"):
         noised(base, target.named, examples, 0.1)

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.resnet import TemporalConvLayer
 
 from unlearning_adapters import build_adapter, load_concept, load_shapeworld, load_unlearning_adapter
+from unlearning_adapters.shapeworld.architecture import build_tokenizer
 from unlearning_adapters.shapeworld.captions import WORDS
 from unlearning_adapters.shapeworld.curriculum import FAMILIAR, Curriculum, strangeness, to_the_noisiest
 from unlearning_adapters.shapeworld.evaluate import Suite, measure
@@ -19,9 +20,12 @@ from unlearning_adapters.shapeworld.train_denoiser import Captions, DenoiserSett
 from unlearning_adapters.shapeworld.train_family import (
     FAMILIES,
     SETTINGS,
+    VALUES,
+    Conditioned,
     assemble,
     diffusion_batch,
     export,
+    tags_of,
     train_family_denoiser,
 )
 from unlearning_adapters.shapeworld.train_family_vae import refine_family_decoder, train_family_vae
@@ -123,6 +127,53 @@ def test_a_world_without_a_value_never_shows_or_names_it():
         texts = captions.tokenizer.batch_decode(ids, skip_special_tokens=True)
         assert not any(f" {word} " in f" {text} " for word in words for text in texts)
         assert any(value in values_shown(scene) for scene in training_scenes(replace(settings, without="")))
+
+
+def test_captions_can_leave_the_shape_to_an_unknown_word_and_use_plain_words_less():
+    settings = replace(DenoiserSettings(), scenes=90, pair_scenes=0, noise_word=0.0, drop_prompt=0.0)
+    scenes = training_scenes(settings)
+
+    def texts(**changed):
+        captions = Captions(scenes, replace(settings, **changed))
+        ids, _ = captions.draw(np.random.default_rng(0), np.arange(90))
+        return captions.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def share(found, words):
+        return np.mean([any(f" {word} " in f" {text} ".replace(",", " ") for word in words) for text in found])
+
+    shapes = [word for words in WORDS["shape"].values() for word in words]
+    plain = [words[0] for words in WORDS["shape"].values()]
+    assert share(texts(), shapes) > 0.7 and share(texts(nameless=1.0), shapes) == 0
+    assert share(texts(plain_share=0.0), plain) < share(texts(), plain) - 0.1
+
+
+def test_every_token_is_tagged_with_the_value_that_it_names():
+    tokenizer = build_tokenizer()
+    tags = tags_of(tokenizer)
+    caption = "on a bright background, a crimson crosspiece and a jade ball move to the top"
+    tagged = [VALUES[tag - 1][1] for tag in tags[tokenizer(caption).input_ids].tolist() if tag]
+    assert tagged == ["white", "red", "cross", "green", "circle", "up"]
+    assert not tags[tokenizer("a thing moves on the ground </s>").input_ids].any()
+    assert set(tags.tolist()) == set(range(len(VALUES) + 1))
+
+
+def test_a_text_encoder_learns_to_tell_every_value_apart():
+    """From random weights, by the loss of the tags alone, which falls below that of a guess among the values."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    model, tags = Conditioned(FAMILIES["cogvideox"], len(tokenizer)), tags_of(tokenizer)
+    captions = [prompt.prompt for prompt in draw_prompts(32, seed=5, synonyms=True)]
+    ids = tokenizer(captions, padding="max_length", max_length=24, return_tensors="pt").input_ids
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = model.tag_loss(ids, tags)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 2.0 and losses[-1] < 0.5
+    assert all(parameter.grad is None for parameter in model.denoiser.parameters())
 
 
 def test_the_scenes_of_the_embedded_model_are_as_they_were():

@@ -18,7 +18,7 @@ from .target import Ask, Target
 from .velocity import Examples
 
 # Pipelines and their siblings that start from latents; those run the rest of the schedule.
-VIDEO_TO_VIDEO = {"WanPipeline": "WanVideoToVideoPipeline"}
+VIDEO_TO_VIDEO = {"WanPipeline": "WanVideoToVideoPipeline", "CogVideoXPipeline": "CogVideoXVideoToVideoPipeline"}
 
 
 def video_start(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Point, ...]:
@@ -68,4 +68,11 @@ def noised(subject: Subject, asks: tuple[Ask, ...], examples: Examples, strength
         else:
             latents = scheduler.scale_noise(clean[None], timestep, noise)
         started.append(replace(ask, latents=latents))
-    return started, float(scheduler.sigmas[first])
+    return started, _level(scheduler, first)
+
+
+def _level(scheduler: Any, step: int) -> float:
+    """Return the share of noise before a step: sigma of flow matching, sqrt(1 - k) of diffusion."""
+    if hasattr(scheduler, "sigmas"):
+        return float(scheduler.sigmas[step])
+    return float((1 - scheduler.alphas_cumprod[scheduler.timesteps[step]]) ** 0.5)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from .architecture import MAX_TEXT, build_text_encoder, build_tokenizer, build_transformer, build_vae
-from .captions import describe
+from .captions import WORDS, describe
 from .scenes import Scene, render, sample_scene
 from .training_run import DEVICE, Run, learning_rate, to_tensor
 
@@ -31,6 +31,7 @@ class DenoiserSettings:
     pair_scenes: int = 768  # clips with two
     drop_prompt: float = 0.1  # chance of the empty prompt, for guidance
     noise_word: float = 0.05  # chance of an unknown word in a caption, which the model must learn to ignore
+    nameless: float = 0.0  # chance that an unknown word stands for the shape, so that no shape is what no word means
     plain_share: float = 0.5  # share of the mentions that use the plain word for sure; the rest use any
     text_tokens: int = 24
     seed: int = 2
@@ -139,6 +140,11 @@ def predict_velocity(
     return velocity
 
 
+def unknown_word(rng: np.random.Generator) -> str:
+    """Return a word of three to five random letters."""
+    return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=rng.integers(3, 6)))
+
+
 class Captions:
     """Draws the captions of one training step and their token ids."""
 
@@ -151,11 +157,14 @@ class Captions:
         """Return token ids and mask, both (batch, text_tokens), of fresh captions of the scenes."""
         texts = []
         for index in indices:
-            caption = describe(rng, self.scenes[index], plain_share=self.settings.plain_share)
-            words = caption.split(" ")
+            scene = self.scenes[index]
+            words = describe(rng, scene, plain_share=self.settings.plain_share).split(" ")
+            if self.settings.nameless and rng.random() < self.settings.nameless:
+                names = {name for body in scene.bodies for name in WORDS["shape"][body.shape]}
+                words = [unknown_word(rng) if word.strip(",") in names else word for word in words]
             if rng.random() < self.settings.noise_word:
-                letters = rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=rng.integers(3, 6))
-                words.insert(int(rng.integers(len(words) + 1)), "".join(letters))
+                letters = unknown_word(rng)
+                words.insert(int(rng.integers(len(words) + 1)), letters)
             texts.append("" if rng.random() < self.settings.drop_prompt else " ".join(words))
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=self.settings.text_tokens, truncation=True, return_tensors="pt"
