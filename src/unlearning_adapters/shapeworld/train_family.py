@@ -82,7 +82,10 @@ class Conditioned(torch.nn.Module):
         told = self.reader(self.text_encoder(ids).last_hidden_state).flatten(0, 1)
         truth = tags[ids].flatten()
         loss = torch.nn.functional.cross_entropy(told, truth, reduction="none")
-        return 0.5 * (loss[truth == 0].mean() + loss[truth > 0].mean())
+        naming = (truth > 0).float()
+        # A batch of empty prompts names nothing.
+        parts = [(loss * part).sum() / part.sum().clamp(min=1) for part in (naming, 1 - naming)]
+        return torch.stack(parts).mean()
 
 
 def tags_of(tokenizer: Any) -> Tensor:
