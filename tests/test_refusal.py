@@ -13,6 +13,7 @@ from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.refusal import (
     agreeing_pairs,
     concept_rows,
+    counted_rows,
     distinct_rows,
     exact_rows,
     landing_vector,
@@ -198,6 +199,14 @@ def test_distinct_rows_keep_the_first_of_each_in_order() -> None:
     close = rows[:1].repeat(2, 1)
     close[1] *= 1.01
     assert len(distinct_rows(close)) == 2
+
+
+def test_counted_rows_say_how_often_each_of_them_came() -> None:
+    first, second = torch.randn(2, FEATURES, generator=torch.Generator().manual_seed(0))
+    rows, counts = counted_rows(torch.stack([first, second, first, first]))
+    assert torch.equal(rows, torch.stack([first, second])) and counts.tolist() == [3, 1]
+    assert counted_rows(torch.zeros(4, FEATURES))[1].tolist() == [4]
+    assert [len(part) for part in counted_rows(torch.zeros(0, FEATURES))] == [0, 0]
 
 
 def test_exact_rows_are_float64_without_a_gradient() -> None:

@@ -17,12 +17,13 @@ from tiny import tiny_wan_pipeline
 from tiny_encoders import WIDTH
 from unlearning_adapters.adapter import UnlearningAdapter
 from unlearning_adapters.adapter_file import load_adapter
-from unlearning_adapters.builder import build_adapter, gather
+from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept, Pair, load_concept
 from unlearning_adapters.config import MAX_RANK, BuildConfig
 from unlearning_adapters.errors import ConfigError, DenoiserError
 from unlearning_adapters.evaluation.controls import random_adapter
 from unlearning_adapters.export import export_lora
+from unlearning_adapters.material import gather
 from unlearning_adapters.methods import _tokens
 from unlearning_adapters.shapeworld.generate import GENERATION
 from unlearning_adapters.shapeworld.model import load_shapeworld

@@ -1,13 +1,10 @@
 """Build an adapter from pairs of prompts or pictures: sites -> activations -> directions -> adapter; no training."""
 
-import inspect
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,21 +13,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .activations import Recording, record
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
-from .block_strengths import check_blocks, with_block_strengths
+from .block_strengths import with_block_strengths
 from .concepts import Concept
-from .config import DEFAULT_PAIRS, MAX_RANK, BuildConfig, site_strength
-from .errors import ConceptError, DenoiserError
-from .methods import NEEDS_GRAM, NEEDS_NEUTRAL, GroupRows, find_direction, find_strength
-from .moving_sites import few_steps, find_feeds
-from .pairs import Pair
-from .site_choice import choose_sites
-from .sites import Site, check_not_empty, denoisers
+from .config import MAX_RANK, BuildConfig, site_strength
+from .errors import DenoiserError
+from .material import gather
+from .methods import NEEDS_GRAM, find_direction, find_strength
+from .sites import denoisers
 from .weights import layer_response, weight_gram
 
-NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
-NEUTRAL_HIDDEN_ROWS = 2048  # of all neutral prompts together
 LEFT_OUT = 0.01  # share of an edit that may fall to the limit of its rank unsaid
 
 
@@ -102,63 +94,6 @@ def build_adapter(
     return assemble(pipe, concept, config, directions, median(strengths))
 
 
-@dataclass(frozen=True)
-class Material:
-    """What a build works on: the pairs, the sites, and what these read; any number of directions can be made of it.
-
-    Args:
-        pairs: The pairs that are used.
-        sites: The sites.
-        recorded: What they read for the unsafe sides of all pairs, then for the safe ones.
-        neutral: What they read for the neutral prompts, or None without such.
-    """
-
-    pairs: tuple[Pair, ...]
-    sites: tuple[Site, ...]
-    recorded: Recording
-    neutral: Recording | None
-
-    @property
-    def groups(self) -> int:
-        """Number of groups of sites that read the same."""
-        return len(self.recorded.rows)
-
-    def group_of(self, site: Site) -> int:
-        """Return the group of a site."""
-        return self.recorded.groups[site.name]
-
-    def rows(self, group: int) -> GroupRows:
-        """Return what a group reads, without pairs that differ in nothing that sites of its kind read."""
-        kinds = {site.name: site.kind for site in self.sites}
-        return _rows_of(self.recorded, self.neutral, group, self.pairs, kinds[self.recorded.members(group)[0]])
-
-    @contextmanager
-    def named(self, group: int) -> Iterator[None]:
-        """Name the first site of a group in a `ConceptError` that is raised inside."""
-        try:
-            yield
-        except ConceptError as error:
-            raise ConceptError(f"At the site {self.recorded.members(group)[0]!r}: {error}") from error
-
-
-def gather(
-    pipe: Any,
-    concept: Concept,
-    config: BuildConfig,
-    *,
-    progress: bool = True,
-    call_kwargs: Mapping[str, Any] | None = None,
-) -> Material:
-    """Find the sites of a build and record what they read: its first two steps; arguments as in `build_adapter`."""
-    pairs = _chosen_pairs(concept, config)
-    sites = choose_sites(pipe, concept, pairs, config, call_kwargs)
-    check_blocks(config.block_strengths, sites)
-    networks = denoisers(pipe)
-    for site in sites:
-        check_not_empty(networks[site.component], site.module)
-    return Material(pairs, sites, *_record(pipe, concept, pairs, sites, config, progress, call_kwargs))
-
-
 def assemble(
     pipe: Any, concept: Concept, config: BuildConfig, directions: Mapping[str, Direction], strength: float
 ) -> UnlearningAdapter:
@@ -176,113 +111,6 @@ def assemble(
         directions=directions,
         lora_B=_lora_factors(pipe, directions, strength),
     )
-
-
-def _chosen_pairs(concept: Concept, config: BuildConfig) -> tuple[Pair, ...]:
-    if config.pairs is not None and config.pairs > len(concept.pairs):
-        raise ConceptError(
-            f"Expected the concept {concept.name!r} to have the {config.pairs} pairs that `pairs` asks for, but it has "
-            f"{len(concept.pairs)}. Lower `pairs`, or add pairs."
-        )
-    if not (concept.neutral or concept.neutral_images) and config.method in NEEDS_NEUTRAL:
-        kind = "prompts" if any(pair.text_differs for pair in concept.pairs) else "pictures"
-        warnings.warn(
-            f"The concept {concept.name!r} has no neutral {kind}: the method {config.method!r} protects only what the "
-            f"safe sides of its pairs show. Add neutral {kind} to keep more.",
-            stacklevel=4,
-        )
-    return concept.pairs[: config.pairs or DEFAULT_PAIRS]
-
-
-def _record(
-    pipe: Any,
-    concept: Concept,
-    pairs: Sequence[Pair],
-    sites: Sequence[Site],
-    config: BuildConfig,
-    progress: bool,
-    call_kwargs: Mapping[str, Any] | None,
-) -> tuple[Recording, Recording | None]:
-    """Record both sides of all pairs, unsafe sides first, and the neutral prompts; both sides of a pair share noise."""
-    seeds = [config.seed + index for index in range(len(pairs))]
-    settings: dict[str, Any] = {
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "call_kwargs": call_kwargs,
-        "progress": progress,
-    }
-    feeds = find_feeds(pipe, sites, pairs[0].unsafe, pairs[0].unsafe_image, seed=config.seed, call_kwargs=call_kwargs)
-    if feeds.moving:
-        settings |= {"calls": feeds.moving, "call_kwargs": few_steps(call_kwargs)}
-    recorded = record(
-        pipe,
-        [pair.unsafe for pair in pairs] + [pair.safe for pair in pairs],
-        sites,
-        images=[pair.unsafe_image for pair in pairs] + [pair.safe_image for pair in pairs],
-        seed=seeds + seeds,
-        leaders=feeds.leaders,
-        description="Pairs",
-        **settings,
-    )
-    prompts, images = _neutral_inputs(concept, pairs, _guidance_prompts(pipe, call_kwargs))
-    if not prompts:
-        return recorded, None
-    hidden = any(site.kind == "hidden" for site in sites)
-    neutral = record(
-        pipe,
-        prompts,
-        sites,
-        images=images,
-        seed=config.seed,
-        max_rows=max(1, NEUTRAL_HIDDEN_ROWS // len(prompts)) if hidden else NEUTRAL_TEXT_ROWS,
-        leaders=recorded.leaders,
-        description="Neutral prompts",
-        **settings,
-    )
-    return recorded, neutral
-
-
-def _guidance_prompts(pipe: Any, call_kwargs: Mapping[str, Any] | None) -> list[str]:
-    """Return what guidance steers away from: the empty prompt, and the pipeline's own or the given negative prompt.
-
-    They pass the edited layers at every guided step, and guidance multiplies whatever the edit does to them.
-    """
-    parameter = inspect.signature(type(pipe).__call__).parameters.get("negative_prompt")
-    if parameter is None:
-        return []
-    negative = (call_kwargs or {}).get("negative_prompt", parameter.default)
-    return ["", negative] if isinstance(negative, str) and negative else [""]
-
-
-def _neutral_inputs(concept: Concept, pairs: Sequence[Pair], guidance: Sequence[str]) -> tuple[list[str], list[Any]]:
-    """Return each neutral prompt with a picture, and each neutral picture with a prompt.
-
-    Where there are more of the one kind than of the other, the other is repeated; without neutral ones, the safe sides
-    of the pairs stand in. The prompts of guidance join the neutral ones.
-    """
-    neutral = [*concept.neutral, *guidance] if concept.neutral else []
-    count = max(len(neutral), len(concept.neutral_images))
-    prompts = neutral or [pair.safe for pair in pairs]
-    images = concept.neutral_images or [pair.safe_image for pair in pairs]
-    return list(islice(cycle(prompts), count)), list(islice(cycle(images), count))
-
-
-def _rows_of(recorded: Recording, neutral: Recording | None, group: int, pairs: Sequence[Pair], kind: str) -> GroupRows:
-    """Return the rows of a group, without pairs that differ in nothing that sites of its kind read."""
-    unsafe, safe = recorded.rows[group][: len(pairs)], recorded.rows[group][len(pairs) :]
-    by_call = recorded.by_call.get(group)
-    differs = {
-        "text": [pair.text_differs for pair in pairs],
-        "image": [pair.image_differs for pair in pairs],
-    }.get(kind, [True] * len(pairs))
-    telling = [index for index in range(len(pairs)) if differs[index] or not torch.equal(unsafe[index], safe[index])]
-    kept = neutral.of(recorded.members(group)[0]) if neutral else (unsafe[0][:0],)
-    rows = GroupRows(unsafe, safe, kept, kind=kind)
-    if by_call:  # each call is a pair of its own, so that both sides are compared at one timestep
-        sides = (by_call[: len(pairs)], by_call[len(pairs) :])
-        unsafe, safe = (tuple(rows for calls in side for rows in calls) for side in sides)
-        rows = GroupRows(unsafe, safe, kept, steps=len(by_call[0]), kind=kind)
-    return rows.pairs(telling) if telling else rows
 
 
 def _gram(networks: Mapping[str, Any], sites: Sequence[str], method: str) -> Tensor:

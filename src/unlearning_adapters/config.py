@@ -13,6 +13,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 MAX_STRENGTH = 4.0
 MAX_RANK = 64
 Landing = Literal["majority", "mean"]
+DEFAULT_EPSILON = 0.003
 DEFAULT_PAIRS = 5  # as in the paper
 MAX_CALIBRATED_STRENGTH = 2.0
 
@@ -51,7 +52,7 @@ class BuildConfig:
     rank: int = 1
     components: int = 100
     contrast: float = 1.0
-    epsilon: float = 0.01
+    epsilon: float = DEFAULT_EPSILON
     landing: Landing = "majority"
     rounds: int = 3
     sharpness: float = 2.0

@@ -23,7 +23,7 @@ from .directions import (
     token_differences,
 )
 from .errors import ConceptError
-from .refusal import distinct_rows, landing_vector
+from .refusal import counted_rows, distinct_rows, landing_vector
 from .rivals import cure_direction, prompt_means, rece_direction, uce_direction
 
 NEEDS_NEUTRAL = ("ridge", "cpca", "uce", "rece", "cure")
@@ -38,24 +38,28 @@ class GroupRows:
         unsafe: Rows of the unsafe side of each pair, shape (tokens, features) each; of each step in turn for several.
         safe: Rows of the safe side of each pair, in the same order.
         neutral: Rows of each neutral prompt; one of no rows if there is none.
+        guidance: Rows of each prompt that guidance steers away from.
         gram: Sum over the sites of `W^T W`, shape (features, features), for the methods of `NEEDS_GRAM`.
         steps: Number of steps at which each pair was recorded apart.
         kind: Kind of the sites: "text", "image" or "hidden".
         concepts: What carries the concept in each pair and step, if it is known already.
+        counts: Number of neutral prompts that each neutral row stands for, if these were pooled.
     """
 
     unsafe: tuple[Tensor, ...]
     safe: tuple[Tensor, ...]
     neutral: tuple[Tensor, ...]
+    guidance: tuple[Tensor, ...] = ()
     gram: Tensor | None = None
     steps: int = 1
     kind: str = "text"
     concepts: tuple[ConceptRows, ...] | None = None
+    counts: Tensor | None = None
 
     @property
     def neutral_rows(self) -> Tensor:
-        """Rows of all neutral prompts, shape (rows, features)."""
-        return torch.cat(self.neutral)
+        """Rows of all neutral prompts and those of guidance, shape (rows, features)."""
+        return torch.cat([*self.neutral, *self.guidance])
 
     @property
     def found(self) -> tuple[ConceptRows, ...]:
@@ -70,7 +74,24 @@ class GroupRows:
         Raises:
             ConceptError: If the two sides of a pair read alike.
         """
-        return replace(self, neutral=(distinct_rows(self.neutral_rows),), concepts=self.found)
+        rows, counts = counted_rows(torch.cat(self.neutral))
+        return replace(self, neutral=(rows,), counts=counts, concepts=self.found)
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Return the rows that must not change, shape (rows, features), and the weight of each, shape (rows,).
+
+        A row weighs as many prompts as read it, and the rows of guidance together as much as all others, since a
+        guided model reads them at every step. What is not text is no part of that: there equal rows count once.
+        """
+        neutral, safe = torch.cat(self.neutral), torch.cat(self.safe)
+        if self.kind != "text":
+            rows = distinct_rows(torch.cat([neutral, *self.guidance, safe]))
+            return rows, torch.ones(len(rows), dtype=torch.float64)
+        counts = torch.ones(len(neutral), dtype=torch.float64) if self.counts is None else self.counts
+        prompts = torch.cat([counts, torch.ones(len(safe), dtype=torch.float64)])
+        guidance = torch.cat([neutral[:0], *self.guidance])
+        share = prompts.sum() / max(1, len(guidance))
+        return torch.cat([neutral, safe, guidance]), torch.cat([prompts, share.expand(len(guidance))])
 
     def pairs(self, indices: Sequence[int]) -> "GroupRows":
         """Return the same with some of the pairs only, each with all of its steps."""
@@ -135,9 +156,11 @@ def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) ->
     if config.landing == "majority" and rows.kind == "text":
         by_pair = [found[first : first + rows.steps] for first in range(0, len(found), rows.steps)]
         landing = landing_vector([_mean_row(item.concept - item.counterpart for item in pair) for pair in by_pair])
-    kept = torch.cat([*rows.neutral, *rows.safe])
+    kept, weights = rows.kept()
     differences = _differences(rows) if config.rank > 1 else None
-    return ridge_direction(r, kept, config.epsilon, rank=config.rank, difference_rows=differences, landing=landing)
+    return ridge_direction(
+        r, kept, config.epsilon, rank=config.rank, difference_rows=differences, weights=weights, landing=landing
+    )
 
 
 def _leace(rows: GroupRows, _config: BuildConfig, _generator: torch.Generator) -> Direction:
@@ -159,7 +182,7 @@ def _rece(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> 
 
 
 def _cure(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> Direction:
-    retain = [prompt for prompt in (*rows.neutral, *rows.safe) if len(prompt)]
+    retain = [prompt for prompt in (*rows.neutral, *rows.guidance, *rows.safe) if len(prompt)]
     return cure_direction(prompt_means(rows.unsafe), prompt_means(retain), sharpness=config.sharpness)
 
 
@@ -186,4 +209,4 @@ def _tokens(rows: GroupRows) -> tuple[Tensor, Tensor, Tensor]:
     for unsafe, found in zip(rows.unsafe, rows.found, strict=True):
         concepts.append(distinct_rows(unsafe[found.unsafe_index]))
         guides.append(found.counterpart.expand_as(concepts[-1]))
-    return torch.cat(concepts), torch.cat(guides), distinct_rows(torch.cat([*rows.neutral, *rows.safe]))
+    return torch.cat(concepts), torch.cat(guides), distinct_rows(torch.cat([rows.neutral_rows, *rows.safe]))

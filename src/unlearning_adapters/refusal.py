@@ -4,6 +4,7 @@ Rows are float32, shape (rows, features), one row per token as the site receives
 Symbols, equations and sources: docs/maths.md 2 and 3.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -198,16 +199,22 @@ def distinct_rows(rows: Tensor) -> Tensor:
         The first of each set of equal rows, in order, shape (k, features); rows that differ by the rounding of a
         float32 forward pass alone are equal.
     """
+    return counted_rows(rows)[0]
+
+
+def counted_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows without repetitions, as `distinct_rows`, and how often each of them came, shape (k,), float64."""
     sizes = rows.norm(dim=1)
     if not sizes.any():
-        return rows[:1]
+        return rows[:1], torch.tensor([len(rows)] if len(rows) else [], dtype=torch.float64)
     # A cell of the grid must be wider than rounding by about the number of features, or one feature in thousands
     # crosses a border and splits equal rows; different tokens are still hundreds of cells apart.
     step = 100 * SAME_ROWS * sizes[sizes > 0].median()
     first: dict[bytes, int] = {}
+    seen: Counter[int] = Counter()
     for index, cells in enumerate((rows / step).round().to(torch.int32).cpu().numpy()):
-        first.setdefault(cells.tobytes(), index)
-    return rows[list(first.values())]
+        seen[first.setdefault(cells.tobytes(), index)] += 1
+    return rows[list(first.values())], torch.tensor(list(seen.values()), dtype=torch.float64)
 
 
 def exact_rows(rows: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
 from .block_strengths import with_block_strengths
-from .builder import Material, assemble, base_model_of, gather
+from .builder import assemble, base_model_of
 from .concepts import Concept
 from .config import BuildConfig
 from .counterparts import Split, split_concept
 from .errors import AdapterNameError, ConceptError, ConfigError
 from .front_plot import front_svg
+from .material import Material, gather
 from .methods import find_direction, find_strength
 from .proxy import STEPS, Proxy, Score
 from .search_space import STRENGTH, Trial, choose, first_guesses, pareto_front, suggest

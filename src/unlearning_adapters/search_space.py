@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from math import hypot
 from typing import Any
 
-from .config import BuildConfig
+from .config import DEFAULT_EPSILON, BuildConfig
 from .errors import ConfigError
 
 SEARCHED_METHODS = ("ridge", "cpca", "mean", "pca", "leace")
@@ -112,7 +112,7 @@ def first_guesses(calibrated: float) -> list[dict[str, Any]]:
         calibrated: Strength that the default build calibrates.
     """
     alike = {"every_block": True, "one_strength": True}
-    ridge = {"method": "ridge", "rank": 1, "epsilon": 0.01, **alike}
+    ridge = {"method": "ridge", "rank": 1, "epsilon": DEFAULT_EPSILON, **alike}
     stronger = [min(factor * calibrated, STRENGTH[1]) for factor in (1.25, 1.5)]
     return [
         {**ridge, "strength": calibrated},
