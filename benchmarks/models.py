@@ -2,14 +2,15 @@
 
 Writes benchmarks/models.json and benchmarks/models.md. For each model and concept: five shipped pairs, default
 settings, held-out prompts with the concept's own word and with other words, prompts of its neighbours, the same seeds
-for all arms; rivals; three concepts stacked; and how long a build takes, in generations of one clip.
+for all arms; rivals, the best of them also at the strength at which it erases as much; three concepts stacked; and how
+long a build takes, in generations of one clip.
 """
 
 import argparse
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ METHODS = {
     "uce": ua.BuildConfig(method="uce"),
     "cpca": ua.BuildConfig(method="cpca"),
 }
+# A rival that leaves too much is raised until it does not, so that drifts are compared where both erase.
+RAISED = {f"uce {strength:g}": ua.BuildConfig(method="uce", strength=strength) for strength in (1.2, 1.4, 1.7, 2.0)}
+ENOUGH = {"own word": 0.02, "synonyms": 0.10}
 STACK = ("red", "circle", "left")
 SEED = 631  # of the prompts and the noise; no other file uses it
 SHOWN = ("own word", "synonyms")
@@ -80,7 +84,7 @@ def build(pipe: Any, value: str, method: str) -> tuple[ua.UnlearningAdapter, flo
     adapter = ua.build_adapter(
         pipe,
         concept,
-        METHODS[method],
+        {**METHODS, **RAISED}[method],
         progress=False,
         call_kwargs=length,
     )
@@ -112,6 +116,16 @@ def measure_concept(
     return arms
 
 
+def erases(found: Mapping[str, Any], method: str) -> bool:
+    """Tell whether a method leaves little enough of all concepts together, by their own word and by others."""
+    arms = [arms[method]["shown"] for arms in found["concepts"].values()]
+    for kind, most in ENOUGH.items():
+        rates = [shown[kind] for shown in arms if kind in shown]
+        if sum(rate["hits"] for rate in rates) > most * sum(rate["count"] for rate in rates):
+            return False
+    return True
+
+
 def measure_stack(pipe: Any, clips: int, stack: Sequence[str]) -> dict[str, Any]:
     """Return, for each concept of the stack, its rates with all of them loaded, and with it alone."""
     adapters = {value: build(pipe, value, "ridge")[0] for value in stack}
@@ -132,6 +146,18 @@ def measure_stack(pipe: Any, clips: int, stack: Sequence[str]) -> dict[str, Any]
 def free(prompt: LabelledPrompt, value: str, stack: Sequence[str]) -> bool:
     """Tell whether a prompt names none of the other stacked concepts."""
     return not set(prompt.factors.values()) & (set(stack) - {value})
+
+
+def raise_rival(pipe: Any, found: dict[str, Any], clips: int, keep: Callable[[], None]) -> None:
+    """Measure the rival at one strength after the other, up to the first at which it erases."""
+    done = "uce"
+    for method in RAISED:
+        if erases(found, done):
+            return
+        for value, arms in found["concepts"].items():
+            found["concepts"][value] = measure_concept(pipe, value, clips, [method], arms)
+            keep()
+        done = method
 
 
 def clip_seconds(pipe: Any) -> float:
@@ -176,7 +202,7 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for model, found in results.items():
         concepts = found["concepts"].values()
-        for name in ("base", *METHODS):
+        for name in ("base", *METHODS, *RAISED):
             if arms := [item[name] for item in concepts if name in item]:
                 lines.append(row(model, name, arms, found["clip seconds"]))
         for label in ("alone", "stacked"):
@@ -216,6 +242,8 @@ def main() -> None:
             known = found["concepts"].get(value, {})
             found["concepts"][value] = measure_concept(pipe, value, options.clips, options.methods, known)
             keep()
+        if set(CONCEPTS) <= set(found["concepts"]) and "uce" in options.methods:
+            raise_rival(pipe, found, options.clips, keep)
         if "stack" not in found:
             found["stack"] = measure_stack(pipe, options.clips, STACK)
             keep()
