@@ -88,7 +88,7 @@ def _build_options(command: Options) -> None:
     add("--method", choices=METHODS, help="how directions are found (default: ridge)")
     add("--strength", type=float, help="part of the direction that is removed (default: calibrated on the pairs)")
     add("--rank", type=int, help="directions per site (default: 1)")
-    add("--epsilon", type=float, help="regularisation of ridge (default: 0.003)")
+    add("--epsilon", type=float, help="regularisation of ridge (default: 0.001)")
     add(
         "--landing",
         choices=("majority", "mean"),

@@ -13,7 +13,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 MAX_STRENGTH = 4.0
 MAX_RANK = 64
 Landing = Literal["majority", "mean"]
-DEFAULT_EPSILON = 0.003
+DEFAULT_EPSILON = 0.001
 DEFAULT_PAIRS = 5  # as in the paper
 MAX_CALIBRATED_STRENGTH = 2.0
 
