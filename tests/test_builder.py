@@ -179,6 +179,18 @@ def test_the_strength_is_calibrated_only_for_ridge_and_only_if_it_is_not_set():
     assert 1.0 < strength <= 2.0
 
 
+def test_pairs_that_do_not_know_each_other_are_doubted() -> None:
+    words = ("red blue", "dog cross", "house street", "car tree", "left right")
+    pairs = tuple(Pair(*(f"a {word} moves" for word in both.split())) for both in words)
+    with pytest.warns(UserWarning, match=r"at its limit of 2: .* Add pairs, or word them more alike\."):
+        unlike = build(planted_pipeline(), Concept("unlike", pairs, neutral=("a circle", "the green")))
+    assert unlike.strength == 2.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert build(planted_pipeline()).strength < 2.0
+        build(planted_pipeline(), Concept("unlike", pairs, neutral=("a circle", "the green")), strength=2.0)
+
+
 def test_hidden_sites_and_patterns_and_blocks_are_built():
     pipe = tiny.tiny_wan_pipeline()
     config = BuildConfig(method="mean", sites="hidden", steps=2)
