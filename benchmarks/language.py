@@ -8,7 +8,7 @@ that the denoiser was not trained on; prompts of the neighbours; the same seeds 
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,16 @@ def rates(value: str, sets: dict[str, list[LabelledPrompt]], verdicts: Sequence[
     }
 
 
-def measure_concept(pipe: Any, value: str, clips: int) -> dict[str, Any]:
-    """Return the rates of all arms for one concept."""
+def measure_concept(pipe: Any, value: str, clips: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rates of all arms for one concept, those that are known as they are."""
     concept = language_concept(value)
     sets = draw_sets(value, concept.words, clips)
     prompts = [prompt for members in sets.values() for prompt in members]
     arms: dict[str, Any] = {}
     for name, config in ARMS.items():
+        if name in known:
+            arms[name] = known[name]
+            continue
         strength = None
         if config is not None:
             # The text encoder runs on as many tokens as prompts are padded to.
@@ -156,7 +159,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure the concepts that are not in the file yet."""
+    """Measure what is not in the file yet."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=int, default=20, help="prompts per kind of phrase (default: 20)")
     parser.add_argument("--concepts", nargs="+", default=CONCEPTS)
@@ -168,8 +171,9 @@ def main() -> None:
     results = old.get("concepts", {}) if old.get("clips") == options.clips else {}
     pipe = ua.load_shapeworld_language()
     for value in options.concepts:
-        if value not in results:
-            results[value] = measure_concept(pipe, value, options.clips)
+        known = results.get(value, {}).get("arms", {})
+        if set(ARMS) - set(known):
+            results[value] = measure_concept(pipe, value, options.clips, known)
             options.file.write_text(
                 json.dumps({"clips": options.clips, "seed": SEED, "concepts": results}, indent=1) + "\n"
             )
