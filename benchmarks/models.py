@@ -92,14 +92,19 @@ def build(pipe: Any, value: str, method: str) -> tuple[ua.UnlearningAdapter, flo
 
 
 def measure_concept(
-    pipe: Any, value: str, clips: int, methods: Iterable[str], known: Mapping[str, Any]
+    pipe: Any, value: str, clips: int, methods: Iterable[str], known: Mapping[str, Any], bases: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the rates of the base and of each method for one concept, those that are known as they are."""
+    """Return the rates of the base and of each method for one concept, those that are known as they are.
+
+    The base's clips are kept in `bases`, by the concept.
+    """
     missing = [method for method in methods if method not in known]
     if not missing and known:
         return dict(known)
     sets = draw_sets(value, clips)
-    base, found = arm(pipe, value, sets, None, f"{value}: base")
+    if value not in bases:
+        bases[value] = arm(pipe, value, sets, None, f"{value}: base")
+    base, found = bases[value]
     arms = {**known, "base": found}
     for method in missing:
         try:
@@ -148,14 +153,14 @@ def free(prompt: LabelledPrompt, value: str, stack: Sequence[str]) -> bool:
     return not set(prompt.factors.values()) & (set(stack) - {value})
 
 
-def raise_rival(pipe: Any, found: dict[str, Any], clips: int, keep: Callable[[], None]) -> None:
+def raise_rival(pipe: Any, found: dict[str, Any], clips: int, bases: dict[str, Any], keep: Callable[[], None]) -> None:
     """Measure the rival at one strength after the other, up to the first at which it erases."""
     done = "uce"
     for method in RAISED:
         if erases(found, done):
             return
         for value, arms in found["concepts"].items():
-            found["concepts"][value] = measure_concept(pipe, value, clips, [method], arms)
+            found["concepts"][value] = measure_concept(pipe, value, clips, [method], arms, bases)
             keep()
         done = method
 
@@ -237,13 +242,14 @@ def main() -> None:
             keep()
             continue
         found = results.setdefault(model, {"concepts": {}})
+        bases: dict[str, Any] = {}
         found.setdefault("clip seconds", clip_seconds(pipe))
         for value in options.concepts:
             known = found["concepts"].get(value, {})
-            found["concepts"][value] = measure_concept(pipe, value, options.clips, options.methods, known)
+            found["concepts"][value] = measure_concept(pipe, value, options.clips, options.methods, known, bases)
             keep()
         if set(CONCEPTS) <= set(found["concepts"]) and "uce" in options.methods:
-            raise_rival(pipe, found, options.clips, keep)
+            raise_rival(pipe, found, options.clips, bases, keep)
         if "stack" not in found:
             found["stack"] = measure_stack(pipe, options.clips, STACK)
             keep()
