@@ -47,9 +47,6 @@ ZERO_EIGENVALUE = 1e-9
 LOST_ROWS = 1e-12
 # A concept is erased whole if the strength covers the pairs up to this quantile; the worst pair alone is too noisy.
 COVERED_PAIRS = 0.9
-# And if it removes this part of the concept from a pair that it does not know: from 0.7 on models show nothing of it
-# (docs/method.md 1).
-COVERED_SHARE = 0.9
 
 
 def mean_direction(r: Tensor) -> Direction:
@@ -243,11 +240,11 @@ def random_direction(in_features: int, generator: torch.Generator, like: Directi
 
 
 def calibrate_strength(pairs: Sequence[tuple[Tensor, Tensor]], build: Callable[[tuple[int, ...]], Direction]) -> float:
-    """Return the strength that removes the concept from a pair that the direction was not made from.
+    """Return the strength that removes the concept whole from a pair that the direction was not made from.
 
     For each pair i the direction is made from the other pairs. `share_i = a . (c_i - s_i)` is the part of the concept
-    that strength 1 removes from pair i, since `a . w = 1`, and `0.9 / share_i` the strength that removes nine tenths of
-    it, taken from 1 to 2. The result is the 0.9 quantile over the pairs.
+    that strength 1 removes from pair i, since `a . w = 1`, and `1 / share_i` the strength that removes all of it, taken
+    from 1 to 2. The result is the 0.9 quantile over the pairs.
 
     Args:
         pairs: Concept row and counterpart of each pair, shape (features,) each.
@@ -264,8 +261,8 @@ def calibrate_strength(pairs: Sequence[tuple[Tensor, Tensor]], build: Callable[[
         others = tuple(index for index in range(len(pairs)) if index != left_out)
         read = exact_rows(build(others).read[0])
         concept, safe = (exact_rows(side) for side in pairs[left_out])
-        share = max(float(read @ (concept - safe).to(read.device)), COVERED_SHARE / MAX_CALIBRATED_STRENGTH)
-        needed.append(max(COVERED_SHARE / share, 1.0))
+        share = float(read @ (concept - safe).to(read.device))
+        needed.append(1 / min(max(share, 1 / MAX_CALIBRATED_STRENGTH), 1.0))
     return float(torch.tensor(needed, dtype=torch.float64).quantile(COVERED_PAIRS))
 
 
