@@ -194,8 +194,8 @@ What is removed, on tiny models in which a red cell of the picture is planted (`
 the distance between the videos of a picture with red cells and of the same picture with blue ones):
 
 - Wan 2.1 and Stable Video Diffusion, with image tokens as the only way in: the distance that is left is 0.03 and 0.004;
-  the video of a neutral picture moves by 0.07 and 0.08, with `epsilon` 0.001 and 0.0001. With the default of 0.001, 0.07
-  of the latter is left, and the neutral picture moves by 0.15. A text adapter leaves 1.00 on Wan.
+  the video of a neutral picture moves by 0.07 and 0.08, with `epsilon` 0.001 and 0.0001. With the default, 0.001,
+  0.07 is left of the latter, and the neutral picture moves by 0.15. A text adapter leaves 1.00 on Wan.
 - **The real models also read the picture from its latents**, and image sites do not see those: select
   `("image", "hidden")`. On Wan 2.1 with both ways open the video then tells red from blue 88 % less in the frames
   that are made, and 2 % less in the frame that is given; with image sites alone 83 % and 2 % less.
