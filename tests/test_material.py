@@ -1,5 +1,7 @@
 """What a build records: both sides of the pairs, the neutral prompts, and what guidance steers away from."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -34,6 +36,18 @@ def test_the_words_of_a_negative_prompt_are_moved_less_than_those_of_a_neutral_o
         adapter = build_adapter(pipe, CONCEPT, BuildConfig(epsilon=0.1), progress=False, call_kwargs=call)
         read[where] = float((adapter.directions[KEY].read @ word(pipe, "street")).abs())
     assert 0 < read["negative"] < read["neutral"]
+
+
+@pytest.mark.parametrize(("negative", "words"), [("a red house", ()), ("the Cross in a street", ("cross",))])
+def test_a_negative_prompt_that_names_the_concept_is_not_protected(negative, words) -> None:
+    """It often does, such as "nudity": protected, it would forbid the edit what the edit is for."""
+    concept = replace(CONCEPT, words=words, pairs=CONCEPT.pairs[:3], neutral=("a dog moves", "the street"))
+    pipe, call = planted_pipeline(), {"negative_prompt": negative}
+    material = gather(pipe, concept, BuildConfig(), progress=False, call_kwargs=call)
+    assert material.guidance == (False, False, True)
+    named = build_adapter(pipe, concept, BuildConfig(), progress=False, call_kwargs=call)
+    plain = build_adapter(pipe, concept, BuildConfig(), progress=False)
+    assert torch.equal(named.directions[KEY].read, plain.directions[KEY].read)
 
 
 def test_pictures_have_no_prompt_of_guidance() -> None:

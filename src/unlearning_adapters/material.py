@@ -19,6 +19,7 @@ from .errors import ConceptError
 from .methods import NEEDS_NEUTRAL, GroupRows
 from .moving_sites import few_steps, find_feeds
 from .pairs import Pair
+from .prompts import find_word, tokens
 from .site_choice import choose_sites
 from .sites import Site, check_not_empty, denoisers
 
@@ -153,7 +154,8 @@ def _record(
         description="Pairs",
         **settings,
     )
-    guidance = _guidance_prompts(pipe, call_kwargs) if concept.neutral else []
+    steered = _guidance_prompts(pipe, call_kwargs) if concept.neutral else []
+    guidance = [prompt for prompt in steered if not _names(concept, prompt)]
     prompts, images = _neutral_inputs(concept, pairs, guidance)
     if not prompts:
         return recorded, None, ()
@@ -182,6 +184,16 @@ def _guidance_prompts(pipe: Any, call_kwargs: Mapping[str, Any] | None) -> list[
         return []
     negative = (call_kwargs or {}).get("negative_prompt", parameter.default)
     return ["", negative] if isinstance(negative, str) and negative else [""]
+
+
+def _names(concept: Concept, prompt: str) -> bool:
+    """Tell whether a prompt holds a word of the concept: one of its `words`, or one that only unsafe sides hold.
+
+    A negative prompt often does, such as "nudity", and what it names is not to be protected.
+    """
+    kept = {word for text in (*concept.neutral, *(pair.safe for pair in concept.pairs)) for word in tokens(text)}
+    unsafe = {word for pair in concept.pairs for word in tokens(pair.unsafe)}
+    return find_word(prompt, concept.words) is not None or not (unsafe - kept).isdisjoint(tokens(prompt))
 
 
 def _neutral_inputs(concept: Concept, pairs: Sequence[Pair], guidance: Sequence[str]) -> tuple[list[str], list[Any]]:

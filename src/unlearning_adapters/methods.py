@@ -80,8 +80,8 @@ class GroupRows:
     def kept(self) -> tuple[Tensor, Tensor]:
         """Return the rows that must not change, shape (rows, features), and the weight of each, shape (rows,).
 
-        A row weighs as many prompts as read it, and the rows of guidance together as much as all others, since a
-        guided model reads them at every step. What is not text is no part of that: there equal rows count once.
+        A row that several prompts read weighs as many, and the rows of guidance together as much as all others, since
+        a guided model reads them at every step. What is not text is no part of that: there equal rows count once.
         """
         neutral, safe = torch.cat(self.neutral), torch.cat(self.safe)
         if self.kind != "text":
