@@ -140,7 +140,7 @@ def summary(results: dict[str, Any]) -> str:
     keys = ("valid", "context kept", "preservation")
     lines = ["| arm | " + " | ".join([*KINDS, *keys]) + " |", "|" + "---|" * (1 + len(KINDS) + len(keys))]
     for name in ARMS:
-        arms = [found["arms"][name] for found in results.values()]
+        arms = [found["arms"][name] for found in results.values() if name in found["arms"]]
         columns = [[arm["shown"][kind] for arm in arms if kind in arm["shown"]] for kind in KINDS]
         columns += [[arm[key] for arm in arms] for key in keys]
         lines.append(f"| {name} | " + " | ".join(pooled(column) for column in columns) + " |")
