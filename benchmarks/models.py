@@ -195,7 +195,7 @@ def row(model: str, name: str, arms: list[dict[str, Any]], generation: float) ->
     cells += [pooled([item[key] for item in arms]) for key in KEPT]
     cells.append(f"{min(item['worst neighbour']['hits'] / item['worst neighbour']['count'] for item in arms):.2f}")
     drift = [item["drift"] for item in arms if "drift" in item]
-    cells.append(f"{np.mean(drift):.4f}" if drift else "")
+    cells.append(f"{np.mean(drift):.5f}" if drift else "")
     built = [item["build seconds"] for item in arms if "build seconds" in item]
     cells.append(f"{np.median(built) / generation:.2f}" if built else "")
     return "| " + " | ".join([model, name, *cells]) + " |"
