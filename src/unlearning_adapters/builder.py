@@ -52,7 +52,8 @@ def build_adapter(
         config: How.
         progress: Whether to show progress bars.
         call_kwargs: Further arguments of the pipeline's call while activations are recorded, such as
-            {"max_sequence_length": 512}.
+            {"max_sequence_length": 512}; the `negative_prompt` that clips will be made with is protected, unless it
+            names the concept.
 
     Returns:
         An adapter; the pipeline is not edited yet.
