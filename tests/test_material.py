@@ -27,6 +27,8 @@ def test_a_neutral_prompt_that_is_the_negative_one_is_one_of_guidance() -> None:
     call = {"negative_prompt": NEUTRAL[1]}
     material = gather(planted_pipeline(), CONCEPT, BuildConfig(), progress=False, call_kwargs=call)
     assert material.guidance == (False, True, False, False, False, True, True)
+    alone = replace(CONCEPT, neutral=NEUTRAL[1:2])  # nothing is left that is neutral alone
+    assert build_adapter(planted_pipeline(), alone, BuildConfig(), progress=False, call_kwargs=call).directions
 
 
 def test_the_words_of_a_negative_prompt_are_moved_less_than_those_of_a_neutral_one() -> None:

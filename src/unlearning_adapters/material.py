@@ -73,10 +73,13 @@ class Material:
 
     def _kept(self, group: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return the rows of the neutral prompts, one of no rows if there are none, and those of guidance."""
+        none = (self.recorded.rows[group][0][:0],)
         if self.neutral is None:
-            return (self.recorded.rows[group][0][:0],), ()
+            return none, ()
         read = list(zip(self.neutral.of(self.recorded.members(group)[0]), self.guidance, strict=True))
-        return tuple(rows for rows, guided in read if not guided), tuple(rows for rows, guided in read if guided)
+        return tuple(rows for rows, guided in read if not guided) or none, tuple(
+            rows for rows, guided in read if guided
+        )
 
     @contextmanager
     def named(self, group: int) -> Iterator[None]:
