@@ -1,9 +1,10 @@
 """Measure nine concepts on every ShapeWorld model: python -m benchmarks.models [--clips N] [--models NAME]; resumes.
 
-Writes benchmarks/models.json and benchmarks/models.md. For each model and concept: five shipped pairs, default
-settings, held-out prompts with the concept's own word and with other words, prompts of its neighbours, the same seeds
-for all arms; rivals, the best of them also at the strength at which it erases as much; three concepts stacked; and how
-long a build takes, in generations of one clip.
+Writes benchmarks/models.json and benchmarks/models.md. For each model and concept: five pairs, default settings,
+held-out prompts with the concept's own word and with other words, prompts of its neighbours, the same seeds for all
+arms; rivals, the best of them also at the strength at which it erases as much; three concepts stacked; and how long a
+build takes, in generations of one clip. The pairs are the shipped ones; for the model that reads real language, those
+of `language_concept`, whose five phrases stand for the own word, and all phrases that no pair holds for other words.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,24 @@ import torch
 from diffusers import DiffusionPipeline
 
 import unlearning_adapters as ua
+from unlearning_adapters.concepts import Concept
 from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.prompts import find_word
 from unlearning_adapters.shapeworld.captions import WORDS
 from unlearning_adapters.shapeworld.generate import generate_clips, generation_of, prompt_length
 from unlearning_adapters.shapeworld.judge import judge_clips
+from unlearning_adapters.shapeworld.language_concepts import language_concept
+from unlearning_adapters.shapeworld.language_prompts import KINDS, phrase_prompts, phrases_of
+from unlearning_adapters.shapeworld.phrases import TRAINED
 from unlearning_adapters.shapeworld.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
+from unlearning_adapters.shapeworld.scenes import FACTORS
 
 from .language import CONCEPTS, plain, pooled, rates
 
 FOLDER = Path(__file__).parent
 FILE = FOLDER / "models.json"
-MODELS = ("shapeworld", "shapeworld-unet", "shapeworld-cogvideox")
+LANGUAGE = "shapeworld-language"
+MODELS = ("shapeworld", "shapeworld-unet", "shapeworld-cogvideox", LANGUAGE)
 METHODS = {
     "ridge": ua.BuildConfig(),
     "uce": ua.BuildConfig(method="uce"),
@@ -45,16 +53,53 @@ SHOWN = ("own word", "synonyms")
 KEPT = ("valid", "context kept", "preservation")
 
 
+@dataclass(frozen=True)
+class World:
+    """A model with what is measured on it.
+
+    Args:
+        name: One of `MODELS`.
+        pipe: Its pipeline.
+        clips: Number of prompts of each kind.
+        bases: The base's clips and rates by concept, kept for all arms.
+    """
+
+    name: str
+    pipe: Any
+    clips: int
+    bases: dict[str, Any] = field(default_factory=dict)
+
+
 def open_model(name: str) -> Any:
     """Return a model: the embedded one, or one of the folder `models`."""
     if name == "shapeworld":
         return ua.load_shapeworld()
+    if name == LANGUAGE:
+        return ua.load_shapeworld_language()
     return DiffusionPipeline.from_pretrained(f"models/{name}", dtype=torch.float32)
 
 
-def draw_sets(value: str, clips: int) -> dict[str, list[LabelledPrompt]]:
+def find_concept(model: str, value: str) -> Concept:
+    """Return the concept of a value in the words that a model reads."""
+    return language_concept(value) if model == LANGUAGE else ua.load_concept(f"shapeworld-{value}")
+
+
+def draw_sets(value: str, clips: int, model: str = MODELS[0]) -> dict[str, list[LabelledPrompt]]:
     """Return held-out prompts: the concept by its own word, by other words, and its neighbours."""
     factor = find_factor(value)
+    if model == LANGUAGE:
+        known = language_concept(value).words
+        others = [phrase for kind in KINDS for phrase in phrases_of(value, kind, known)]
+        neighbours = [other for other in FACTORS[factor] if other != value]
+        return {
+            SHOWN[0]: phrase_prompts(value, known, clips, SEED),
+            SHOWN[1]: phrase_prompts(value, others, clips, SEED + 1),
+            "neighbours": [
+                prompt
+                for other in neighbours
+                for prompt in phrase_prompts(other, TRAINED[factor][other], clips // len(neighbours), SEED + 2)
+            ],
+        }
     own, *others = WORDS[factor][value]
     mixed = draw_prompts(8 * clips, SEED + 2, synonyms=True, **{factor: value})
     other = [item for item in mixed if find_word(item.prompt, others) and not find_word(item.prompt, [own])]
@@ -77,12 +122,12 @@ def arm(pipe: Any, value: str, sets: dict[str, list[LabelledPrompt]], base: Sequ
     return clips, found
 
 
-def build(pipe: Any, value: str, method: str) -> tuple[ua.UnlearningAdapter, float]:
+def build(world: World, value: str, method: str) -> tuple[ua.UnlearningAdapter, float]:
     """Return an adapter and the seconds that its build took."""
-    concept, length = ua.load_concept(f"shapeworld-{value}"), prompt_length(generation_of(pipe))
+    concept, length = find_concept(world.name, value), prompt_length(generation_of(world.pipe))
     start = time.perf_counter()
     adapter = ua.build_adapter(
-        pipe,
+        world.pipe,
         concept,
         {**METHODS, **RAISED}[method],
         progress=False,
@@ -91,32 +136,27 @@ def build(pipe: Any, value: str, method: str) -> tuple[ua.UnlearningAdapter, flo
     return adapter, time.perf_counter() - start
 
 
-def measure_concept(
-    pipe: Any, value: str, clips: int, methods: Iterable[str], known: Mapping[str, Any], bases: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the rates of the base and of each method for one concept, those that are known as they are.
-
-    The base's clips are kept in `bases`, by the concept.
-    """
+def measure_concept(world: World, value: str, methods: Iterable[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rates of the base and of each method for one concept, those that are known as they are."""
     missing = [method for method in methods if method not in known]
     if not missing and known:
         return dict(known)
-    sets = draw_sets(value, clips)
-    if value not in bases:
-        bases[value] = arm(pipe, value, sets, None, f"{value}: base")
-    base, found = bases[value]
+    sets = draw_sets(value, world.clips, world.name)
+    if value not in world.bases:
+        world.bases[value] = arm(world.pipe, value, sets, None, f"{value}: base")
+    base, found = world.bases[value]
     arms = {**known, "base": found}
     for method in missing:
         try:
-            adapter, seconds = build(pipe, value, method)
+            adapter, seconds = build(world, value, method)
         except ConceptError as error:  # UCE where each of too many tokens differs
             print(f"{value}: {error}")
             continue
-        ua.load_unlearning_adapter(pipe, adapter)
+        ua.load_unlearning_adapter(world.pipe, adapter)
         try:
-            _, found = arm(pipe, value, sets, base, f"{value}: {method}")
+            _, found = arm(world.pipe, value, sets, base, f"{value}: {method}")
         finally:
-            ua.unload_unlearning_adapters(pipe)
+            ua.unload_unlearning_adapters(world.pipe)
         arms[method] = {"strength": adapter.strength, "build seconds": seconds, **found}
     return arms
 
@@ -131,20 +171,22 @@ def erases(found: Mapping[str, Any], method: str) -> bool:
     return True
 
 
-def measure_stack(pipe: Any, clips: int, stack: Sequence[str]) -> dict[str, Any]:
+def measure_stack(world: World, stack: Sequence[str]) -> dict[str, Any]:
     """Return, for each concept of the stack, its rates with all of them loaded, and with it alone."""
-    adapters = {value: build(pipe, value, "ridge")[0] for value in stack}
+    adapters = {value: build(world, value, "ridge")[0] for value in stack}
     found: dict[str, Any] = {}
     for value in stack:
-        drawn = draw_sets(value, 2 * clips)
-        sets = {kind: [item for item in items if free(item, value, stack)][:clips] for kind, items in drawn.items()}
+        drawn = draw_sets(value, 2 * world.clips, world.name)
+        sets = {
+            kind: [item for item in items if free(item, value, stack)][: world.clips] for kind, items in drawn.items()
+        }
         for label, names in (("alone", (value,)), ("stacked", tuple(stack))):
             for name in names:
-                ua.load_unlearning_adapter(pipe, adapters[name], adapter_name=name)
+                ua.load_unlearning_adapter(world.pipe, adapters[name], adapter_name=name)
             try:
-                found.setdefault(value, {})[label] = arm(pipe, value, sets, None, f"{value}: {label}")[1]
+                found.setdefault(value, {})[label] = arm(world.pipe, value, sets, None, f"{value}: {label}")[1]
             finally:
-                ua.unload_unlearning_adapters(pipe)
+                ua.unload_unlearning_adapters(world.pipe)
     return found
 
 
@@ -153,35 +195,35 @@ def free(prompt: LabelledPrompt, value: str, stack: Sequence[str]) -> bool:
     return not set(prompt.factors.values()) & (set(stack) - {value})
 
 
-def raise_rival(pipe: Any, found: dict[str, Any], clips: int, bases: dict[str, Any], keep: Callable[[], None]) -> None:
+def raise_rival(world: World, found: dict[str, Any], keep: Callable[[], None]) -> None:
     """Measure the rival at one strength after the other, up to the first at which it erases."""
     done = "uce"
     for method in RAISED:
         if erases(found, done):
             return
         for value, arms in found["concepts"].items():
-            found["concepts"][value] = measure_concept(pipe, value, clips, [method], arms, bases)
+            found["concepts"][value] = measure_concept(world, value, [method], arms)
             keep()
         done = method
 
 
-def clip_seconds(pipe: Any) -> float:
+def clip_seconds(world: World) -> float:
     """Return the seconds of one generation, the middle of three."""
     taken = []
     for prompt in draw_prompts(3, SEED):
         start = time.perf_counter()
-        generate_clips(pipe, [prompt])
+        generate_clips(world.pipe, [prompt])
         taken.append(time.perf_counter() - start)
     return sorted(taken)[1]
 
 
-def time_builds(pipe: Any, found: dict[str, Any]) -> None:
+def time_builds(world: World, found: dict[str, Any]) -> None:
     """Measure the builds and a generation again: other work on the machine spoils times, and no rate."""
-    found["clip seconds"] = clip_seconds(pipe)
+    found["clip seconds"] = clip_seconds(world)
     for value, arms in found["concepts"].items():
         for method, item in arms.items():
             if "build seconds" in item:
-                item["build seconds"] = build(pipe, value, method)[1]
+                item["build seconds"] = build(world, value, method)[1]
 
 
 def row(model: str, name: str, arms: list[dict[str, Any]], generation: float) -> str:
@@ -236,22 +278,21 @@ def main() -> None:
         options.file.with_suffix(".md").write_text(table(results))
 
     for model in options.models:
-        pipe = open_model(model)
+        world = World(model, open_model(model), options.clips)
         if options.builds:
-            time_builds(pipe, results[model])
+            time_builds(world, results[model])
             keep()
             continue
         found = results.setdefault(model, {"concepts": {}})
-        bases: dict[str, Any] = {}
-        found.setdefault("clip seconds", clip_seconds(pipe))
+        found.setdefault("clip seconds", clip_seconds(world))
         for value in options.concepts:
             known = found["concepts"].get(value, {})
-            found["concepts"][value] = measure_concept(pipe, value, options.clips, options.methods, known, bases)
+            found["concepts"][value] = measure_concept(world, value, options.methods, known)
             keep()
         if set(CONCEPTS) <= set(found["concepts"]) and "uce" in options.methods:
-            raise_rival(pipe, found, options.clips, bases, keep)
+            raise_rival(world, found, keep)
         if "stack" not in found:
-            found["stack"] = measure_stack(pipe, options.clips, STACK)
+            found["stack"] = measure_stack(world, STACK)
             keep()
     print(table(results))
 

@@ -357,6 +357,10 @@ def pairs_with_shares(shares: list[float], features: int = 40) -> list[tuple[Ten
     return [(row + share * concept, row) for share, row in zip(shares, rows, strict=True)]
 
 
+def differences_of(pairs: list[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
+    return [[(concept - safe)[None]] for concept, safe in pairs]
+
+
 def by(
     method: Callable[[Tensor], Direction], pairs: list[tuple[Tensor, Tensor]]
 ) -> Callable[[tuple[int, ...]], Direction]:
@@ -371,20 +375,36 @@ def whole(r: Tensor) -> Direction:
 @pytest.mark.parametrize("method", [whole, lambda r: ridge_direction(r, rows_of(4, 30, 40))])
 def test_the_calibrated_strength_covers_a_weak_pair(method: Callable[[Tensor], Direction]) -> None:
     equal, weak = pairs_with_shares([1.0] * 5), pairs_with_shares([1.0, 1.0, 1.0, 1.0, 0.7])
-    assert calibrate_strength(equal, by(method, equal)) == pytest.approx(1, abs=1e-4)
-    strength = calibrate_strength(weak, by(method, weak))
+    assert calibrate_strength(differences_of(equal), by(method, equal)) == pytest.approx(1, abs=1e-4)
+    strength = calibrate_strength(differences_of(weak), by(method, weak))
     # 1 / 0.7 is wanted by the worst of five pairs; the 0.9 quantile lies between it and the next.
     assert 1.1 < strength < 1 / 0.7
     doubled = [(2 * concept, 2 * safe) for concept, safe in weak]
-    assert calibrate_strength(doubled, by(method, doubled)) == pytest.approx(strength, abs=1e-3)
+    assert calibrate_strength(differences_of(doubled), by(method, doubled)) == pytest.approx(strength, abs=1e-3)
 
 
 def test_the_calibrated_strength_stays_from_one_to_two() -> None:
     unreadable = pairs_with_shares([1.0, -0.2, 1.0, 0.1])
-    assert calibrate_strength(unreadable, by(whole, unreadable)) == 2.0
+    assert calibrate_strength(differences_of(unreadable), by(whole, unreadable)) == 2.0
     strong = pairs_with_shares([2.0, 1.0])
-    assert 1.0 <= calibrate_strength(strong, by(whole, strong)) <= 2.0
-    assert calibrate_strength(strong[:1], by(whole, strong[:1])) == 1.0
+    assert 1.0 <= calibrate_strength(differences_of(strong), by(whole, strong)) <= 2.0
+    assert calibrate_strength(differences_of(strong[:1]), by(whole, strong[:1])) == 1.0
+
+
+def test_a_token_beside_the_concepts_own_asks_for_no_more_strength() -> None:
+    pairs = pairs_with_shares([1.0, 1.0, 1.0, 0.8])
+    alone = differences_of(pairs)
+    beside = [[torch.cat([rows, 0.5 * rows]) for rows in steps] for steps in alone]
+    method = by(whole, pairs)
+    strength = calibrate_strength(alone, method)
+    assert strength > 1.05
+    assert calibrate_strength(beside, method) == pytest.approx(strength)
+
+
+def test_the_share_of_a_pair_is_the_mean_over_its_steps() -> None:
+    pairs = pairs_with_shares([1.0, 1.0])
+    steps = [[0.6 * rows, rows] for (rows,) in differences_of(pairs)]
+    assert calibrate_strength(steps, by(whole, pairs)) == pytest.approx(1 / 0.8, abs=1e-4)
 
 
 def test_calibration_leaves_each_pair_out_of_its_own_direction() -> None:
@@ -394,7 +414,7 @@ def test_calibration_leaves_each_pair_out_of_its_own_direction() -> None:
         asked.append(kept)
         return by(whole, pairs)(kept)
 
-    calibrate_strength(pairs, build)
+    calibrate_strength(differences_of(pairs), build)
     assert asked == [(1, 2), (0, 2), (0, 1)]
 
 

@@ -239,29 +239,31 @@ def random_direction(in_features: int, generator: torch.Generator, like: Directi
     return _orthogonal(torch.linalg.qr(drawn).Q.T, torch.device("cpu") if like is None else like.read.device)
 
 
-def calibrate_strength(pairs: Sequence[tuple[Tensor, Tensor]], build: Callable[[tuple[int, ...]], Direction]) -> float:
+def calibrate_strength(differences: Sequence[Sequence[Tensor]], build: Callable[[tuple[int, ...]], Direction]) -> float:
     """Return the strength that removes the concept whole from a pair that the direction was not made from.
 
-    For each pair i the direction is made from the other pairs. `share_i = a . (c_i - s_i)` is the part of the concept
-    that strength 1 removes from pair i, since `a . w = 1`, and `1 / share_i` the strength that removes all of it, taken
-    from 1 to 2. The result is the 0.9 quantile over the pairs.
+    For each pair i the direction is made from the other pairs. `share_i = max_t(a . (c_it - s_i))`, over the tokens t
+    that carry the concept, is the part of the concept that strength 1 removes from pair i, since `a . w = 1`, and
+    `1 / share_i` the strength that removes all of it, taken from 1 to 2. The largest and not the mean: tokens beside
+    the concept's own, of a contextual encoder, hold some of it and lose as much of it as they hold. The result is the
+    0.9 quantile over the pairs.
 
     Args:
-        pairs: Concept row and counterpart of each pair, shape (features,) each.
+        differences: Of each pair the tokens that carry the concept less what stands in their place, shape
+            (tokens, features), at each step at which the pair was recorded; shares are means over the steps.
         build: Makes a direction from the pairs with the given indices; its first row is read, and its first write is
             the concept whole.
 
     Returns:
         Strength from 1 to 2; 1 if there is only one pair, since nothing can be left out.
     """
-    if len(pairs) < 2:
+    if len(differences) < 2:
         return 1.0
     needed = []
-    for left_out in range(len(pairs)):
-        others = tuple(index for index in range(len(pairs)) if index != left_out)
-        read = exact_rows(build(others).read[0])
-        concept, safe = (exact_rows(side) for side in pairs[left_out])
-        share = float(read @ (concept - safe).to(read.device))
+    for left_out, steps in enumerate(differences):
+        read = exact_rows(build(tuple(index for index in range(len(differences)) if index != left_out)).read[0])
+        largest = [float((exact_rows(rows).to(read.device) @ read).max()) for rows in steps]
+        share = sum(largest) / len(largest)
         needed.append(1 / min(max(share, 1 / MAX_CALIBRATED_STRENGTH), 1.0))
     return float(torch.tensor(needed, dtype=torch.float64).quantile(COVERED_PAIRS))
 

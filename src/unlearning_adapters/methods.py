@@ -121,12 +121,22 @@ def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generat
         return config.strength
     if config.method != "ridge":
         return 1.0
-    found = rows.found
-    by_pair = [found[first : first + rows.steps] for first in range(0, len(found), rows.steps)]
+    differences = [_carried(rows, place) for place in range(len(rows.unsafe))]
     return calibrate_strength(
-        [(_mean_row(one.concept for one in pair), _mean_row(one.counterpart for one in pair)) for pair in by_pair],
+        [differences[first : first + rows.steps] for first in range(0, len(differences), rows.steps)],
         lambda others: find_direction(rows.pairs(others), config, generator),
     )
+
+
+def _carried(rows: GroupRows, place: int) -> Tensor:
+    """Return the tokens that carry the concept less what stands in their place; their mean where it is not text.
+
+    A picture has hundreds of tokens, of which the largest is noise.
+    """
+    found = rows.found[place]
+    if rows.kind != "text":
+        return (found.concept - found.counterpart)[None]
+    return rows.unsafe[place][found.unsafe_index] - found.counterpart
 
 
 def _mean_row(rows: Iterable[Tensor]) -> Tensor:
