@@ -1,11 +1,13 @@
 """Which rows a method takes, and what each weighs: what a guided generation reads most is protected most."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from unlearning_adapters.config import BuildConfig
-from unlearning_adapters.methods import GroupRows, find_direction
+from unlearning_adapters.methods import GroupRows, find_direction, find_strength
 
 FEATURES = 24
 
@@ -87,3 +89,19 @@ def test_rivals_keep_what_guidance_steers_away_from_as_well() -> None:
             for rows in (group(neutral, guidance), group((*neutral, *guidance)))
         )
         assert torch.equal(apart.read, together.read)
+
+
+def test_what_a_contextual_encoder_leaves_beside_a_word_does_not_raise_the_strength_of_text() -> None:
+    rows = group(tuple(rows_of(10 + index, 40) for index in range(8)))
+    # In two pairs the token beside the concept's own holds seven tenths of it, enough to be counted with it.
+    beside = tuple(side.clone() for side in rows.unsafe)
+    for pair in (2, 4):
+        beside[pair][1] += 0.7 * 6 * rows_of(99, 1)[0]
+    blurred = replace(rows, unsafe=beside)
+    assert [len(found.unsafe_index) for found in blurred.found] == [1, 1, 2, 1, 2]
+
+    def strength(group_rows: GroupRows) -> float:
+        return find_strength(group_rows, BuildConfig(landing="mean"), torch.Generator())
+
+    assert strength(blurred) <= strength(rows)
+    assert strength(replace(blurred, kind="hidden")) > strength(replace(rows, kind="hidden")) + 0.05
