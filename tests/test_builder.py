@@ -174,7 +174,7 @@ def test_the_strength_is_calibrated_only_for_ridge_and_only_if_it_is_not_set():
     assert build(pipe, strength=0.7).strength == 0.7
     assert build(pipe, method="mean").strength == 1.0
     colours = ("blue", "green", "yellow", "white", "black")
-    varied = [Pair(f"a red {thing}", f"a {colour} {thing}") for (thing, _), colour in zip(SCENES, colours, strict=True)]
+    varied = [Pair(f"a {colour} {thing}", f"a red {thing}") for (thing, _), colour in zip(SCENES, colours, strict=True)]
     strength = build(tiny.tiny_wan_pipeline(), Concept("varied", tuple(varied), neutral=NEUTRAL)).strength
     assert 1.0 < strength <= 2.0
 
