@@ -121,22 +121,21 @@ def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generat
         return config.strength
     if config.method != "ridge":
         return 1.0
-    differences = [_carried(rows, place) for place in range(len(rows.unsafe))]
+    differences = [_carried(unsafe, found, rows.kind) for unsafe, found in zip(rows.unsafe, rows.found, strict=True)]
     return calibrate_strength(
         [differences[first : first + rows.steps] for first in range(0, len(differences), rows.steps)],
         lambda others: find_direction(rows.pairs(others), config, generator),
     )
 
 
-def _carried(rows: GroupRows, place: int) -> Tensor:
+def _carried(unsafe: Tensor, found: ConceptRows, kind: str) -> Tensor:
     """Return the tokens that carry the concept less what stands in their place; their mean where it is not text.
 
     A picture has hundreds of tokens, of which the largest is noise.
     """
-    found = rows.found[place]
-    if rows.kind != "text":
+    if kind != "text":
         return (found.concept - found.counterpart)[None]
-    return rows.unsafe[place][found.unsafe_index] - found.counterpart
+    return unsafe[found.unsafe_index] - found.counterpart
 
 
 def _mean_row(rows: Iterable[Tensor]) -> Tensor:
