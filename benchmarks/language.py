@@ -43,12 +43,15 @@ def draw_sets(value: str, known: Sequence[str], clips: int) -> dict[str, list[La
     for kind in ("synonyms", "paraphrases", "unseen"):
         if phrases := phrases_of(value, kind, known):
             sets[kind] = phrase_prompts(value, phrases, clips, SEED + 1)
+    sets["neighbours"] = neighbour_prompts(value, clips // 2, SEED + 2)
+    return sets
+
+
+def neighbour_prompts(value: str, count: int, seed: int) -> list[LabelledPrompt]:
+    """Return `count` prompts of each other value of the factor, by all phrases that the denoiser was trained on."""
     factor = find_factor(value)
     others = [other for other in FACTORS[factor] if other != value]
-    sets["neighbours"] = [
-        prompt for other in others for prompt in phrase_prompts(other, TRAINED[factor][other], clips // 2, SEED + 2)
-    ]
-    return sets
+    return [prompt for other in others for prompt in phrase_prompts(other, TRAINED[factor][other], count, seed)]
 
 
 def rates(value: str, sets: dict[str, list[LabelledPrompt]], verdicts: Sequence[Verdict]) -> dict[str, Any]:

@@ -29,11 +29,11 @@ from unlearning_adapters.shapeworld.generate import generate_clips, generation_o
 from unlearning_adapters.shapeworld.judge import judge_clips
 from unlearning_adapters.shapeworld.language_concepts import language_concept
 from unlearning_adapters.shapeworld.language_prompts import KINDS, phrase_prompts, phrases_of
-from unlearning_adapters.shapeworld.phrases import TRAINED
 from unlearning_adapters.shapeworld.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
 from unlearning_adapters.shapeworld.scenes import FACTORS
 
 from .language import CONCEPTS, plain, pooled, rates
+from .language import neighbour_prompts as language_neighbours
 
 FOLDER = Path(__file__).parent
 FILE = FOLDER / "models.json"
@@ -90,15 +90,10 @@ def draw_sets(value: str, clips: int, model: str = MODELS[0]) -> dict[str, list[
     if model == LANGUAGE:
         known = language_concept(value).words
         others = [phrase for kind in KINDS for phrase in phrases_of(value, kind, known)]
-        neighbours = [other for other in FACTORS[factor] if other != value]
         return {
             SHOWN[0]: phrase_prompts(value, known, clips, SEED),
             SHOWN[1]: phrase_prompts(value, others, clips, SEED + 1),
-            "neighbours": [
-                prompt
-                for other in neighbours
-                for prompt in phrase_prompts(other, TRAINED[factor][other], clips // len(neighbours), SEED + 2)
-            ],
+            "neighbours": language_neighbours(value, clips // (len(FACTORS[factor]) - 1), SEED + 2),
         }
     own, *others = WORDS[factor][value]
     mixed = draw_prompts(8 * clips, SEED + 2, synonyms=True, **{factor: value})
