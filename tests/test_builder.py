@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 import tiny
 from test_activations import count_hooks, generate, packed_pipeline, plain_state
+from unlearning_adapters import methods
 from unlearning_adapters.adapter import Direction, UnlearningAdapter
 from unlearning_adapters.builder import build_adapter
 from unlearning_adapters.concepts import Concept, Pair
@@ -189,6 +190,45 @@ def test_pairs_that_do_not_know_each_other_are_doubted() -> None:
         warnings.simplefilter("error", UserWarning)
         assert build(planted_pipeline()).strength < 2.0
         build(planted_pipeline(), Concept("unlike", pairs, neutral=("a circle", "the green")), strength=2.0)
+
+
+TELLING = ("the red house", "a red tree", "a red dog in a street", "the car is red", "a red cross")
+
+
+def test_a_neutral_prompt_with_the_concept_does_not_turn_its_counterpart_into_it(monkeypatch) -> None:
+    pipe = planted_pipeline()
+    red, blue = word(pipe, "red"), word(pipe, "blue")
+    others = torch.stack([word(pipe, text) for text in ("dog", "house", "street", "green", "tree", "left")])
+    shown = Concept("shown", CONCEPT.pairs, neutral=(*NEUTRAL, *TELLING))
+
+    def to_red(adapter: UnlearningAdapter, rows: Tensor) -> Tensor:
+        return (edited(adapter, rows, strength=adapter.strength) - rows) @ (red - blue) / (red - blue).square().sum()
+
+    held = build(pipe, shown)
+    assert to_red(held, blue).abs() < 0.2
+    assert to_red(held, red) < -0.8
+    assert to_red(held, others).abs().max() < 0.2
+    # Without the guard the read knows red by the lack of blue, and the edit adds red where blue was.
+    monkeypatch.setattr(methods, "HELD", ())
+    turned = build(pipe, shown)
+    assert to_red(turned, blue) > 0.4
+    assert to_red(turned, red) > -0.6
+    assert to_red(build(pipe), red) < -0.98
+
+
+def test_neutral_prompts_that_read_as_the_concept_are_named() -> None:
+    shown = Concept("shown", CONCEPT.pairs, neutral=(*NEUTRAL, *TELLING))
+    with pytest.warns(UserWarning, match=r"read as the concept, .* and 2 more\. Remove from") as found:
+        build(planted_pipeline(), shown)
+    (text,) = [str(item.message) for item in found if "read as the concept" in str(item.message)]
+    named = re.findall(r"'([^']*)' \((\d\.\d) of it\)", text)
+    assert len(named) == 3
+    assert {prompt for prompt, _ in named} < set(TELLING)
+    assert all(float(part) >= 0.75 for _, part in named)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        build(planted_pipeline())
+        build(planted_pipeline(), shown, method="mean")
 
 
 def test_hidden_sites_and_patterns_and_blocks_are_built():

@@ -100,6 +100,9 @@ def test_the_shared_neutral_set_is_large_and_only_prompts_with_the_concept_s_wor
         assert load_concept(name).neutral == everyday
     kept = shared_neutral("neutral", ["Paper plane", "owl"])
     assert set(everyday) - set(kept) == {"a paper plane glides through a room", "an owl turns its head"}
+    dropped = set(everyday) - set(shared_neutral("neutral", ["green", "blue", "sheep bell"]))
+    assert {"a greenhouse full of ferns", "a blueprint of a sailing ship"} < dropped
+    assert all(re.search(r"\b(green|blue)", prompt) for prompt in dropped)
     first_words = [tokens(prompt)[0] for prompt in everyday]
     with pytest.raises(ConceptError, match="Each prompt of the neutral set 'neutral' holds one of `words`: a, an"):
         shared_neutral("neutral", sorted(set(first_words)))

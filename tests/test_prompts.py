@@ -9,6 +9,9 @@ def test_words_are_found_whole_in_any_case_and_as_phrases():
     assert find_word("a bored man", ["red"]) is None
     assert find_word("scarlet-red", ["red"]) == "red"
     assert find_word("a car\n without   clothes", ["naked", "Without Clothes"]) == "without clothes"
+    assert find_word("the Redwood tree", ["red"]) is None
+    assert find_word("the Redwood tree", ["red"], whole=False) == "red"
+    assert find_word("a bored man", ["red"], whole=False) is None
     assert find_word("the C++ logo", ["c++"]) == "c++"
     assert find_word("anything", []) is None
 

@@ -1,9 +1,13 @@
 """ShapeWorld in real language: a frozen text encoder, many phrases, and an adapter that must reach unseen ones."""
 
+from dataclasses import replace
+
 import pytest
 
-from unlearning_adapters import builder, load_shapeworld_language
+from unlearning_adapters import builder, load_shapeworld_language, methods
+from unlearning_adapters.adapter import UnlearningAdapter
 from unlearning_adapters.concept_lint import lint_concept
+from unlearning_adapters.concepts import shared_neutral
 from unlearning_adapters.errors import ConfigError, DenoiserError
 from unlearning_adapters.shapeworld import language_model
 from unlearning_adapters.shapeworld.captions import is_held_out, name_thing
@@ -87,6 +91,8 @@ def test_a_missing_text_encoder_is_named(monkeypatch):
 def test_a_value_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="has no value 'purple'"):
         language_concept("purple")
+    with pytest.raises(ConfigError, match="5 phrases or more, but the background 'black' has 2"):
+        language_concept("black")
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +142,30 @@ def test_five_pairs_reach_phrases_that_they_do_not_hold(pipe, held_out):
     ]
     assert sum(context) >= 11
     assert sum(factors == prompt.factors for factors, prompt in zip(kept, others, strict=True)) >= 11
+
+
+def test_everyday_prompts_that_show_the_concept_turn_no_neighbour_into_it(pipe, monkeypatch):
+    """ "a balloon rises into the sky" is neutral to whoever writes it, and shows "up": the read must not turn round."""
+    concept = language_concept("up")
+    everyday = replace(concept, neutral=shared_neutral("neutral", concept.words))
+    neighbours = [prompt for value in ("down", "left") for prompt in phrase_prompts(value, [value], 6, seed=9)]
+
+    def build() -> tuple[UnlearningAdapter, str]:
+        with pytest.warns(UserWarning, match="Neutral prompts read as the concept") as found:
+            adapter = builder.build_adapter(pipe, everyday, progress=False)
+        return adapter, "".join(str(item.message) for item in found)
+
+    def kept(adapter: UnlearningAdapter) -> int:
+        pipe.load_unlearning_adapter(adapter)
+        try:
+            seen = shown(pipe, neighbours)
+        finally:
+            pipe.unload_unlearning_adapters()
+        return sum(factors == prompt.factors for factors, prompt in zip(seen, neighbours, strict=True))
+
+    held, text = build()
+    monkeypatch.setattr(methods, "HELD", ())
+    turned, _ = build()
+    assert "'a balloon rises into the sky'" in text
+    assert kept(held) >= 10
+    assert kept(turned) <= 6

@@ -16,14 +16,13 @@ from tqdm import tqdm
 from .adapter import AdapterInfo, Direction, UnlearningAdapter
 from .block_strengths import with_block_strengths
 from .concepts import Concept
-from .config import MAX_CALIBRATED_STRENGTH, MAX_RANK, BuildConfig, site_strength
+from .config import BuildConfig, site_strength
 from .errors import DenoiserError
+from .forecast import doubts
 from .material import gather
 from .methods import NEEDS_GRAM, find_direction, find_strength
 from .sites import denoisers
 from .weights import layer_response, weight_gram
-
-LEFT_OUT = 0.01  # share of an edit that may fall to the limit of its rank unsaid
 
 
 def build_adapter(
@@ -58,6 +57,9 @@ def build_adapter(
     Returns:
         An adapter; the pipeline is not edited yet.
 
+    Warns:
+        UserWarning: If words that no pair holds may survive, or neutral prompts are changed.
+
     Raises:
         ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
             differ, or if there are fewer pairs than `config.pairs`.
@@ -84,26 +86,11 @@ def build_adapter(
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
     strength = median(strengths)
-    if doubt := _doubt(config, max(direction.left_out for direction in by_group), strength):
+    for doubt in doubts(material, config, by_group, strength):
         warnings.warn(doubt, stacklevel=2)
     found = {site.name: by_group[material.group_of(site)] for site in material.sites}
     directions = with_block_strengths(found, material.sites, config.block_strengths)
     return assemble(pipe, concept, config, directions, strength)
-
-
-def _doubt(config: BuildConfig, left_out: float, strength: float) -> str | None:
-    """Return what a user should know of an adapter that may do less than it should, or None."""
-    if left_out > LEFT_OUT:
-        return (
-            f"The edit of the method {config.method!r} has more than {MAX_RANK} rows, the limit: the best {MAX_RANK} "
-            f"leave out {100 * left_out:.1f} % of it. Lower `pairs` for an exact edit."
-        )
-    if config.method == "ridge" and config.strength is None and strength >= MAX_CALIBRATED_STRENGTH:
-        return (
-            f"The strength is at its limit of {MAX_CALIBRATED_STRENGTH:g}: what most pairs share is less than half of "
-            "what one of them says, so that words which no pair holds may survive. Add pairs, or word them more alike."
-        )
-    return None
 
 
 def assemble(

@@ -195,11 +195,12 @@ def concept_template(name: str) -> str:
 
 
 def shared_neutral(name: str = "neutral", words: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the prompts of a shared neutral set, without those that hold one of the words.
+    """Return the prompts of a shared neutral set, without those that hold one of the words, or a word made of one.
 
     Args:
         name: "neutral" (or "shared") for real-world prompts, "shapeworld-neutral" for the embedded model.
-        words: Words and phrases of the concept, matched as whole words in any case.
+        words: Words and phrases of the concept, in any case; a longer word that begins with one counts too, since the
+            pieces of "circles", "greenhouse" and "blueprint" that a text encoder reads are the concept's own.
 
     Raises:
         ConceptError: There is no such set, or no prompt is left.
@@ -208,7 +209,7 @@ def shared_neutral(name: str = "neutral", words: Sequence[str] = ()) -> tuple[st
     known = "neutral" if name == "shared" else name
     if known not in names:
         raise ConceptError(f"Unknown neutral set {show(name)}. Known: {', '.join(names)}; own prompts go in a list.")
-    kept = tuple(prompt for prompt in concept_file.neutral_prompts(known) if not find_word(prompt, words))
+    kept = tuple(prompt for prompt in concept_file.neutral_prompts(known) if not find_word(prompt, words, whole=False))
     if not kept:
         raise ConceptError(f"Each prompt of the neutral set {known!r} holds one of `words`: {', '.join(words)}.")
     return kept

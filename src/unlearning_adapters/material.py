@@ -37,6 +37,7 @@ class Material:
         recorded: What they read for the unsafe sides of all pairs, then for the safe ones.
         neutral: What they read for the neutral prompts, or None without such.
         guidance: Which neutral prompts are those that guidance steers away from.
+        prompts: The neutral prompts.
     """
 
     pairs: tuple[Pair, ...]
@@ -44,11 +45,20 @@ class Material:
     recorded: Recording
     neutral: Recording | None
     guidance: tuple[bool, ...] = ()
+    prompts: tuple[str, ...] = ()
 
     @property
     def groups(self) -> int:
         """Number of groups of sites that read the same."""
         return len(self.recorded.rows)
+
+    def neutral_texts(self, group: int) -> list[tuple[str, Tensor]]:
+        """Return the neutral prompts, but for those of guidance, with what a group of text sites reads for each."""
+        site = self.recorded.members(group)[0]
+        if self.neutral is None or all(known.kind != "text" for known in self.sites if known.name == site):
+            return []
+        read = zip(self.prompts, self.neutral.of(site), self.guidance, strict=True)
+        return [(prompt, rows) for prompt, rows, guided in read if not guided]
 
     def group_of(self, site: Site) -> int:
         """Return the group of a site."""
@@ -132,10 +142,10 @@ def _record(
     config: BuildConfig,
     progress: bool,
     call_kwargs: Mapping[str, Any] | None,
-) -> tuple[Recording, Recording | None, tuple[bool, ...]]:
+) -> tuple[Recording, Recording | None, tuple[bool, ...], tuple[str, ...]]:
     """Record both sides of all pairs, unsafe sides first, and the neutral prompts; both sides of a pair share noise.
 
-    Which of the neutral prompts are those of guidance is returned as well.
+    Which of the neutral prompts are those of guidance is returned as well, and the prompts.
     """
     seeds = [config.seed + index for index in range(len(pairs))]
     settings: dict[str, Any] = {
@@ -161,7 +171,7 @@ def _record(
     guidance = [prompt for prompt in steered if not _names(concept, prompt)]
     prompts, images = _neutral_inputs(concept, pairs, guidance)
     if not prompts:
-        return recorded, None, ()
+        return recorded, None, (), ()
     hidden = any(site.kind == "hidden" for site in sites)
     neutral = record(
         pipe,
@@ -174,7 +184,7 @@ def _record(
         description="Neutral prompts",
         **settings,
     )
-    return recorded, neutral, tuple(prompt in guidance for prompt in prompts)
+    return recorded, neutral, tuple(prompt in guidance for prompt in prompts), tuple(prompts)
 
 
 def _guidance_prompts(pipe: Any, call_kwargs: Mapping[str, Any] | None) -> list[str]:

@@ -28,6 +28,11 @@ from .rivals import cure_direction, prompt_means, rece_direction, uce_direction
 
 NEEDS_NEUTRAL = ("ridge", "cpca", "uce", "rece", "cure")
 NEEDS_GRAM = ("rece",)
+# A neutral prompt that shows the concept in other words makes a read know it by what stands in its place, the other way
+# round, and an edit would turn that into the concept. Part of the concept that may be read there, at strength 1, and
+# the shares of all weight that it gets, one after the other, where more is.
+TURNED = 0.15
+HELD = (0.03, 0.3)
 
 
 @dataclass(frozen=True)
@@ -165,11 +170,24 @@ def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) ->
     if config.landing == "majority" and rows.kind == "text":
         by_pair = [found[first : first + rows.steps] for first in range(0, len(found), rows.steps)]
         landing = landing_vector([_mean_row(item.concept - item.counterpart for item in pair) for pair in by_pair])
-    kept, weights = rows.kept()
     differences = _differences(rows) if config.rank > 1 else None
-    return ridge_direction(
-        r, kept, config.epsilon, rank=config.rank, difference_rows=differences, weights=weights, landing=landing
-    )
+    counterparts = torch.stack([item.counterpart for item in found])
+    for share in (0.0, *HELD):
+        kept, weights = _with_share(*rows.kept(), counterparts, share)
+        direction = ridge_direction(
+            r, kept, config.epsilon, rank=config.rank, difference_rows=differences, weights=weights, landing=landing
+        )
+        if rows.kind != "text" or float((counterparts @ direction.read[0].to(counterparts)).abs().max()) <= TURNED:
+            break
+    return direction
+
+
+def _with_share(rows: Tensor, weights: Tensor, more: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Return rows and weights with further rows that together have a share of all weight."""
+    if not share:
+        return rows, weights
+    each = weights.sum() * share / (1 - share) / len(more)
+    return torch.cat([rows, more]), torch.cat([weights, each.expand(len(more))])
 
 
 def _leace(rows: GroupRows, _config: BuildConfig, _generator: torch.Generator) -> Direction:

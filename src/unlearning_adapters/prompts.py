@@ -29,12 +29,19 @@ def similarity(first: str, second: str) -> float:
     return len(one & two) / len(one | two) if one | two else 1.0
 
 
-def find_word(text: str, words: Sequence[str]) -> str | None:
-    """Return the first of some words and phrases that a prompt holds as whole words in any case, or None."""
+def find_word(text: str, words: Sequence[str], *, whole: bool = True) -> str | None:
+    """Return the first of some words and phrases that a prompt holds in any case, or None.
+
+    Args:
+        text: The prompt.
+        words: Words and phrases.
+        whole: Whether they must end where a word ends; else "circle" is found in "circles" as well.
+    """
     if not words:
         return None
     choices = "|".join(re.escape(plain(word)) for word in words)
-    found = re.search(rf"(?<!\w)(?:{choices})(?!\w)", plain(text))
+    end = r"(?!\w)" if whole else ""
+    found = re.search(rf"(?<!\w)(?:{choices}){end}", plain(text))
     return found.group() if found else None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from unlearning_adapters.concepts import Concept
+from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.pairs import Pair
 
 from .captions import TRAIN_TEMPLATES, Wording, compose, draw_wording
@@ -29,8 +30,13 @@ def language_concept(value: str, seed: int = 0) -> Concept:
 
     Returns:
         The concept; `concept.words` holds the phrases of its pairs.
+
+    Raises:
+        ConfigError: If no factor has the value, or it has fewer than five phrases, as backgrounds have.
     """
     factor = find_factor(value)
+    if (count := len(TRAINED[factor][value])) < PAIRS:
+        raise ConfigError(f"Expected a value with {PAIRS} phrases or more, but the {factor} {value!r} has {count}.")
     rng = np.random.default_rng((seed, *(ord(letter) for letter in value)))
     phrases = [
         *phrases_of(value, "plain"),
