@@ -213,12 +213,14 @@ def clip_seconds(world: World) -> float:
 
 
 def time_builds(world: World, found: dict[str, Any]) -> None:
-    """Measure the builds and a generation again: other work on the machine spoils times, and no rate."""
-    found["clip seconds"] = clip_seconds(world)
+    """Measure the builds and generations again, in turn: other work on the machine spoils times, and no rate."""
+    taken = []
     for value, arms in found["concepts"].items():
+        taken.append(clip_seconds(world))
         for method, item in arms.items():
             if "build seconds" in item:
                 item["build seconds"] = build(world, value, method)[1]
+    found["clip seconds"] = float(np.median(taken))
 
 
 def row(model: str, name: str, arms: list[dict[str, Any]], generation: float) -> str:

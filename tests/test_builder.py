@@ -192,6 +192,30 @@ def test_pairs_that_do_not_know_each_other_are_doubted() -> None:
         build(planted_pipeline(), Concept("unlike", pairs, neutral=("a circle", "the green")), strength=2.0)
 
 
+def test_a_pair_of_which_little_is_removed_is_named() -> None:
+    odd = Pair("a green tree moves", "a white tree moves")
+    # What the odd pair shows is neutral as well, so that the read knows red alone.
+    neutral = ("a dog moves", "a green car", "a white house")
+    concept = Concept("odd", (*CONCEPT.pairs[:3], odd, CONCEPT.pairs[3]), neutral=neutral)
+    with pytest.warns(UserWarning, match=r"removes \d+% of what pair 4 shows, 'a green tree moves': .* stack") as found:
+        adapter = build(planted_pipeline(), concept)
+    assert sum("of what pair" in str(item.message) for item in found) == 1
+    pipe = planted_pipeline()
+    left, gone = (
+        1 + (edited(adapter, word(pipe, one), strength=adapter.strength) - word(pipe, one)) @ way / (way @ way)
+        for one, way in (
+            ("green", word(pipe, "green") - word(pipe, "white")),
+            ("red", word(pipe, "red") - word(pipe, "blue")),
+        )
+    )
+    assert left > 0.5
+    assert gone < 0.3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        build(planted_pipeline(), concept, strength=1.0)
+        build(planted_pipeline(), CONCEPT)
+
+
 TELLING = ("the red house", "a red tree", "a red dog in a street", "the car is red", "a red cross")
 
 

@@ -20,7 +20,7 @@ from .config import BuildConfig, site_strength
 from .errors import DenoiserError
 from .forecast import doubts
 from .material import gather
-from .methods import NEEDS_GRAM, find_direction, find_strength
+from .methods import NEEDS_GRAM, find_direction, find_strength, shares
 from .sites import denoisers
 from .weights import layer_response, weight_gram
 
@@ -75,6 +75,7 @@ def build_adapter(
     generator = torch.Generator("cpu").manual_seed(config.seed)
     by_group: list[Direction] = []
     strengths: list[float] = []
+    parts: list[list[float]] = []
     networks = denoisers(pipe)
     for group in tqdm(range(material.groups), desc="Directions", unit="group", disable=not progress):
         rows = material.rows(group)
@@ -85,8 +86,10 @@ def build_adapter(
                 rows = rows.condensed()
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
+            # A further row of a direction removes what the first leaves.
+            parts.append(shares(rows, by_group[-1]) if config.method == "ridge" and config.rank == 1 else [])
     strength = median(strengths)
-    for doubt in doubts(material, config, by_group, strength):
+    for doubt in doubts(material, config, by_group, strength, parts):
         warnings.warn(doubt, stacklevel=2)
     found = {site.name: by_group[material.group_of(site)] for site in material.sites}
     directions = with_block_strengths(found, material.sites, config.block_strengths)

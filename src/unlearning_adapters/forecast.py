@@ -11,10 +11,17 @@ LEFT_OUT = 0.01  # share of an edit that may fall to the limit of its rank unsai
 # Part of the concept. Of neutral prompts that none of its words is in, "a blueprint of a sailing ship" has 1.0 of
 # "blue", and the ShapeWorld concepts' own 0.4 at most in plain words, in real language one of 160 at times 1.1.
 CHANGED = 0.75
+REMOVED = 0.5  # part of a pair's concept; from there on little is seen of it
 SHOWN = 3
 
 
-def doubts(material: Material, config: BuildConfig, directions: Sequence[Direction], strength: float) -> Iterator[str]:
+def doubts(
+    material: Material,
+    config: BuildConfig,
+    directions: Sequence[Direction],
+    strength: float,
+    parts: Sequence[Sequence[float]],
+) -> Iterator[str]:
     """Say what a user should know of an adapter that may do less than it should, or more.
 
     Args:
@@ -22,6 +29,8 @@ def doubts(material: Material, config: BuildConfig, directions: Sequence[Directi
         config: How.
         directions: The direction of each group of sites.
         strength: The adapter's strength.
+        parts: Of each group, what strength 1 removes of each pair that differs in what it reads (`methods.shares`), or
+            nothing if that is not known.
     """
     left_out = max(direction.left_out for direction in directions)
     if left_out > LEFT_OUT:
@@ -29,12 +38,17 @@ def doubts(material: Material, config: BuildConfig, directions: Sequence[Directi
             f"The edit of the method {config.method!r} has more than {MAX_RANK} rows, the limit: the best {MAX_RANK} "
             f"leave out {100 * left_out:.1f} % of it. Lower `pairs` for an exact edit."
         )
-    if config.method != "ridge":
+    if config.method != "ridge" or config.strength is not None:
         return
-    if config.strength is None and strength >= MAX_CALIBRATED_STRENGTH:
+    if strength >= MAX_CALIBRATED_STRENGTH:
         yield (
             f"The strength is at its limit of {MAX_CALIBRATED_STRENGTH:g}: what most pairs share is less than half of "
             "what one of them says, so that words which no pair holds may survive. Add pairs, or word them more alike."
+        )
+    for pair, part in _kept_pairs(material, strength, parts):
+        yield (
+            f"The edit removes {part:.0%} of what pair {pair + 1} shows, {material.pairs[pair].unsafe!r}: the others "
+            "say it in another way. Word it more like them, or build an adapter of such pairs and stack the two."
         )
     if changed := sorted(_changed(material, directions, strength), reverse=True):
         shown = ", ".join(f"{prompt!r} ({part:.1f} of it)" for part, prompt in changed[:SHOWN])
@@ -43,6 +57,17 @@ def doubts(material: Material, config: BuildConfig, directions: Sequence[Directi
             f"Neutral prompts read as the concept, and change with it: {shown}{more}. Remove from `neutral` those that "
             "show it in other words, since they also keep it from being erased."
         )
+
+
+def _kept_pairs(material: Material, strength: float, parts: Sequence[Sequence[float]]) -> Iterator[tuple[int, float]]:
+    """Yield the indices of pairs of which little is removed, with the part."""
+    by_pair: dict[int, list[float]] = {}
+    for group, found in enumerate(parts):
+        for pair, part in zip(material.telling(group), found, strict=True) if found else ():
+            by_pair.setdefault(pair, []).append(strength * part)
+    for pair, removed in sorted(by_pair.items()):
+        if (part := median(removed)) < REMOVED:
+            yield pair, max(0.0, part)
 
 
 def _changed(material: Material, directions: Sequence[Direction], strength: float) -> Iterator[tuple[float, str]]:

@@ -64,8 +64,8 @@ class Material:
         """Return the group of a site."""
         return self.recorded.groups[site.name]
 
-    def rows(self, group: int) -> GroupRows:
-        """Return what a group reads, without pairs that differ in nothing that sites of its kind read."""
+    def telling(self, group: int) -> list[int]:
+        """Return the indices of the pairs that differ in what sites of a group's kind read; all if none does."""
         kinds = {site.name: site.kind for site in self.sites}
         kind, count = kinds[self.recorded.members(group)[0]], len(self.pairs)
         unsafe, safe = self.recorded.rows[group][:count], self.recorded.rows[group][count:]
@@ -73,13 +73,19 @@ class Material:
             "text": [pair.text_differs for pair in self.pairs],
             "image": [pair.image_differs for pair in self.pairs],
         }.get(kind, [True] * count)
-        telling = [index for index in range(count) if differs[index] or not torch.equal(unsafe[index], safe[index])]
+        found = [index for index in range(count) if differs[index] or not torch.equal(unsafe[index], safe[index])]
+        return found or list(range(count))
+
+    def rows(self, group: int) -> GroupRows:
+        """Return what a group reads, without pairs that differ in nothing that sites of its kind read."""
+        kind = next(site.kind for site in self.sites if site.name == self.recorded.members(group)[0])
+        count = len(self.pairs)
+        unsafe, safe = self.recorded.rows[group][:count], self.recorded.rows[group][count:]
         steps, by_call = 1, self.recorded.by_call.get(group)
         if by_call:  # each call is a pair of its own, so that both sides are compared at one timestep
             steps, sides = len(by_call[0]), (by_call[:count], by_call[count:])
             unsafe, safe = (tuple(rows for calls in side for rows in calls) for side in sides)
-        rows = GroupRows(unsafe, safe, *self._kept(group), steps=steps, kind=kind)
-        return rows.pairs(telling) if telling else rows
+        return GroupRows(unsafe, safe, *self._kept(group), steps=steps, kind=kind).pairs(self.telling(group))
 
     def _kept(self, group: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return the rows of the neutral prompts, one of no rows if there are none, and those of guidance."""

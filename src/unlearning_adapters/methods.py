@@ -133,6 +133,16 @@ def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generat
     )
 
 
+def shares(rows: GroupRows, direction: Direction) -> list[float]:
+    """Return the part of each pair's concept that strength 1 removes from it, as `calibrate_strength` takes it."""
+    read = direction.read[0]
+    largest = [
+        float((_carried(unsafe, found, rows.kind) @ read.to(unsafe)).max())
+        for unsafe, found in zip(rows.unsafe, rows.found, strict=True)
+    ]
+    return [sum(largest[first : first + rows.steps]) / rows.steps for first in range(0, len(largest), rows.steps)]
+
+
 def _carried(unsafe: Tensor, found: ConceptRows, kind: str) -> Tensor:
     """Return the tokens that carry the concept less what stands in their place; their mean where it is not text.
 
