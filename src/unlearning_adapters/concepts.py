@@ -37,7 +37,8 @@ class Concept:
         target: For ShapeWorld concepts, the factor and the value, such as {"colour": "red"}.
         neutral_images: Pictures without the concept whose results must not change, for image-to-video pipelines.
         words: The concept's own words and its synonyms. No safe side and no neutral prompt may hold one of them
-            (whole words, any case); shared neutral prompts that do are dropped when a file is read.
+            (whole words, any case); shared neutral prompts that do, or hold a longer word that begins with one, are
+            dropped when a file is read.
     """
 
     name: str
