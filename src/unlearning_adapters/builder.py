@@ -58,7 +58,7 @@ def build_adapter(
         An adapter; the pipeline is not edited yet.
 
     Warns:
-        UserWarning: If words that no pair holds may survive, or neutral prompts are changed.
+        UserWarning: If a pair's words, or words that no pair holds, may survive, or neutral prompts change.
 
     Raises:
         ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
@@ -86,8 +86,9 @@ def build_adapter(
                 rows = rows.condensed()
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
-            # A further row of a direction removes what the first leaves.
-            parts.append(shares(rows, by_group[-1]) if config.method == "ridge" and config.rank == 1 else [])
+            # With further rows, the first alone does not tell what is removed.
+            known = config.method == "ridge" and config.rank == 1 and rows.kind == "text"
+            parts.append(shares(rows, by_group[-1]) if known else [])
     strength = median(strengths)
     for doubt in doubts(material, config, by_group, strength, parts):
         warnings.warn(doubt, stacklevel=2)

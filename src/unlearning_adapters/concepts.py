@@ -196,7 +196,7 @@ def concept_template(name: str) -> str:
 
 
 def shared_neutral(name: str = "neutral", words: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the prompts of a shared neutral set, without those that hold one of the words, or a word made of one.
+    """Return the prompts of a shared neutral set, without those that hold one of the words or a longer form of it.
 
     Args:
         name: "neutral" (or "shared") for real-world prompts, "shapeworld-neutral" for the embedded model.

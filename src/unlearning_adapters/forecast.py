@@ -8,10 +8,10 @@ from .config import MAX_CALIBRATED_STRENGTH, MAX_RANK, BuildConfig
 from .material import Material
 
 LEFT_OUT = 0.01  # share of an edit that may fall to the limit of its rank unsaid
-# Part of the concept. Of neutral prompts that none of its words is in, "a blueprint of a sailing ship" has 1.0 of
-# "blue", and the ShapeWorld concepts' own 0.4 at most in plain words, in real language one of 160 at times 1.1.
+# Parts of the concept. "a blueprint of a sailing ship" has 1.0 of "blue"; the neutral prompts that the ShapeWorld
+# concepts come with have 0.4 at most, and in real language a few of 160 up to 1.3.
 CHANGED = 0.75
-REMOVED = 0.5  # part of a pair's concept; from there on little is seen of it
+REMOVED = 0.5  # all pairs of the ShapeWorld concepts lose more, but one, and that one is seen
 SHOWN = 3
 
 

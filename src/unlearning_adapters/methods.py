@@ -187,7 +187,10 @@ def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) ->
         direction = ridge_direction(
             r, kept, config.epsilon, rank=config.rank, difference_rows=differences, weights=weights, landing=landing
         )
-        if rows.kind != "text" or float((counterparts @ direction.read[0].to(counterparts)).abs().max()) <= TURNED:
+        # Further rows of a direction share the counterparts among them.
+        if rows.kind != "text" or config.rank > 1:
+            break
+        if float((counterparts @ direction.read[0].to(counterparts)).abs().max()) <= TURNED:
             break
     return direction
 
