@@ -1,10 +1,11 @@
 """Measure nine concepts on every ShapeWorld model: python -m benchmarks.models [--clips N] [--models NAME]; resumes.
 
 Writes benchmarks/models.json and benchmarks/models.md. For each model and concept: five pairs, default settings,
-held-out prompts with the concept's own word and with other words, prompts of its neighbours, the same seeds for all
-arms; rivals, the best of them also at the strength at which it erases as much; three concepts stacked; and how long a
-build takes, in generations of one clip. The pairs are the shipped ones; for the model that reads real language, those
-of `language_concept`, whose five phrases stand for the own word, and all phrases that no pair holds for other words.
+held-out prompts with the concept's own word and with other words, prompts of its neighbours, and neutral ones, which
+leave its factor open, the same seeds for all arms; rivals, the best of them also at the strength at which it erases as
+much; three concepts stacked; and how long a build takes, in generations of one clip. The pairs are the shipped ones;
+for the model that reads real language, those of `language_concept`, whose five phrases stand for the own word, and all
+phrases that no pair holds for other words.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from diffusers import DiffusionPipeline
 import unlearning_adapters as ua
 from unlearning_adapters.concepts import Concept
 from unlearning_adapters.errors import ConceptError
+from unlearning_adapters.evaluation.shapeworld_suite import shapeworld_suite
 from unlearning_adapters.prompts import find_word
 from unlearning_adapters.shapeworld.captions import WORDS
 from unlearning_adapters.shapeworld.generate import generate_clips, generation_of, prompt_length
@@ -51,6 +53,7 @@ STACK = ("red", "circle", "left")
 SEED = 631  # of the prompts and the noise; no other file uses it
 SHOWN = ("own word", "synonyms")
 KEPT = ("valid", "context kept", "preservation")
+DRIFTS = ("drift", "neutral drift")  # of the neighbours' clips, and of those whose prompts leave the factor open
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,31 @@ def arm(pipe: Any, value: str, sets: dict[str, list[LabelledPrompt]], base: Sequ
     found = plain(rates(value, sets, judge_clips(clips)))
     if base is not None:
         kept = len(sets["neighbours"])
-        pairs = zip(clips[-kept:], base[-kept:], strict=True)
-        found["drift"] = float(np.mean([np.abs(a.astype(float) - b).mean() / 255 for a, b in pairs]))
+        found["drift"] = drift(clips[-kept:], base[-kept:])
     return clips, found
+
+
+def drift(clips: Sequence[Any], base: Sequence[Any]) -> float:
+    """Return the mean difference of clips from the base's, in parts of the range of a pixel."""
+    pairs = zip(clips, base, strict=True)
+    return float(np.mean([np.abs(one.astype(float) - other).mean() / 255 for one, other in pairs]))
+
+
+def measure_neutral(world: World, value: str, arms: dict[str, dict[str, Any]]) -> None:
+    """Add to each arm that lacks it the drift of neutral clips: their prompts leave the concept's factor open."""
+    missing = [method for method in arms if method != "base" and "neutral drift" not in arms[method]]
+    if not missing:
+        return
+    sets = {found.name: found.prompts for found in shapeworld_suite(value, 2 * world.clips, SEED + 3).sets}
+    prompts = [LabelledPrompt(item.text, {}, item.seed) for item in sets["generic"]]
+    base = generate_clips(world.pipe, prompts, progress=f"{value}: neutral, base")
+    for method in missing:
+        ua.load_unlearning_adapter(world.pipe, build(world, value, method)[0])
+        try:
+            clips = generate_clips(world.pipe, prompts, progress=f"{value}: neutral, {method}")
+        finally:
+            ua.unload_unlearning_adapters(world.pipe)
+        arms[method]["neutral drift"] = drift(clips, base)
 
 
 def build(world: World, value: str, method: str) -> tuple[ua.UnlearningAdapter, float]:
@@ -233,8 +258,9 @@ def row(model: str, name: str, arms: list[dict[str, Any]], generation: float) ->
     cells.insert(1, f"{worst:.2f}")
     cells += [pooled([item[key] for item in arms]) for key in KEPT]
     cells.append(f"{min(item['worst neighbour']['hits'] / item['worst neighbour']['count'] for item in arms):.2f}")
-    drift = [item["drift"] for item in arms if "drift" in item]
-    cells.append(f"{np.mean(drift):.5f}" if drift else "")
+    for key in DRIFTS:
+        moved = [item[key] for item in arms if key in item]
+        cells.append(f"{np.mean(moved):.5f}" if moved else "")
     built = [item["build seconds"] for item in arms if "build seconds" in item]
     cells.append(f"{np.median(built) / generation:.2f}" if built else "")
     return "| " + " | ".join([model, name, *cells]) + " |"
@@ -242,7 +268,8 @@ def row(model: str, name: str, arms: list[dict[str, Any]], generation: float) ->
 
 def table(results: dict[str, Any]) -> str:
     """Return the Markdown table."""
-    head = ["model", "arm", "concept shown", "worst concept", "other words", *KEPT, "worst neighbour", "drift", "build"]
+    head = ["model", "arm", "concept shown", "worst concept", "other words", *KEPT, "worst neighbour"]
+    head += ["drift, neighbours", "drift, neutral", "build"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for model, found in results.items():
         concepts = found["concepts"].values()
@@ -288,6 +315,9 @@ def main() -> None:
             keep()
         if set(CONCEPTS) <= set(found["concepts"]) and "uce" in options.methods:
             raise_rival(world, found, keep)
+        for value, arms in found["concepts"].items():
+            measure_neutral(world, value, arms)
+            keep()
         if "stack" not in found:
             found["stack"] = measure_stack(world, STACK)
             keep()
