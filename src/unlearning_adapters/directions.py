@@ -29,6 +29,7 @@ __all__ = [
     "ConceptRows",
     "calibrate_strength",
     "concept_rows",
+    "concept_share",
     "cpca_direction",
     "leace_direction",
     "mean_direction",
@@ -261,11 +262,22 @@ def calibrate_strength(differences: Sequence[Sequence[Tensor]], build: Callable[
         return 1.0
     needed = []
     for left_out, steps in enumerate(differences):
-        read = exact_rows(build(tuple(index for index in range(len(differences)) if index != left_out)).read[0])
-        largest = [float((exact_rows(rows).to(read.device) @ read).max()) for rows in steps]
-        share = sum(largest) / len(largest)
-        needed.append(1 / min(max(share, 1 / MAX_CALIBRATED_STRENGTH), 1.0))
+        others = build(tuple(index for index in range(len(differences)) if index != left_out))
+        needed.append(1 / min(max(concept_share(others, steps), 1 / MAX_CALIBRATED_STRENGTH), 1.0))
     return float(torch.tensor(needed, dtype=torch.float64).quantile(COVERED_PAIRS))
+
+
+def concept_share(direction: Direction, steps: Sequence[Tensor]) -> float:
+    """Return the part of a pair's concept that strength 1 removes, `max_t(a . (c_t - s))`, the mean over the steps.
+
+    Args:
+        direction: Its first row is read.
+        steps: The tokens that carry the concept less what stands in their place, shape (tokens, features), at each
+            step at which the pair was recorded.
+    """
+    read = exact_rows(direction.read[0])
+    largest = [float((exact_rows(rows).to(read.device) @ read).max()) for rows in steps]
+    return sum(largest) / len(largest)
 
 
 def _direction(read: Tensor, write: Tensor, device: torch.device) -> Direction:

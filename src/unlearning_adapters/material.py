@@ -54,11 +54,15 @@ class Material:
 
     def neutral_texts(self, group: int) -> list[tuple[str, Tensor]]:
         """Return the neutral prompts, but for those of guidance, with what a group of text sites reads for each."""
-        site = self.recorded.members(group)[0]
-        if self.neutral is None or all(known.kind != "text" for known in self.sites if known.name == site):
+        if self.neutral is None or self.kind_of(group) != "text":
             return []
-        read = zip(self.prompts, self.neutral.of(site), self.guidance, strict=True)
+        read = zip(self.prompts, self.neutral.of(self.recorded.members(group)[0]), self.guidance, strict=True)
         return [(prompt, rows) for prompt, rows, guided in read if not guided]
+
+    def kind_of(self, group: int) -> str:
+        """Return the kind of the sites of a group."""
+        first = self.recorded.members(group)[0]
+        return next(site.kind for site in self.sites if site.name == first)
 
     def group_of(self, site: Site) -> int:
         """Return the group of a site."""
@@ -66,26 +70,25 @@ class Material:
 
     def telling(self, group: int) -> list[int]:
         """Return the indices of the pairs that differ in what sites of a group's kind read; all if none does."""
-        kinds = {site.name: site.kind for site in self.sites}
-        kind, count = kinds[self.recorded.members(group)[0]], len(self.pairs)
+        count = len(self.pairs)
         unsafe, safe = self.recorded.rows[group][:count], self.recorded.rows[group][count:]
         differs = {
             "text": [pair.text_differs for pair in self.pairs],
             "image": [pair.image_differs for pair in self.pairs],
-        }.get(kind, [True] * count)
+        }.get(self.kind_of(group), [True] * count)
         found = [index for index in range(count) if differs[index] or not torch.equal(unsafe[index], safe[index])]
         return found or list(range(count))
 
     def rows(self, group: int) -> GroupRows:
         """Return what a group reads, without pairs that differ in nothing that sites of its kind read."""
-        kind = next(site.kind for site in self.sites if site.name == self.recorded.members(group)[0])
         count = len(self.pairs)
         unsafe, safe = self.recorded.rows[group][:count], self.recorded.rows[group][count:]
         steps, by_call = 1, self.recorded.by_call.get(group)
         if by_call:  # each call is a pair of its own, so that both sides are compared at one timestep
             steps, sides = len(by_call[0]), (by_call[:count], by_call[count:])
             unsafe, safe = (tuple(rows for calls in side for rows in calls) for side in sides)
-        return GroupRows(unsafe, safe, *self._kept(group), steps=steps, kind=kind).pairs(self.telling(group))
+        rows = GroupRows(unsafe, safe, *self._kept(group), steps=steps, kind=self.kind_of(group))
+        return rows.pairs(self.telling(group))
 
     def _kept(self, group: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return the rows of the neutral prompts, one of no rows if there are none, and those of guidance."""

@@ -12,6 +12,7 @@ from .directions import (
     ConceptRows,
     calibrate_strength,
     concept_rows,
+    concept_share,
     cpca_direction,
     leace_direction,
     mean_direction,
@@ -98,6 +99,11 @@ class GroupRows:
         share = prompts.sum() / max(1, len(guidance))
         return torch.cat([neutral, safe, guidance]), torch.cat([prompts, share.expand(len(guidance))])
 
+    @property
+    def by_pair(self) -> list[slice]:
+        """Where the steps of each pair are among `unsafe`, `safe` and `found`."""
+        return [slice(first, first + self.steps) for first in range(0, len(self.unsafe), self.steps)]
+
     def pairs(self, indices: Sequence[int]) -> "GroupRows":
         """Return the same with some of the pairs only, each with all of its steps."""
         places = [index * self.steps + step for index in indices for step in range(self.steps)]
@@ -126,21 +132,19 @@ def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generat
         return config.strength
     if config.method != "ridge":
         return 1.0
-    differences = [_carried(unsafe, found, rows.kind) for unsafe, found in zip(rows.unsafe, rows.found, strict=True)]
     return calibrate_strength(
-        [differences[first : first + rows.steps] for first in range(0, len(differences), rows.steps)],
-        lambda others: find_direction(rows.pairs(others), config, generator),
+        _differences_by_pair(rows), lambda others: find_direction(rows.pairs(others), config, generator)
     )
 
 
 def shares(rows: GroupRows, direction: Direction) -> list[float]:
-    """Return the part of each pair's concept that strength 1 removes from it, as `calibrate_strength` takes it."""
-    read = direction.read[0]
-    largest = [
-        float((_carried(unsafe, found, rows.kind) @ read.to(unsafe)).max())
-        for unsafe, found in zip(rows.unsafe, rows.found, strict=True)
-    ]
-    return [sum(largest[first : first + rows.steps]) / rows.steps for first in range(0, len(largest), rows.steps)]
+    """Return the part of each pair's concept that strength 1 removes from it (`concept_share`)."""
+    return [concept_share(direction, steps) for steps in _differences_by_pair(rows)]
+
+
+def _differences_by_pair(rows: GroupRows) -> list[list[Tensor]]:
+    found = [_carried(unsafe, item, rows.kind) for unsafe, item in zip(rows.unsafe, rows.found, strict=True)]
+    return [found[steps] for steps in rows.by_pair]
 
 
 def _carried(unsafe: Tensor, found: ConceptRows, kind: str) -> Tensor:
@@ -178,14 +182,21 @@ def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) ->
     landing = None
     # What hidden sites read is the content of a whole scene, which only the mean over all pairs is free of.
     if config.landing == "majority" and rows.kind == "text":
-        by_pair = [found[first : first + rows.steps] for first in range(0, len(found), rows.steps)]
+        by_pair = [found[steps] for steps in rows.by_pair]
         landing = landing_vector([_mean_row(item.concept - item.counterpart for item in pair) for pair in by_pair])
     differences = _differences(rows) if config.rank > 1 else None
     counterparts = torch.stack([item.counterpart for item in found])
+    kept = rows.kept()
     for share in (0.0, *HELD):
-        kept, weights = _with_share(*rows.kept(), counterparts, share)
+        protected, weights = _with_share(*kept, counterparts, share)
         direction = ridge_direction(
-            r, kept, config.epsilon, rank=config.rank, difference_rows=differences, weights=weights, landing=landing
+            r,
+            protected,
+            config.epsilon,
+            rank=config.rank,
+            difference_rows=differences,
+            weights=weights,
+            landing=landing,
         )
         # Further rows of a direction share the counterparts among them.
         if rows.kind != "text" or config.rank > 1:
