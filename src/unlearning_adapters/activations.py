@@ -14,6 +14,7 @@ from .errors import ConfigError, DenoiserError, SiteError
 from .input_hooks import count_calls, on_input, place_of
 from .partial_run import PartialRun, StopRun
 from .sites import Site, denoisers, site_module
+from .text_padding import without_padding
 
 HIDDEN_ROWS = 64  # per prompt and step: a real video has tens of thousands of tokens, all alike
 
@@ -29,11 +30,13 @@ class Recording:
         rows: Per group, per prompt: rows of shape (tokens, in_features), float32, on the CPU, no two the same.
         groups: Group of each site, by the site's name.
         by_call: Of groups that were recorded in `calls`: per prompt, the rows of each call.
+        padded: Whether text encoders had to read padding, for the pipeline lets it through to a site.
     """
 
     rows: tuple[tuple[Tensor, ...], ...]
     groups: Mapping[str, int]
     by_call: Mapping[int, tuple[tuple[Tensor, ...], ...]] = field(default_factory=dict)
+    padded: bool = False
 
     def of(self, site_name: str) -> tuple[Tensor, ...]:
         """Return the rows of a site, one tensor per prompt."""
@@ -62,12 +65,14 @@ def record(
     seed: int | Sequence[int] = 0,
     max_rows: int | None = None,
     leaders: Mapping[str, str] | None = None,
+    padded: bool = False,
     call_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
     description: str = "Recording",
 ) -> Recording:
     """Run a pipeline on some prompts, without guidance, and return what the sites read.
 
+    Text encoders are not given the padding behind the prompts, unless a site is fed it: then all is recorded again.
     Each run is stopped after the last call of a site that is needed: the first call of the denoiser for text and image
     sites that `calls` does not name, and its first `steps` calls for hidden ones. Nothing is left behind, also if the
     pipeline raises.
@@ -86,6 +91,8 @@ def record(
         leaders: By site, the one that stands for all that are fed the same tensor, as `find_feeds` or an earlier
             recording of these sites and calls tells (`Recording.leaders`). Others are found in the first run, which
             then goes as far as the last site; later ones end at the last leader.
+        padded: Whether text encoders are to read the padding behind the prompts as well, as an earlier recording tells
+            (`Recording.padded`). Without it they are given none, unless it turns out that a site is fed it.
         call_kwargs: Further arguments of the pipeline's call, such as {"height": 480, "max_sequence_length": 512}.
         progress: Whether to show a progress bar.
         description: Its label.
@@ -109,24 +116,35 @@ def record(
     size = 1 if run.one_by_one or any(picture is not None for picture in pictures) else batch_size
     inputs = list(zip(prompts, seeds, pictures, strict=True))
     with tqdm(total=len(inputs), desc=description, unit="prompt", disable=not progress) as bar:
-        while (recording := _gather(run, _Taps(run, sites, needed, max_rows, leaders), inputs, size, bar)) is None:
-            size = 1  # some denoisers join all prompts of a batch to one sequence of tokens
-    return recording
+        while True:
+            taps = _Taps(run, sites, needed, max_rows, leaders, len(inputs), padded)
+            if _gather(run, taps, inputs, size, bar):
+                return taps.recording()
+            # Some denoisers join all prompts of a batch to one sequence of tokens, and some are fed padding.
+            size, padded = 1 if taps.packed else size, padded or taps.needs_padding
 
 
 def _gather(
     run: PartialRun, taps: "_Taps", inputs: Sequence[tuple[str, int, Any]], size: int, bar: "tqdm[Any]"
-) -> Recording | None:
-    """Run all batches of a size; None if the rows of a batch cannot be told apart by prompt."""
+) -> bool:
+    """Run all batches of a size, prompts of one length together; tell whether what they read can be used."""
+    order = sorted(range(len(inputs)), key=lambda index: len(inputs[index][0])) if size > 1 else range(len(inputs))
+    bar.reset()
     for start in range(0, len(inputs), size):
-        prompts, seeds, pictures = zip(*inputs[start : start + size], strict=True)
-        with taps.placed(len(prompts)):
-            run(prompts, seeds, pictures[0])
-        if taps.packed:
-            return None
+        chosen = order[start : start + size]
+        prompts, seeds, pictures = zip(*(inputs[index] for index in chosen), strict=True)
+        try:
+            with taps.placed(chosen):
+                run(prompts, seeds, pictures[0])
+        except Exception:
+            if start or not taps.cut:
+                raise
+            taps.needs_padding = True  # or the pipeline fails with it as well
+        if taps.packed or taps.needs_padding:
+            return False
         taps.check_reached()
         bar.update(len(prompts))
-    return taps.recording()
+    return True
 
 
 class _Taps:
@@ -139,6 +157,8 @@ class _Taps:
         needed: Mapping[str, tuple[int, ...]],
         max_rows: int | None,
         leaders: Mapping[str, str] | None,
+        prompts: int,
+        padded: bool,
     ) -> None:
         networks = denoisers(run.pipe)
         self.modules = {site.name: site_module(run.pipe, site.name) for site in sites}
@@ -147,16 +167,21 @@ class _Taps:
         self.sites, self.needed, self.max_rows = sites, needed, max_rows
         self.leaders = dict(leaders or {})  # site -> the site of its group that is recorded
         self.rows: dict[str, list[list[Tensor]]] = {}  # leader -> per prompt -> rows of each call
+        self.prompts, self.padded = prompts, padded
+        self.cut: list[int] = []  # tokens of padding that a text encoder was not given, by its call
         self.packed = False  # whether a batch's rows cannot be told apart by prompt
+        self.needs_padding = False  # whether a site is fed padding, which was cut off
 
     @contextmanager
-    def placed(self, prompts: int) -> Iterator[None]:
-        """Hook a run over some prompts: after the first run, only one site of each group."""
+    def placed(self, chosen: Sequence[int]) -> Iterator[None]:
+        """Hook a run over some prompts, given by index: after the first run, only one site of each group."""
         watched = [site for site in self.sites if self.leaders.get(site.name, site.name) == site.name]
         self.waiting = {(site.name, call) for site in watched for call in self.needed[site.name]}
         self.fed: dict[tuple[Any, ...], tuple[Tensor, str]] = {}
-        self.prompts, self.base = prompts, {name: len(rows) for name, rows in self.rows.items()}
+        self.chosen = chosen
         with ExitStack() as stack:
+            if not self.padded:
+                self.cut = stack.enter_context(without_padding(self.pipe))
             calls = count_calls(stack, self.pipe, self.networks, self._end_call)
             for site in watched:
                 on_input(stack, self.modules[site.name], self._reader(site, calls))
@@ -187,20 +212,18 @@ class _Taps:
             return
         if self.guided:
             tensor = tensor.chunk(2)[1]
-        self.packed = self.prompts > 1 and (
-            tensor.shape[0] % self.prompts > 0 or (tensor.ndim == 2 and tensor.shape[0] != self.prompts)
-        )
-        if self.packed:
+        count = len(self.chosen)
+        self.packed = count > 1 and (tensor.shape[0] % count > 0 or (tensor.ndim == 2 and tensor.shape[0] != count))
+        self.needs_padding = not self.padded and not bool(torch.isfinite(tensor).all())
+        if self.packed or self.needs_padding:
             raise StopRun
-        kept = self.rows.setdefault(site.name, [])
-        first = self.base.get(site.name, 0)
-        kept.extend([] for _ in range(first + self.prompts - len(kept)))
+        kept = self.rows.setdefault(site.name, [[] for _ in range(self.prompts)])
         # Frames or places that were moved into the batch stay with their prompt.
-        for index, part in enumerate(tensor.reshape(self.prompts, -1, tensor.shape[-1])):
+        for index, part in zip(self.chosen, tensor.reshape(count, -1, tensor.shape[-1]), strict=True):
             if site.kind == "hidden":
                 part = _evenly(part, self.max_rows or HIDDEN_ROWS)
             rows = _distinct(part.to("cpu", torch.float32))
-            kept[first + index].append(rows if site.kind == "hidden" else _most_different(rows, self.max_rows))
+            kept[index].append(rows if site.kind == "hidden" else _most_different(rows, self.max_rows))
 
     def _end_call(self, component: str, calls: int) -> None:
         """Give up on the sites of a component that its call did not reach."""
@@ -232,7 +255,8 @@ class _Taps:
             for site in self.sites
             if site.name in index and site.kind != "hidden" and len(self.needed[site.name]) > 1
         }
-        return Recording(rows, {site.name: index[self.leaders[site.name]] for site in self.sites}, several)
+        groups = {site.name: index[self.leaders[site.name]] for site in self.sites}
+        return Recording(rows, groups, several, self.padded)
 
 
 def _distinct(rows: Tensor) -> Tensor:

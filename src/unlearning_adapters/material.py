@@ -190,6 +190,7 @@ def _record(
         seed=config.seed,
         max_rows=max(1, NEUTRAL_HIDDEN_ROWS // len(prompts)) if hidden else NEUTRAL_TEXT_ROWS,
         leaders=recorded.leaders,
+        padded=recorded.padded,
         description="Neutral prompts",
         **settings,
     )

@@ -1,0 +1,83 @@
+"""Run text encoders without the padding behind the prompts of a batch: 20 tokens are often padded to 512."""
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+TOKENS, MASK = "input_ids", "attention_mask"
+
+
+@contextmanager
+def without_padding(pipe: Any) -> Iterator[list[int]]:
+    """Cut what is padding in all prompts of a batch off before a text encoder reads them.
+
+    Behind the encoder NaN stands in place of what was cut off, so that a pipeline that lets padding through, as
+    CogVideoX does, shows it by what its layers are fed: NaN spreads. Only encoders that are told by a mask what
+    padding is are run like this, and the states of what is left are theirs but for rounding.
+
+    Args:
+        pipe: A diffusers pipeline; its text encoders are the components whose names start with `text_encoder`.
+
+    Yields:
+        How many tokens were cut off in each call that had some, filled as the calls are made.
+    """
+    saved: list[int] = []
+    with ExitStack() as stack:
+        for name, component in pipe.components.items():
+            if name.startswith("text_encoder") and isinstance(component, nn.Module):
+                _shorten(stack, component, saved)
+        yield saved
+
+
+def _shorten(stack: ExitStack, encoder: nn.Module, saved: list[int]) -> None:
+    names = list(inspect.signature(encoder.forward).parameters)
+    cut: list[tuple[int, int]] = []  # lengths with and without padding of the call under way
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        length, width = _lengths(given)
+        cut[:] = [(length, width)]
+        if width == length:
+            return None
+        saved.append(length - width)
+        return (), {**given, TOKENS: given[TOKENS][:, :width], MASK: given[MASK][:, :width]}
+
+    def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
+        length, width = cut.pop()
+        return output if width == length else _padded(output, length, width)
+
+    stack.callback(encoder.register_forward_pre_hook(before, with_kwargs=True).remove)
+    stack.callback(encoder.register_forward_hook(after, with_kwargs=True).remove)
+
+
+def _lengths(given: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how long the prompts of a call are with and without what is padding behind all of them.
+
+    Both are the same where there is no mask, or where a further tensor or a cache may be as long as the prompts.
+    """
+    tokens, mask = given.get(TOKENS), given.get(MASK)
+    others = [value for name, value in given.items() if name not in (TOKENS, MASK)]
+    plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in others)
+    if not (plain and isinstance(tokens, Tensor) and isinstance(mask, Tensor)):
+        return 0, 0
+    if tokens.ndim != 2 or mask.shape != tokens.shape or not bool((mask > 0).any()):
+        return 0, 0
+    return tokens.shape[1], 1 + int((mask > 0).any(0).nonzero().max())
+
+
+def _padded(output: Any, length: int, width: int) -> Any:
+    """Return an encoder's output with NaN in place of the tokens that were cut off."""
+    if isinstance(output, Tensor):
+        if output.ndim != 3 or output.shape[1] != width or not output.is_floating_point():
+            return output
+        return nn.functional.pad(output, (0, 0, 0, length - width), value=math.nan)
+    if isinstance(output, tuple):
+        return tuple(_padded(item, length, width) for item in output)
+    if isinstance(output, dict):  # outputs of transformers
+        for name in list(output):
+            output[name] = _padded(output[name], length, width)
+    return output
