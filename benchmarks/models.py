@@ -2,8 +2,8 @@
 
 Writes benchmarks/models.json and benchmarks/models.md. For each model and concept: five pairs, default settings,
 held-out prompts with the concept's own word and with other words, prompts of its neighbours, and neutral ones, which
-leave its factor open, the same seeds for all arms; rivals, the best of them also at the strength at which it erases as
-much; three concepts stacked; and how long a build takes, in generations of one clip. The pairs are the shipped ones;
+leave its factor open, the same seeds for all arms; rivals, the best of them also at strengths up to the one at which
+it erases as much; three concepts stacked; and how long a build takes, in generations of one clip. The pairs are the shipped ones;
 for the model that reads real language, those of `language_concept`, whose five phrases stand for the own word, and all
 phrases that no pair holds for other words.
 """
@@ -46,14 +46,16 @@ METHODS = {
     "uce": ua.BuildConfig(method="uce"),
     "cpca": ua.BuildConfig(method="cpca"),
 }
-# A rival that leaves too much is raised until it does not, so that drifts are compared where both erase.
-RAISED = {f"uce {strength:g}": ua.BuildConfig(method="uce", strength=strength) for strength in (1.2, 1.4, 1.7, 2.0)}
-ENOUGH = {"own word": 0.02, "synonyms": 0.10}
+# A rival that leaves more than `ridge` is raised until it does not, so that drifts are compared where both erase.
+STRENGTHS = (1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
+RAISED = {f"uce {strength:g}": ua.BuildConfig(method="uce", strength=strength) for strength in STRENGTHS}
+ENOUGH = {"own word": 0.02, "synonyms": 0.10}  # what the project aims at
 STACK = ("red", "circle", "left")
 SEED = 631  # of the prompts and the noise; no other file uses it
 SHOWN = ("own word", "synonyms")
 KEPT = ("valid", "context kept", "preservation")
 DRIFTS = ("drift", "neutral drift")  # of the neighbours' clips, and of those whose prompts leave the factor open
+DRIFT_COLUMNS = ("drift of neighbours, parts of the rival's", "drift of neutral clips")
 
 
 @dataclass(frozen=True)
@@ -181,14 +183,19 @@ def measure_concept(world: World, value: str, methods: Iterable[str], known: Map
     return arms
 
 
-def erases(found: Mapping[str, Any], method: str) -> bool:
-    """Tell whether a method leaves little enough of all concepts together, by their own word and by others."""
-    arms = [arms[method]["shown"] for arms in found["concepts"].values()]
-    for kind, most in ENOUGH.items():
-        rates = [shown[kind] for shown in arms if kind in shown]
-        if sum(rate["hits"] for rate in rates) > most * sum(rate["count"] for rate in rates):
-            return False
-    return True
+def leaves(found: Mapping[str, Any], method: str) -> dict[str, float]:
+    """Return how often a method shows all concepts together, by their own word and by others."""
+    left = {}
+    for kind in SHOWN:
+        rates = [arms[method]["shown"][kind] for arms in found["concepts"].values() if kind in arms[method]["shown"]]
+        left[kind] = sum(rate["hits"] for rate in rates) / max(1, sum(rate["count"] for rate in rates))
+    return left
+
+
+def within(found: Mapping[str, Any], method: str, most: Mapping[str, float]) -> bool:
+    """Tell whether a method was measured on all concepts and leaves no more of them than given."""
+    measured = all(method in arms for arms in found["concepts"].values())
+    return measured and all(left <= most[kind] for kind, left in leaves(found, method).items())
 
 
 def measure_stack(world: World, stack: Sequence[str]) -> dict[str, Any]:
@@ -216,10 +223,10 @@ def free(prompt: LabelledPrompt, value: str, stack: Sequence[str]) -> bool:
 
 
 def raise_rival(world: World, found: dict[str, Any], keep: Callable[[], None]) -> None:
-    """Measure the rival at one strength after the other, up to the first at which it erases."""
-    done = "uce"
+    """Measure the rival at one strength after the other, up to the first at which it leaves no more than `ridge`."""
+    done, most = "uce", leaves(found, "ridge")
     for method in RAISED:
-        if erases(found, done):
+        if within(found, done, most):
             return
         for value, arms in found["concepts"].items():
             found["concepts"][value] = measure_concept(world, value, [method], arms)
@@ -282,6 +289,33 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def drifts(results: dict[str, Any]) -> str:
+    """Return a table of the drift beside the rival's that moves least of those that erase enough, and of all it does.
+
+    Enough is what the project aims at, or what `ridge` leaves.
+    """
+    head = ["model", "the rival leaves no more than", "rival", "left, own word", "left, other words", *DRIFT_COLUMNS]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for model, found in results.items():
+        arms = [arms for arms in found["concepts"].values() if "ridge" in arms]
+        if len(arms) < len(found["concepts"]):
+            continue
+        own = leaves(found, "ridge")
+        for label, most in (("0.02, 0.10", ENOUGH), (f"ridge ({own[SHOWN[0]]:.3f}, {own[SHOWN[1]]:.3f})", own)):
+            rivals = [name for name in (*METHODS, *RAISED) if name != "ridge" and within(found, name, most)]
+            if not rivals:
+                lines.append(f"| {model} | {label} | none | | | | |")
+                continue
+            moved = {
+                name: [np.mean([item[name][key] for item in arms]) for key in DRIFTS] for name in ("ridge", *rivals)
+            }
+            best = min(rivals, key=lambda name: moved[name][0])
+            ratios = [f"{one / other:.2f}" for one, other in zip(moved["ridge"], moved[best], strict=True)]
+            left = [f"{value:.3f}" for value in leaves(found, best).values()]
+            lines.append("| " + " | ".join([model, label, best, *left, *ratios]) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure what is not in the file yet."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -299,7 +333,7 @@ def main() -> None:
 
     def keep() -> None:
         options.file.write_text(json.dumps({"clips": options.clips, "seed": SEED, "models": results}, indent=1) + "\n")
-        options.file.with_suffix(".md").write_text(table(results))
+        options.file.with_suffix(".md").write_text(table(results) + "\n" + drifts(results))
 
     for model in options.models:
         world = World(model, open_model(model), options.clips)
@@ -321,7 +355,7 @@ def main() -> None:
         if "stack" not in found:
             found["stack"] = measure_stack(world, STACK)
             keep()
-    print(table(results))
+    print(table(results) + "\n" + drifts(results))
 
 
 if __name__ == "__main__":
