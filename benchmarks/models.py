@@ -3,9 +3,9 @@
 Writes benchmarks/models.json and benchmarks/models.md. For each model and concept: five pairs, default settings,
 held-out prompts with the concept's own word and with other words, prompts of its neighbours, and neutral ones, which
 leave its factor open, the same seeds for all arms; rivals, the best of them also at strengths up to the one at which
-it erases as much; three concepts stacked; and how long a build takes, in generations of one clip. The pairs are the shipped ones;
-for the model that reads real language, those of `language_concept`, whose five phrases stand for the own word, and all
-phrases that no pair holds for other words.
+it erases as much; three concepts stacked; and how long a build takes, in generations of one clip. The pairs are the
+shipped ones; for the model that reads real language, those of `language_concept`, whose five phrases stand for the own
+word, and all phrases that no pair holds for other words.
 """
 
 import argparse
