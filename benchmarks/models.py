@@ -290,30 +290,37 @@ def table(results: dict[str, Any]) -> str:
 
 
 def drifts(results: dict[str, Any]) -> str:
-    """Return a table of the drift beside the rival's that moves least of those that erase enough, and of all it does.
+    """Return a table of the drift beside the rival's that moves least of those that erase enough.
 
-    Enough is what the project aims at, or what `ridge` leaves.
+    Enough is what the project aims at, or what `ridge` leaves. Models are left out until all is measured.
     """
     head = ["model", "the rival leaves no more than", "rival", "left, own word", "left, other words", *DRIFT_COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for model, found in results.items():
-        arms = [arms for arms in found["concepts"].values() if "ridge" in arms]
-        if len(arms) < len(found["concepts"]):
+        moved = mean_drifts(found)
+        if "ridge" not in moved:
             continue
         own = leaves(found, "ridge")
         for label, most in (("0.02, 0.10", ENOUGH), (f"ridge ({own[SHOWN[0]]:.3f}, {own[SHOWN[1]]:.3f})", own)):
-            rivals = [name for name in (*METHODS, *RAISED) if name != "ridge" and within(found, name, most)]
+            rivals = [name for name in moved if name != "ridge" and within(found, name, most)]
             if not rivals:
                 lines.append(f"| {model} | {label} | none | | | | |")
                 continue
-            moved = {
-                name: [np.mean([item[name][key] for item in arms]) for key in DRIFTS] for name in ("ridge", *rivals)
-            }
             best = min(rivals, key=lambda name: moved[name][0])
             ratios = [f"{one / other:.2f}" for one, other in zip(moved["ridge"], moved[best], strict=True)]
             left = [f"{value:.3f}" for value in leaves(found, best).values()]
             lines.append("| " + " | ".join([model, label, best, *left, *ratios]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def mean_drifts(found: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the mean drifts of each arm that was measured on all concepts, in the order of `DRIFTS`."""
+    moved = {}
+    for name in (*METHODS, *RAISED):
+        arms = [arms.get(name, {}) for arms in found["concepts"].values()]
+        if all(key in item for item in arms for key in DRIFTS):
+            moved[name] = [float(np.mean([item[key] for item in arms])) for key in DRIFTS]
+    return moved
 
 
 def main() -> None:
