@@ -139,3 +139,23 @@ def test_a_read_of_a_shipped_concept_is_put_to_its_held_out_prompts():
         assert 0.5 < row["told apart"] <= 1  # better than chance
         assert row["neighbours"] < row["taken"]
     assert packs.page({"graphic-violence": rows}).count("\n") == 1 + len(packs.PAIRS)
+
+
+def test_the_drift_is_compared_with_the_rival_that_moves_least_of_those_that_erase_enough():
+    from benchmarks import models
+
+    def arm(own: int, other: int, drift: float, neutral: float | None = None) -> dict:
+        shown = {"own word": {"hits": own, "count": 100}, "synonyms": {"hits": other, "count": 100}}
+        return {"shown": shown, "drift": drift, "neutral drift": 2 * drift if neutral is None else neutral}
+
+    arms = {"base": {}, "ridge": arm(1, 1, 0.002), "uce": arm(40, 50, 0.001), "cpca": arm(0, 9, 0.009)}
+    arms |= {"uce 1.2": arm(2, 10, 0.004), "uce 1.4": arm(0, 3, 0.004), "uce 1.7": arm(2, 0, 0.005, 0.02)}
+    results = {"one": {"concepts": {"red": arms, "blue": arms}}}
+    aims, ridge = [line.split(" | ") for line in models.drifts(results).splitlines()[2:]]
+    assert aims[1:] == ["0.02, 0.10", "uce 1.2", "0.020", "0.100", "0.50", "0.50 |"]
+    assert ridge[1:] == ["ridge", "uce 1.7", "0.020", "0.000", "0.40", "0.20 |"]
+
+    results["one"]["concepts"]["blue"] = {**arms, "uce 1.7": {}, "cpca": arm(9, 9, 0.009)}
+    assert "| one | ridge | none |" in models.drifts(results)  # what is not measured on all concepts does not count
+    del results["one"]["concepts"]["red"]["ridge"]
+    assert len(models.drifts(results).splitlines()) == 2

@@ -127,7 +127,9 @@ def test_recording_reads_no_padding_and_records_the_same():
     read = []
     hook = pipe.text_encoder.encoder.embed_tokens.register_forward_hook(lambda *call: read.append(call[1][0].shape))
     sites = find_sites(pipe)
-    short, whole = (record(pipe, PROMPTS, sites, padded=padded, batch_size=2, progress=False) for padded in (False, 1))
+    short, whole = (
+        record(pipe, PROMPTS, sites, padded=padded, batch_size=2, progress=False) for padded in (False, True)
+    )
     hook.remove()
     lengths = sorted(len(pipe.tokenizer(prompt).input_ids) for prompt in PROMPTS)
     assert [tuple(shape) for shape in read[:3]] == [(2, lengths[1]), (2, lengths[3]), (1, lengths[4])]
