@@ -47,7 +47,7 @@ METHODS = {
     "cpca": ua.BuildConfig(method="cpca"),
 }
 # A rival that leaves more than `ridge` is raised until it does not, so that drifts are compared where both erase.
-STRENGTHS = (1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
+STRENGTHS = (1.2, 1.4, 1.7, 2.0, 2.5, 3.0, 4.0)
 RAISED = {f"uce {strength:g}": ua.BuildConfig(method="uce", strength=strength) for strength in STRENGTHS}
 ENOUGH = {"own word": 0.02, "synonyms": 0.10}  # what the project aims at
 STACK = ("red", "circle", "left")

@@ -20,7 +20,8 @@ from .config import BuildConfig, site_strength
 from .errors import DenoiserError
 from .forecast import doubts
 from .material import gather
-from .methods import NEEDS_GRAM, find_direction, find_strength, shares
+from .methods import NEEDS_GRAM, GroupRows, find_direction, find_strength
+from .own_rows import with_own_rows
 from .sites import denoisers
 from .weights import layer_response, weight_gram
 
@@ -40,7 +41,8 @@ def build_adapter(
        and at text and image sites whose input changes from step to step (`find_feeds`) in three.
     3. Per group of sites that read the same: find the direction of the concept (docs/maths.md).
     4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it; a block multiplies it by
-       its factor in `config.block_strengths`.
+       its factor in `config.block_strengths`. A pair of which less than half is then removed, since it says the concept
+       in another way than the others, gets a row of its own at the text sites.
 
     The pipeline is left as it was, its random state and its scheduler included. Default method: `ridge`; the paper's
     methods `mean` and `cpca` (arXiv 2506.07891) keep its strength of 1.
@@ -75,7 +77,7 @@ def build_adapter(
     generator = torch.Generator("cpu").manual_seed(config.seed)
     by_group: list[Direction] = []
     strengths: list[float] = []
-    parts: list[list[float]] = []
+    read: list[GroupRows] = []
     networks = denoisers(pipe)
     for group in tqdm(range(material.groups), desc="Directions", unit="group", disable=not progress):
         rows = material.rows(group)
@@ -86,11 +88,12 @@ def build_adapter(
                 rows = rows.condensed()
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
-            # With further rows, the first alone does not tell what is removed.
-            known = config.method == "ridge" and config.rank == 1 and rows.kind == "text"
-            parts.append(shares(rows, by_group[-1]) if known else [])
+            read.append(rows)
     strength = median(strengths)
-    for doubt in doubts(material, config, by_group, strength, parts):
+    own: tuple[int, ...] = ()
+    if config.method == "ridge" and config.rank == 1 and config.strength is None:
+        by_group, own = with_own_rows(material, read, by_group, strength, config)
+    for doubt in doubts(material, config, read, by_group, strength, own):
         warnings.warn(doubt, stacklevel=2)
     found = {site.name: by_group[material.group_of(site)] for site in material.sites}
     directions = with_block_strengths(found, material.sites, config.block_strengths)

@@ -145,6 +145,7 @@ def ridge_direction(
     difference_rows: Tensor | None = None,
     weights: Tensor | None = None,
     landing: Tensor | None = None,
+    further: Tensor | None = None,
 ) -> Direction:
     """Return the direction that writes the refusal vector where, and only where, it is read (the default method).
 
@@ -168,6 +169,8 @@ def ridge_direction(
         difference_rows: Token differences of the pairs, shape (k, features); needed if `rank` > 1.
         weights: Weight per row, shape (n,); by default equal rows (padding) count once and all others equally.
         landing: What to write in place of r (`landing_vector`), shape (features,); None takes r.
+        further: Further writes, such as the differences of pairs that r does not know, shape (k, features); they come
+            last, and are solved jointly with the others.
 
     Returns:
         Oblique direction with `read @ write.T` the identity; its first row writes `landing`.
@@ -189,6 +192,8 @@ def ridge_direction(
         # As long as r, so that the joint solve is well scaled.
         rest = _leading(differences - (differences @ unit.T) @ unit, rank - 1, differences.norm())
         write = torch.cat([write, rest * write.norm()])
+    if further is not None:
+        write = torch.cat([write, exact_rows(further).to(write.device)])
     moment = _moment_rows(exact_rows(rows), weights)
     solved = ridge_solve(moment, write, epsilon * float(moment.square().sum()) / moment.shape[1])
     if landing is not None:
@@ -263,19 +268,19 @@ def calibrate_strength(differences: Sequence[Sequence[Tensor]], build: Callable[
     needed = []
     for left_out, steps in enumerate(differences):
         others = build(tuple(index for index in range(len(differences)) if index != left_out))
-        needed.append(1 / min(max(concept_share(others, steps), 1 / MAX_CALIBRATED_STRENGTH), 1.0))
+        needed.append(1 / min(max(concept_share(others.read[0], steps), 1 / MAX_CALIBRATED_STRENGTH), 1.0))
     return float(torch.tensor(needed, dtype=torch.float64).quantile(COVERED_PAIRS))
 
 
-def concept_share(direction: Direction, steps: Sequence[Tensor]) -> float:
+def concept_share(read: Tensor, steps: Sequence[Tensor]) -> float:
     """Return the part of a pair's concept that strength 1 removes, `max_t(a . (c_t - s))`, the mean over the steps.
 
     Args:
-        direction: Its first row is read.
+        read: What knows the concept, a direction's first row, shape (features,).
         steps: The tokens that carry the concept less what stands in their place, shape (tokens, features), at each
             step at which the pair was recorded.
     """
-    read = exact_rows(direction.read[0])
+    read = exact_rows(read)
     largest = [float((exact_rows(rows).to(read.device) @ read).max()) for rows in steps]
     return sum(largest) / len(largest)
 

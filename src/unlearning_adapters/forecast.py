@@ -6,31 +6,33 @@ from statistics import median
 from .adapter import Direction
 from .config import MAX_CALIBRATED_STRENGTH, MAX_RANK, BuildConfig
 from .material import Material
+from .methods import GroupRows
+from .own_rows import REMOVED, removed_parts
 
 LEFT_OUT = 0.01  # share of an edit that may fall to the limit of its rank unsaid
 # Parts of the concept. "a blueprint of a sailing ship" has 1.0 of "blue"; the neutral prompts that the ShapeWorld
 # concepts come with have 0.4 at most, and in real language a few of 160 up to 1.3.
 CHANGED = 0.75
-REMOVED = 0.5  # all pairs of the ShapeWorld concepts lose more, but one, and that one is seen
 SHOWN = 3
 
 
 def doubts(
     material: Material,
     config: BuildConfig,
+    rows: Sequence[GroupRows],
     directions: Sequence[Direction],
     strength: float,
-    parts: Sequence[Sequence[float]],
+    own: Sequence[int],
 ) -> Iterator[str]:
     """Say what a user should know of an adapter that may do less than it should, or more.
 
     Args:
         material: What the adapter was built from.
         config: How.
-        directions: The direction of each group of sites.
+        rows: What each group of sites reads.
+        directions: The direction of each group.
         strength: The adapter's strength.
-        parts: Of each group, what strength 1 removes of each pair that differs in what it reads (`methods.shares`), or
-            nothing if that is not known.
+        own: Pairs that have a row of their own (`with_own_rows`).
     """
     left_out = max(direction.left_out for direction in directions)
     if left_out > LEFT_OUT:
@@ -45,12 +47,20 @@ def doubts(
             f"The strength is at its limit of {MAX_CALIBRATED_STRENGTH:g}: what most pairs share is less than half of "
             "what one of them says, so that words which no pair holds may survive. Add pairs, or word them more alike."
         )
-    for pair, part in _kept_pairs(material, strength, parts):
+    for pair in own:
         yield (
-            f"The edit removes {part:.0%} of what pair {pair + 1} shows, {material.pairs[pair].unsafe!r}: the others "
-            "say it in another way. Word it more like them, or build an adapter of such pairs and stack the two."
+            f"Pair {pair + 1}, {material.pairs[pair].unsafe!r}, says the concept in another way than the others: it "
+            "has a row of its own, and the edit moves more beside the concept. Word it more like them to avoid it."
         )
-    if changed := sorted(_changed(material, directions, strength), reverse=True):
+    if config.rank == 1:
+        for pair, part in removed_parts(material, rows, directions, strength).items():
+            if part < REMOVED:
+                yield (
+                    f"The edit removes {max(0.0, part):.0%} of what pair {pair + 1} shows, "
+                    f"{material.pairs[pair].unsafe!r}: the others say it in another way. Word it more like them, or "
+                    "build an adapter of such pairs and stack the two."
+                )
+    if changed := sorted(_changed(material, config, directions, strength), reverse=True):
         shown = ", ".join(f"{prompt!r} ({part:.1f} of it)" for part, prompt in changed[:SHOWN])
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         yield (
@@ -59,23 +69,15 @@ def doubts(
         )
 
 
-def _kept_pairs(material: Material, strength: float, parts: Sequence[Sequence[float]]) -> Iterator[tuple[int, float]]:
-    """Yield the indices of pairs of which little is removed, with the part."""
-    by_pair: dict[int, list[float]] = {}
-    for group, found in enumerate(parts):
-        for pair, part in zip(material.telling(group), found, strict=True) if found else ():
-            by_pair.setdefault(pair, []).append(strength * part)
-    for pair, removed in sorted(by_pair.items()):
-        if (part := median(removed)) < REMOVED:
-            yield pair, max(0.0, part)
-
-
-def _changed(material: Material, directions: Sequence[Direction], strength: float) -> Iterator[tuple[float, str]]:
+def _changed(
+    material: Material, config: BuildConfig, directions: Sequence[Direction], strength: float
+) -> Iterator[tuple[float, str]]:
     """Yield neutral prompts with the largest part of the concept that is taken from one of their tokens."""
     parts: dict[str, list[float]] = {}
     for group, direction in enumerate(directions):
+        read = direction.read.sum(0) if config.rank == 1 else direction.read[0]
         for prompt, rows in material.neutral_texts(group):
-            parts.setdefault(prompt, []).append(strength * float((rows @ direction.read[0].to(rows)).max()))
+            parts.setdefault(prompt, []).append(strength * float((rows @ read.to(rows)).max()))
     for prompt, found in parts.items():
         if (part := median(found)) > CHANGED:
             yield part, prompt

@@ -50,6 +50,7 @@ class GroupRows:
         kind: Kind of the sites: "text", "image" or "hidden".
         concepts: What carries the concept in each pair and step, if it is known already.
         counts: Number of neutral prompts that each neutral row stands for, if these were pooled.
+        own: Pairs that say the concept in another way than the others, and get a row of their own ("ridge").
     """
 
     unsafe: tuple[Tensor, ...]
@@ -61,6 +62,7 @@ class GroupRows:
     kind: str = "text"
     concepts: tuple[ConceptRows, ...] | None = None
     counts: Tensor | None = None
+    own: tuple[int, ...] = ()
 
     @property
     def neutral_rows(self) -> Tensor:
@@ -105,11 +107,11 @@ class GroupRows:
         return [slice(first, first + self.steps) for first in range(0, len(self.unsafe), self.steps)]
 
     def pairs(self, indices: Sequence[int]) -> "GroupRows":
-        """Return the same with some of the pairs only, each with all of its steps."""
+        """Return the same with some of the pairs only, each with all of its steps, and without rows of their own."""
         places = [index * self.steps + step for index in indices for step in range(self.steps)]
         unsafe, safe = (tuple(side[place] for place in places) for side in (self.unsafe, self.safe))
         concepts = None if self.concepts is None else tuple(self.concepts[place] for place in places)
-        return replace(self, unsafe=unsafe, safe=safe, concepts=concepts)
+        return replace(self, unsafe=unsafe, safe=safe, concepts=concepts, own=())
 
 
 def find_direction(rows: GroupRows, config: BuildConfig, generator: torch.Generator) -> Direction:
@@ -138,8 +140,13 @@ def find_strength(rows: GroupRows, config: BuildConfig, generator: torch.Generat
 
 
 def shares(rows: GroupRows, direction: Direction) -> list[float]:
-    """Return the part of each pair's concept that strength 1 removes from it (`concept_share`)."""
-    return [concept_share(direction, steps) for steps in _differences_by_pair(rows)]
+    """Return the part of each pair's concept that strength 1 removes from it (`concept_share`).
+
+    Args:
+        rows: What a group reads.
+        direction: Its rows know the concept, each as some of the pairs say it: what they read adds up.
+    """
+    return [concept_share(direction.read.sum(0), steps) for steps in _differences_by_pair(rows)]
 
 
 def _differences_by_pair(rows: GroupRows) -> list[list[Tensor]]:
@@ -179,11 +186,11 @@ def _cpca(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> 
 def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> Direction:
     found = rows.found
     r = refusal_vector([(item.concept, item.counterpart) for item in found])
+    by_pair = [_mean_row(item.concept - item.counterpart for item in found[steps]) for steps in rows.by_pair]
     landing = None
     # What hidden sites read is the content of a whole scene, which only the mean over all pairs is free of.
     if config.landing == "majority" and rows.kind == "text":
-        by_pair = [found[steps] for steps in rows.by_pair]
-        landing = landing_vector([_mean_row(item.concept - item.counterpart for item in pair) for pair in by_pair])
+        landing = landing_vector(by_pair)
     differences = _differences(rows) if config.rank > 1 else None
     counterparts = torch.stack([item.counterpart for item in found])
     kept = rows.kept()
@@ -197,6 +204,7 @@ def _ridge(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) ->
             difference_rows=differences,
             weights=weights,
             landing=landing,
+            further=torch.stack([by_pair[pair] for pair in rows.own]) if rows.own else None,
         )
         # Further rows of a direction share the counterparts among them.
         if rows.kind != "text" or config.rank > 1:
