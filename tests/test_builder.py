@@ -192,28 +192,45 @@ def test_pairs_that_do_not_know_each_other_are_doubted() -> None:
         build(planted_pipeline(), Concept("unlike", pairs, neutral=("a circle", "the green")), strength=2.0)
 
 
-def test_a_pair_of_which_little_is_removed_is_named() -> None:
+ODD = (("green", "white", "tree"), ("left", "right", "house"))
+
+
+def test_a_pair_that_the_others_do_not_know_gets_a_row_of_its_own(monkeypatch) -> None:
     odd = Pair("a green tree moves", "a white tree moves")
-    # What the odd pair shows is neutral as well, so that the read knows red alone.
+    # What the odd pair shows is neutral as well, so that the first row knows red alone.
     neutral = ("a dog moves", "a green car", "a white house")
     concept = Concept("odd", (*CONCEPT.pairs[:3], odd, CONCEPT.pairs[3]), neutral=neutral)
-    with pytest.warns(UserWarning, match=r"removes \d+% of what pair 4 shows, 'a green tree moves': .* stack") as found:
-        adapter = build(planted_pipeline(), concept)
-    assert sum("of what pair" in str(item.message) for item in found) == 1
     pipe = planted_pipeline()
-    left, gone = (
-        1 + (edited(adapter, word(pipe, one), strength=adapter.strength) - word(pipe, one)) @ way / (way @ way)
-        for one, way in (
-            ("green", word(pipe, "green") - word(pipe, "white")),
-            ("red", word(pipe, "red") - word(pipe, "blue")),
-        )
-    )
-    assert left > 0.5
-    assert gone < 0.3
+
+    def left(adapter: UnlearningAdapter, one: str, other: str) -> float:
+        """Part of the way from one word to another that an edited word has still before it; below 0 it is past it."""
+        way = word(pipe, one) - word(pipe, other)
+        moved = edited(adapter, word(pipe, one), strength=adapter.strength) - word(pipe, one)
+        return float(1 + moved @ way / (way @ way))
+
+    with pytest.warns(UserWarning, match=r"Pair 4, 'a green tree moves', says .* a row of its own") as found:
+        adapter = build(planted_pipeline(), concept)
+    assert not any("of what pair" in str(item.message) for item in found)
+    assert adapter.rank == 2 and left(adapter, "red", "blue") < 0.3 and left(adapter, "green", "white") < 0.3
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        build(planted_pipeline(), concept, strength=1.0)
-        build(planted_pipeline(), CONCEPT)
+        assert build(planted_pipeline(), concept, strength=1.0).rank == 1
+        assert build(planted_pipeline(), CONCEPT).rank == 1
+    monkeypatch.setattr("unlearning_adapters.own_rows.REMOVED", 0.0)
+    with pytest.warns(UserWarning, match=r"removes \d+% of what pair 4 shows, 'a green tree moves'"):
+        plain = build(planted_pipeline(), concept)
+    assert plain.rank == 1 and left(plain, "red", "blue") < 0.3 and left(plain, "green", "white") > 0.5
+
+
+def test_pairs_of_two_concepts_get_no_rows_of_their_own_and_are_named() -> None:
+    odd = [Pair(f"a {one} {thing} moves", f"a {other} {thing} moves") for one, other, thing in ODD]
+    neutral = ("a dog moves", *(f"a {word} car" for one, other, _ in ODD for word in (one, other)))
+    concept = Concept("two", (*CONCEPT.pairs[:2], *odd), neutral=neutral)
+    with pytest.warns(UserWarning, match=r"removes \d+% of what pair 4 shows, 'a left house moves': .* stack") as found:
+        adapter = build(planted_pipeline(), concept)
+    assert adapter.rank == 1
+    assert sum("of what pair" in str(item.message) for item in found) == 2
 
 
 TELLING = ("the red house", "a red tree", "a red dog in a street", "the car is red", "a red cross")

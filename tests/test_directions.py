@@ -209,6 +209,20 @@ def test_thin_ridge_equals_the_dense_solve(features: int, count: int, rank: int,
     np.testing.assert_allclose(direction.read.numpy(), dense, atol=1e-5 * np.abs(dense).max())
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_further_writes_are_solved_jointly_and_come_last(rank: int) -> None:
+    _, differences = planted(1, 40, noise=1.0)
+    r, rows, further = differences.mean(dim=0), rows_of(2, 60, 40), rows_of(3, 2, 40)
+    direction = ridge_direction(r, rows, 0.05, rank=rank, difference_rows=differences, further=further)
+    assert direction.rank == rank + 2
+    torch.testing.assert_close(direction.write[0], r)
+    torch.testing.assert_close(direction.write[-2:], further)
+    dense = reference.ridge_reads(
+        direction.write.double().numpy(), reference.second_moment(rows.double().numpy()), 0.05
+    )
+    np.testing.assert_allclose(direction.read.numpy(), dense, atol=1e-5 * np.abs(dense).max())
+
+
 @pytest.mark.parametrize("features", [48, 300])
 def test_ridge_removes_the_concept_and_leaves_neutral_rows(features: int) -> None:
     draw = torch.Generator().manual_seed(11)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unlearning_adapters.config import BuildConfig
-from unlearning_adapters.methods import GroupRows, find_direction, find_strength
+from unlearning_adapters.methods import GroupRows, find_direction, find_strength, shares
 
 FEATURES = 24
 
@@ -105,3 +105,23 @@ def test_what_a_contextual_encoder_leaves_beside_a_word_does_not_raise_the_stren
 
     assert strength(blurred) <= strength(rows)
     assert strength(replace(blurred, kind="hidden")) > strength(replace(rows, kind="hidden")) + 0.05
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_row_of_its_own_takes_what_one_pair_shows_and_leaves_the_others_as_they_were(steps: int) -> None:
+    """Five pairs at one or two steps, of which the fourth shows another vector than the others."""
+    one, other = rows_of(99, 1)[0], rows_of(98, 1)[0]
+    safe = [2 * rows_of(seed, 4) for seed in range(5 * steps)]
+    unsafe = [rows.clone() for rows in safe]
+    for index, rows in enumerate(unsafe):
+        rows[0] += other if index // steps == 3 else one
+    neutral = tuple(rows_of(20 + seed, 6) for seed in range(30))
+    rows = GroupRows(tuple(unsafe), tuple(safe), neutral, steps=steps).condensed()
+    plain = find_direction(rows, BuildConfig(), torch.Generator())
+    direction = find_direction(replace(rows, own=(3,)), BuildConfig(), torch.Generator())
+    torch.testing.assert_close(direction.write[1], other, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(direction.read @ direction.write.T, torch.eye(2), atol=1e-4, rtol=0)
+    parts, before = shares(rows, direction), shares(rows, plain)
+    assert before[3] < 0.75 < min(before[:3] + before[4:])
+    assert parts == pytest.approx([1.0] * 5, abs=0.05)
+    assert not replace(rows, own=(3,)).pairs([0, 3]).own  # calibration leaves pairs out, and such rows with them

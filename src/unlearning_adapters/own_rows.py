@@ -10,6 +10,7 @@ from .adapter import Direction
 from .config import BuildConfig
 from .material import Material
 from .methods import GroupRows, find_direction, shares
+from .refusal import exact_rows
 
 REMOVED = 0.5  # all pairs of the ShapeWorld concepts lose more, but one, and that one was seen
 
@@ -42,14 +43,15 @@ def with_own_rows(
 ) -> tuple[list[Direction], tuple[int, ...]]:
     """Give pairs of which less than half is removed a row of their own, one after the other, the least removed first.
 
-    The row reads what the pair shows and the others do not, and is solved jointly with the first one. Where that would
-    be half of the pairs or more, the pairs are of several concepts, and nothing is changed.
+    The row reads what the pair shows and the others do not, and is solved jointly with the first one; it removes the
+    pair's difference once, whatever the strength (`_written_once`). Where that would be half of the pairs or more, the
+    pairs are of several concepts, and nothing is changed.
 
     Args:
         material: What the edit was built from.
         rows: What each group reads.
         directions: The direction of each group, of rank 1 for text sites.
-        strength: The edit's strength, which the further rows get as well.
+        strength: The edit's strength.
         config: How the directions were found; by "ridge" with rank 1.
 
     Returns:
@@ -68,4 +70,18 @@ def with_own_rows(
             places = [place for place, pair in enumerate(material.telling(group)) if pair in own]
             if read.kind == "text" and places:
                 with material.named(group):
-                    found[group] = find_direction(replace(read, own=tuple(places)), config, torch.Generator())
+                    joint = find_direction(replace(read, own=tuple(places)), config, torch.Generator())
+                found[group] = _written_once(joint, strength)
+
+
+def _written_once(direction: Direction, strength: float) -> Direction:
+    """Return a direction that writes all rows but the first as strength 1 would, at the given one.
+
+    The strength is that of what the pairs have in common, which other words have in part; a pair's own row knows its
+    words whole. `w_j / lam + (1 - 1 / lam) q_j` in place of w_j, with q_j the shortest vector that `a_j` reads as 1 and
+    the others as 0: so `read @ write.T` stays the identity, and of `w_j` once is taken.
+    """
+    shortest = torch.linalg.pinv(exact_rows(direction.read)).T
+    write = exact_rows(direction.write)
+    write = torch.cat([write[:1], write[1:] / strength + (1 - 1 / strength) * shortest[1:]])
+    return replace(direction, write=write.to(direction.write))
