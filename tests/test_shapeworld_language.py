@@ -8,6 +8,7 @@ from unlearning_adapters import builder, load_shapeworld_language, methods
 from unlearning_adapters.adapter import UnlearningAdapter
 from unlearning_adapters.concept_lint import lint_concept
 from unlearning_adapters.concepts import shared_neutral
+from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConfigError, DenoiserError
 from unlearning_adapters.shapeworld import language_model
 from unlearning_adapters.shapeworld.captions import is_held_out, name_thing
@@ -169,3 +170,23 @@ def test_everyday_prompts_that_show_the_concept_turn_no_neighbour_into_it(pipe, 
     assert "'a balloon rises into the sky'" in text
     assert kept(held) >= 10
     assert kept(turned) <= 6
+
+
+def test_a_phrase_that_the_other_pairs_do_not_know_is_erased_as_well(pipe):
+    """ "shape without corners" beside "circle" and "marble": one row takes the phrase away, and leaves any shape."""
+    concept = language_concept("circle")
+    prompts = phrase_prompts("circle", ["shape without corners"], 14, seed=631)
+    with pytest.warns(UserWarning, match=r"Pair 4, .*shape without corners.* a row of its own"):
+        adapter = builder.build_adapter(pipe, concept, progress=False)
+    plain = builder.build_adapter(pipe, concept, BuildConfig(strength=adapter.strength), progress=False)
+
+    def circles(found: UnlearningAdapter) -> int:
+        pipe.load_unlearning_adapter(found)
+        try:
+            return sum(factors["shape"] == "circle" for factors in shown(pipe, prompts))
+        finally:
+            pipe.unload_unlearning_adapters()
+
+    assert (adapter.rank, plain.rank) == (2, 1)
+    assert circles(adapter) == 0
+    assert circles(plain) >= 2
