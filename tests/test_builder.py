@@ -217,9 +217,8 @@ def test_a_pair_that_the_others_do_not_know_gets_a_row_of_its_own(monkeypatch) -
         warnings.simplefilter("error", UserWarning)
         assert build(planted_pipeline(), concept, strength=1.0).rank == 1
         assert build(planted_pipeline(), CONCEPT).rank == 1
-    monkeypatch.setattr("unlearning_adapters.own_rows.REMOVED", 0.0)
-    with pytest.warns(UserWarning, match=r"removes \d+% of what pair 4 shows, 'a green tree moves'"):
-        plain = build(planted_pipeline(), concept)
+    monkeypatch.setattr("unlearning_adapters.own_rows.REMOVED", 0.0)  # so no pair gets a row, nor is any named
+    plain = build(planted_pipeline(), concept)
     assert plain.rank == 1 and left(plain, "red", "blue") < 0.3 and left(plain, "green", "white") > 0.5
 
 

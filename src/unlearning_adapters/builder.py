@@ -20,7 +20,7 @@ from .config import BuildConfig, site_strength
 from .errors import DenoiserError
 from .forecast import doubts
 from .material import gather
-from .methods import NEEDS_GRAM, GroupRows, find_direction, find_strength
+from .methods import NEEDS_GRAM, find_direction, find_strength, shares
 from .own_rows import with_own_rows
 from .sites import denoisers
 from .weights import layer_response, weight_gram
@@ -77,7 +77,8 @@ def build_adapter(
     generator = torch.Generator("cpu").manual_seed(config.seed)
     by_group: list[Direction] = []
     strengths: list[float] = []
-    read: list[GroupRows] = []
+    parts: list[list[float]] = []
+    knows_pairs = config.method == "ridge" and config.rank == 1 and config.strength is None
     networks = denoisers(pipe)
     for group in tqdm(range(material.groups), desc="Directions", unit="group", disable=not progress):
         rows = material.rows(group)
@@ -88,12 +89,10 @@ def build_adapter(
                 rows = rows.condensed()
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
-            read.append(rows)
+            parts.append(shares(rows, by_group[-1]) if knows_pairs and rows.kind == "text" else [])
     strength = median(strengths)
-    own: tuple[int, ...] = ()
-    if config.method == "ridge" and config.rank == 1 and config.strength is None:
-        by_group, own = with_own_rows(material, read, by_group, strength, config)
-    for doubt in doubts(material, config, read, by_group, strength, own):
+    by_group, own, kept = with_own_rows(material, by_group, parts, strength, config)
+    for doubt in doubts(material, config, by_group, strength, own, kept):
         warnings.warn(doubt, stacklevel=2)
     found = {site.name: by_group[material.group_of(site)] for site in material.sites}
     directions = with_block_strengths(found, material.sites, config.block_strengths)

@@ -1,13 +1,11 @@
 """What a build can tell before a clip is made: where its edit may do less than it should, or more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from .adapter import Direction
 from .config import MAX_CALIBRATED_STRENGTH, MAX_RANK, BuildConfig
 from .material import Material
-from .methods import GroupRows
-from .own_rows import REMOVED, removed_parts
 
 LEFT_OUT = 0.01  # share of an edit that may fall to the limit of its rank unsaid
 # Parts of the concept. "a blueprint of a sailing ship" has 1.0 of "blue"; the neutral prompts that the ShapeWorld
@@ -19,20 +17,20 @@ SHOWN = 3
 def doubts(
     material: Material,
     config: BuildConfig,
-    rows: Sequence[GroupRows],
     directions: Sequence[Direction],
     strength: float,
     own: Sequence[int],
+    kept: Mapping[int, float],
 ) -> Iterator[str]:
     """Say what a user should know of an adapter that may do less than it should, or more.
 
     Args:
         material: What the adapter was built from.
         config: How.
-        rows: What each group of sites reads.
-        directions: The direction of each group.
+        directions: The direction of each group of sites.
         strength: The adapter's strength.
         own: Pairs that have a row of their own (`with_own_rows`).
+        kept: Pairs of which less than half is removed, with the part.
     """
     left_out = max(direction.left_out for direction in directions)
     if left_out > LEFT_OUT:
@@ -52,14 +50,12 @@ def doubts(
             f"Pair {pair + 1}, {material.pairs[pair].unsafe!r}, says the concept in another way than the others: it "
             "has a row of its own, and the edit moves more beside the concept. Word it more like them to avoid it."
         )
-    if config.rank == 1:
-        for pair, part in removed_parts(material, rows, directions, strength).items():
-            if part < REMOVED:
-                yield (
-                    f"The edit removes {max(0.0, part):.0%} of what pair {pair + 1} shows, "
-                    f"{material.pairs[pair].unsafe!r}: the others say it in another way. Word it more like them, or "
-                    "build an adapter of such pairs and stack the two."
-                )
+    for pair, part in kept.items():
+        yield (
+            f"The edit removes {max(0.0, part):.0%} of what pair {pair + 1} shows, {material.pairs[pair].unsafe!r}: "
+            "the others say it in another way. Word it more like them, or build an adapter of such pairs and stack the "
+            "two."
+        )
     if changed := sorted(_changed(material, config, directions, strength), reverse=True):
         shown = ", ".join(f"{prompt!r} ({part:.1f} of it)" for part, prompt in changed[:SHOWN])
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""

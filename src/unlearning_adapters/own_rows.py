@@ -9,38 +9,19 @@ import torch
 from .adapter import Direction
 from .config import BuildConfig
 from .material import Material
-from .methods import GroupRows, find_direction, shares
+from .methods import find_direction, shares
 from .refusal import exact_rows
 
 REMOVED = 0.5  # all pairs of the ShapeWorld concepts lose more, but one, and that one was seen
 
 
-def removed_parts(
-    material: Material, rows: Sequence[GroupRows], directions: Sequence[Direction], strength: float
-) -> dict[int, float]:
-    """Return the part of each pair's concept that an edit removes, the median over the groups of text sites.
-
-    Args:
-        material: What the edit was built from.
-        rows: What each group reads.
-        directions: The direction of each group.
-        strength: The edit's strength.
-    """
-    parts: dict[int, list[float]] = {}
-    for group, (read, direction) in enumerate(zip(rows, directions, strict=True)):
-        if read.kind == "text":
-            for pair, part in zip(material.telling(group), shares(read, direction), strict=True):
-                parts.setdefault(pair, []).append(strength * part)
-    return {pair: median(found) for pair, found in sorted(parts.items())}
-
-
 def with_own_rows(
     material: Material,
-    rows: Sequence[GroupRows],
     directions: Sequence[Direction],
+    parts: Sequence[Sequence[float]],
     strength: float,
     config: BuildConfig,
-) -> tuple[list[Direction], tuple[int, ...]]:
+) -> tuple[list[Direction], tuple[int, ...], dict[int, float]]:
     """Give pairs of which less than half is removed a row of their own, one after the other, the least removed first.
 
     The row reads what the pair shows and the others do not, and is solved jointly with the first one; it removes the
@@ -49,29 +30,42 @@ def with_own_rows(
 
     Args:
         material: What the edit was built from.
-        rows: What each group reads.
         directions: The direction of each group, of rank 1 for text sites.
+        parts: Of each group of text sites, what strength 1 removes of each pair that differs in what it reads
+            (`methods.shares`); of others nothing.
         strength: The edit's strength.
         config: How the directions were found; by "ridge" with rank 1.
 
     Returns:
-        The directions, and the indices of the pairs that have a row of their own.
+        The directions; the indices of the pairs that have a row of their own; and the pairs of which less than half is
+        removed all the same, with the part.
     """
-    found, own = list(directions), list[int]()
-    while True:
-        removed = removed_parts(material, rows, found, strength)
-        kept = [pair for pair, part in removed.items() if part < REMOVED and pair not in own]
-        if not kept:
-            return found, tuple(own)
+    removed = _removed_parts(material, parts, strength)
+    unknown = {pair: part for pair, part in removed.items() if part < REMOVED}
+    found, left, own, kept = list(directions), list(parts), list[int](), unknown
+    while kept:
         if 2 * (len(own) + 1) >= len(removed):
-            return list(directions), ()
-        own.append(min(kept, key=removed.__getitem__))
-        for group, read in enumerate(rows):
-            places = [place for place, pair in enumerate(material.telling(group)) if pair in own]
-            if read.kind == "text" and places:
+            return list(directions), (), unknown
+        own.append(min(kept, key=kept.__getitem__))
+        for group in range(material.groups):
+            places = tuple(place for place, pair in enumerate(material.telling(group)) if pair in own)
+            if parts[group] and places:
                 with material.named(group):
-                    joint = find_direction(replace(read, own=tuple(places)), config, torch.Generator())
-                found[group] = _written_once(joint, strength)
+                    rows = replace(material.rows(group).condensed(), own=places)
+                    found[group] = _written_once(find_direction(rows, config, torch.Generator()), strength)
+                left[group] = shares(rows, found[group])
+        removed = _removed_parts(material, left, strength)
+        kept = {pair: part for pair, part in removed.items() if part < REMOVED and pair not in own}
+    return found, tuple(own), {}
+
+
+def _removed_parts(material: Material, parts: Sequence[Sequence[float]], strength: float) -> dict[int, float]:
+    """Return the part of each pair's concept that an edit removes, the median over the groups."""
+    by_pair: dict[int, list[float]] = {}
+    for group, found in enumerate(parts):
+        for pair, part in zip(material.telling(group), found, strict=True) if found else ():
+            by_pair.setdefault(pair, []).append(strength * part)
+    return {pair: median(found) for pair, found in sorted(by_pair.items())}
 
 
 def _written_once(direction: Direction, strength: float) -> Direction:
