@@ -174,6 +174,22 @@ def test_two_processes_survive_a_kill_and_give_the_numbers_of_one(
     assert without_times(read_report(folder).data) == without_times(one.data)
 
 
+@pytest.mark.parametrize("seeds", [None, [5, 3]])
+def test_the_numbers_do_not_depend_on_the_order_in_which_rows_were_written(
+    pipe: Any, adapter: UnlearningAdapter, tmp_path: Path, seeds: list[int] | None
+) -> None:
+    settings = {"seeds": seeds, "controls": False, "gate": 0.0, "progress": False}
+    report = evaluate(pipe, adapter, tiny_suite(4, 2), output=tmp_path / "run", **settings)
+    store = Store(tmp_path / "run")
+    rows = list(store.rows().values())
+    shuffled = [rows[index] for index in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    store.replace(shuffled)
+    found = rescore(tmp_path / "run")
+    assert list(store.rows()) == [row.key for row in shuffled] != [row.key for row in rows]
+    assert found.data["arms"]["edited"]["drift"] == report.data["arms"]["edited"]["drift"]
+    assert without_times(found.data)["arms"] == without_times(report.data)["arms"]
+
+
 def test_processes_share_all_cases_once() -> None:
     cases = list(range(11))
     shares = [Process(index, 3).share(cases) for index in range(3)]

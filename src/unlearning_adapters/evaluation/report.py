@@ -116,6 +116,7 @@ def make_report(
         )
     if BASE not in record["arms"]:
         raise EvaluationError("The run has no complete base yet. Run the same command again to go on with it.")
+    rows = _in_order(rows, suite, record.get("seeds"))
     by_arm = {name: [row for row in rows.values() if row.arm == name] for name in record["arms"]}
     samples = {
         detector.name: {name: read_samples(rows, name, suite, detectors, detector) for name in by_arm}
@@ -157,6 +158,14 @@ def make_report(
             "samples": {name: [_compact(sample) for sample in found] for name, found in main.items() if name in arms},
         }
     )
+
+
+def _in_order(rows: Mapping[Key, Row], suite: Suite, seeds: Sequence[int] | None) -> dict[Key, Row]:
+    """Return rows in the suite's order, as one process makes them: bootstrap intervals depend on it."""
+    places = {case.key[:2]: place for place, case in enumerate(suite.cases([0]))}
+    order = {seed: index for index, seed in enumerate(seeds or ())}
+    last = len(places)
+    return dict(sorted(rows.items(), key=lambda item: (places.get(item[0][1:3], last), order.get(item[0][3], 0))))
 
 
 def _arm(
