@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearning_adapters.shapeworld.generate import GENERATION
-from unlearning_adapters.shapeworld.model import load_shapeworld
-from unlearning_adapters.verbs import load_unlearning_adapter
+from unlearning_adapters.runtime.verbs import load_unlearning_adapter
+from unlearning_adapters.shapeworld.models.generate import GENERATION
+from unlearning_adapters.shapeworld.models.load import load_shapeworld
 
 from .measure import in_turn
 from .planted import save_planted, wan_pipeline, with_shared_weights

@@ -16,10 +16,10 @@ import torch
 
 from unlearning_adapters import BuildConfig, build_adapter, load_concept, load_shapeworld
 from unlearning_adapters.evaluation.metrics import RATES, ArmRates
-from unlearning_adapters.shapeworld.evaluate import Suite, accuracy, measure
-from unlearning_adapters.shapeworld.generate import GENERATION
-from unlearning_adapters.shapeworld.prompts import draw_prompts
-from unlearning_adapters.verbs import load_unlearning_adapter, unload_unlearning_adapters
+from unlearning_adapters.evaluation.suites.shapeworld_rates import Suite, accuracy, measure
+from unlearning_adapters.runtime.verbs import load_unlearning_adapter, unload_unlearning_adapters
+from unlearning_adapters.shapeworld.models.generate import GENERATION
+from unlearning_adapters.shapeworld.world.prompts import draw_prompts
 
 PAIRS = 5
 SEED = 417  # of the prompts and the noise; no other file uses it

@@ -17,13 +17,13 @@ import torch
 
 import unlearning_adapters as ua
 from unlearning_adapters.evaluation.rates import Rate
-from unlearning_adapters.shapeworld.generate import GENERATION, generate_clips
-from unlearning_adapters.shapeworld.judge import Verdict, judge_clips
-from unlearning_adapters.shapeworld.language_concepts import language_concept
-from unlearning_adapters.shapeworld.language_prompts import phrase_prompts, phrases_of
-from unlearning_adapters.shapeworld.phrases import TRAINED
-from unlearning_adapters.shapeworld.prompts import LabelledPrompt, find_factor
-from unlearning_adapters.shapeworld.scenes import FACTORS
+from unlearning_adapters.shapeworld.models.generate import GENERATION, generate_clips
+from unlearning_adapters.shapeworld.world.judge import Verdict, judge_clips
+from unlearning_adapters.shapeworld.world.language_concepts import language_concept
+from unlearning_adapters.shapeworld.world.language_prompts import phrase_prompts, phrases_of
+from unlearning_adapters.shapeworld.world.phrases import TRAINED
+from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, find_factor
+from unlearning_adapters.shapeworld.world.scenes import FACTORS
 
 FOLDER = Path(__file__).parent
 FILE = FOLDER / "language.json"

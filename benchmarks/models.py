@@ -22,17 +22,17 @@ import torch
 from diffusers import DiffusionPipeline
 
 import unlearning_adapters as ua
-from unlearning_adapters.concepts import Concept
+from unlearning_adapters.concepts.concept import Concept
+from unlearning_adapters.concepts.wording import find_word
 from unlearning_adapters.errors import ConceptError
-from unlearning_adapters.evaluation.shapeworld_suite import shapeworld_suite
-from unlearning_adapters.prompts import find_word
-from unlearning_adapters.shapeworld.captions import WORDS
-from unlearning_adapters.shapeworld.generate import generate_clips, generation_of, prompt_length
-from unlearning_adapters.shapeworld.judge import judge_clips
-from unlearning_adapters.shapeworld.language_concepts import language_concept
-from unlearning_adapters.shapeworld.language_prompts import KINDS, phrase_prompts, phrases_of
-from unlearning_adapters.shapeworld.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
-from unlearning_adapters.shapeworld.scenes import FACTORS
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
+from unlearning_adapters.shapeworld.models.generate import generate_clips, generation_of, prompt_length
+from unlearning_adapters.shapeworld.world.captions import WORDS
+from unlearning_adapters.shapeworld.world.judge import judge_clips
+from unlearning_adapters.shapeworld.world.language_concepts import language_concept
+from unlearning_adapters.shapeworld.world.language_prompts import KINDS, phrase_prompts, phrases_of
+from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
+from unlearning_adapters.shapeworld.world.scenes import FACTORS
 
 from .language import CONCEPTS, plain, pooled, rates
 from .language import neighbour_prompts as language_neighbours

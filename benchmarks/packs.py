@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import unlearning_adapters as ua
-from unlearning_adapters.evaluation.markdown import table_row
-from unlearning_adapters.methods import GroupRows, find_direction, find_strength
+from unlearning_adapters.evaluation.reports.markdown import table_row
+from unlearning_adapters.methods.registry import GroupRows, find_direction, find_strength
 
 FILE = Path(__file__).parent / "packs.json"
 CONCEPTS = ("nudity", "graphic-violence", "copyrighted-characters", "trademarks", "public-figures")

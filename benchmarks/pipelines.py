@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from unlearning_adapters.builder import build_adapter
-from unlearning_adapters.concepts import load_concept
+from unlearning_adapters.building.build import build_adapter
+from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.config import BuildConfig
-from unlearning_adapters.shapeworld.generate import GENERATION
-from unlearning_adapters.shapeworld.model import load_shapeworld
-from unlearning_adapters.verbs import load_unlearning_adapter, unload_unlearning_adapters
+from unlearning_adapters.runtime.verbs import load_unlearning_adapter, unload_unlearning_adapters
+from unlearning_adapters.shapeworld.models.generate import GENERATION
+from unlearning_adapters.shapeworld.models.load import load_shapeworld
 
 from .measure import in_turn
 from .planted import save_planted, wan_pipeline, with_shared_weights

@@ -18,8 +18,9 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor, nn
 
-from unlearning_adapters.adapter import AdapterInfo, Direction, UnlearningAdapter
-from unlearning_adapters.sites import find_sites, site_module
+from unlearning_adapters.adapter.adapter import UnlearningAdapter
+from unlearning_adapters.adapter.direction import AdapterInfo, Direction
+from unlearning_adapters.pipelines.sites import find_sites, site_module
 
 from .sizes import Sizes
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from unlearning_adapters import BuildConfig, load_concept, load_shapeworld
-from unlearning_adapters.demo import Run, run_arm
-from unlearning_adapters.search import Search, acting, run_search
-from unlearning_adapters.search_space import rank_correlation
-from unlearning_adapters.shapeworld.evaluate import Suite
-from unlearning_adapters.shapeworld.generate import GENERATION
+from unlearning_adapters.evaluation.demo import Run, run_arm
+from unlearning_adapters.evaluation.suites.shapeworld_rates import Suite
+from unlearning_adapters.search.search import Search, acting, run_search
+from unlearning_adapters.search.space import rank_correlation
+from unlearning_adapters.shapeworld.models.generate import GENERATION
 
 SEED = 731  # of the prompts and the noise; no other file uses it
 SETTINGS: tuple[dict[str, Any], ...] = (

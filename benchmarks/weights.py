@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearning_adapters.adapter_file import FILE_NAME
-from unlearning_adapters.fuse import fuse_edit, unfuse_edit
-from unlearning_adapters.stacking import stack_directions
-from unlearning_adapters.verbs import (
+from unlearning_adapters.adapter.file import FILE_NAME
+from unlearning_adapters.runtime.fuse import fuse_edit, unfuse_edit
+from unlearning_adapters.runtime.joint_edit import stack_directions
+from unlearning_adapters.runtime.verbs import (
     fuse_unlearning_adapters,
     load_unlearning_adapter,
     unfuse_unlearning_adapters,

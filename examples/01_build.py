@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from unlearning_adapters import Concept, Pair, build_adapter, load_shapeworld
-from unlearning_adapters.concepts import shared_neutral
+from unlearning_adapters.concepts.concept import shared_neutral
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 

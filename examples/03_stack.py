@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from unlearning_adapters import BuildConfig, build_adapter, load_concept, load_shapeworld
-from unlearning_adapters.media import save_clip, to_clip
-from unlearning_adapters.shapeworld.generate import GENERATION
-from unlearning_adapters.shapeworld.judge import judge_clip
+from unlearning_adapters.clips import save_clip, to_clip
+from unlearning_adapters.shapeworld.models.generate import GENERATION
+from unlearning_adapters.shapeworld.world.judge import judge_clip
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 pipe = load_shapeworld()

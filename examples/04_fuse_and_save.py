@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from unlearning_adapters import BuildConfig, build_adapter, load_concept, load_shapeworld
-from unlearning_adapters.shapeworld.generate import GENERATION
+from unlearning_adapters.shapeworld.models.generate import GENERATION
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 pipe = load_shapeworld()

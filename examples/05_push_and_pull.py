@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from unlearning_adapters import BuildConfig, build_adapter, load_adapter, load_concept, load_shapeworld
-from unlearning_adapters.hub import pull_adapter
+from unlearning_adapters.hub.hub import pull_adapter
 
 if len(sys.argv) < 2:
     sys.exit(f"Name a repository of yours to push to: python {sys.argv[0]} YOUR-NAME/no-red")

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
 from unlearning_adapters import BuildConfig, build_adapter, export_lora, load_concept, load_shapeworld
-from unlearning_adapters.shapeworld.generate import GENERATION
+from unlearning_adapters.shapeworld.models.generate import GENERATION
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 prompt = "a red circle moves left on a black background"

@@ -45,7 +45,9 @@ def run_atheris(session: Session, inputs: int, random: Random) -> None:
     """
     import atheris
 
-    from unlearning_adapters import adapter_file, adapter_header, adapter_record
+    from unlearning_adapters.adapter import file as adapter_file
+    from unlearning_adapters.adapter import header as adapter_header
+    from unlearning_adapters.adapter import record as adapter_record
 
     for module in (adapter_file, adapter_header, adapter_record):
         for name, item in vars(module).copy().items():

@@ -9,9 +9,9 @@ import safetensors.torch
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 
-from unlearning_adapters.adapter import AdapterInfo, Direction, UnlearningAdapter
-from unlearning_adapters.adapter_file import save_adapter
-from unlearning_adapters.sites import find_sites, site_module
+from unlearning_adapters.adapter.adapter import UnlearningAdapter, save_adapter
+from unlearning_adapters.adapter.direction import AdapterInfo, Direction
+from unlearning_adapters.pipelines.sites import find_sites, site_module
 
 STRENGTH = 1.25
 

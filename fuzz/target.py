@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from diffusers import WanPipeline
 
-from unlearning_adapters.adapter_file import FILE_NAME, inspect_adapter, load_adapter, save_adapter
+from unlearning_adapters.adapter.adapter import load_adapter, save_adapter
+from unlearning_adapters.adapter.file import FILE_NAME, inspect_adapter
 from unlearning_adapters.errors import UnlearningError
-from unlearning_adapters.verbs import load_unlearning_adapter, unload_unlearning_adapters
+from unlearning_adapters.runtime.verbs import load_unlearning_adapter, unload_unlearning_adapters
 
 from .watch import Untouched, Watch
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unlearning_adapters import AdapterInfo, Concept, load_concept
-from unlearning_adapters.card import SHAPEWORLD, render_card
-from unlearning_adapters.concepts import list_concepts
+from unlearning_adapters.concepts.concept import list_concepts
+from unlearning_adapters.hub.card import SHAPEWORLD, render_card
 
 HERE = Path(__file__).resolve().parent
 MEASURED = HERE.parent / "benchmarks" / "erasure.json"

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from loopback_hub import LoopbackHub
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # for the package `fuzz`
@@ -44,7 +43,7 @@ def hub():
 @pytest.fixture
 def unlearn(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run one command in this process; return its exit code, stdout and stderr."""
-    from unlearning_adapters import cli
+    from unlearning_adapters.cli import main as cli
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()

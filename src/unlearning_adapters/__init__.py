@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
-    from .adapter import AdapterInfo, Direction, UnlearningAdapter
-    from .adapter_file import inspect_adapter, load_adapter, save_adapter
-    from .builder import build_adapter
-    from .concepts import Concept, load_concept
+    from .adapter.adapter import UnlearningAdapter, load_adapter, save_adapter
+    from .adapter.direction import AdapterInfo, Direction
+    from .adapter.file import inspect_adapter
+    from .building.build import build_adapter
+    from .concepts.concept import Concept, load_concept
+    from .concepts.pair import Pair
     from .config import BuildConfig
     from .errors import (
         AdapterFileError,
@@ -31,14 +33,12 @@ if TYPE_CHECKING:
         UnlearningError,
     )
     from .evaluation.evaluate import evaluate, rescore
-    from .evaluation.suite import Suite
-    from .evaluation.suite_file import read_suite
-    from .export import ExportedLora, export_lora
-    from .pairs import Pair
-    from .shapeworld.language_model import load_shapeworld_language
-    from .shapeworld.model import load_shapeworld
-    from .sites import find_sites
-    from .verbs import (
+    from .evaluation.suites.file import read_suite
+    from .evaluation.suites.suite import Suite
+    from .export.lora import ExportedLora, export_lora
+    from .pipelines.sites import find_sites
+    from .runtime.any_module import DenoiserPipeline, wrap_denoiser
+    from .runtime.verbs import (
         delete_unlearning_adapters,
         disable_unlearning_adapters,
         enable_unlearning_adapters,
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
         unfuse_unlearning_adapters,
         unload_unlearning_adapters,
     )
-    from .wrapped import DenoiserPipeline, wrap_denoiser
+    from .shapeworld.models.language_model import load_shapeworld_language
+    from .shapeworld.models.load import load_shapeworld
 
     __version__: str
 
@@ -107,22 +108,23 @@ __all__ = [
 ]
 
 _MODULES = {
-    "adapter": ("AdapterInfo", "Direction", "UnlearningAdapter"),
-    "adapter_file": ("inspect_adapter", "load_adapter", "save_adapter"),
-    "builder": ("build_adapter",),
-    "concepts": ("Concept", "load_concept"),
+    "adapter.adapter": ("UnlearningAdapter", "load_adapter", "save_adapter"),
+    "adapter.direction": ("AdapterInfo", "Direction"),
+    "adapter.file": ("inspect_adapter",),
+    "building.build": ("build_adapter",),
+    "concepts.concept": ("Concept", "load_concept"),
     "config": ("BuildConfig",),
-    "export": ("ExportedLora", "export_lora"),
+    "export.lora": ("ExportedLora", "export_lora"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "pairs": ("Pair",),
+    "concepts.pair": ("Pair",),
     "evaluation.evaluate": ("evaluate", "rescore"),
-    "evaluation.suite": ("Suite",),
-    "evaluation.suite_file": ("read_suite",),
-    "shapeworld.language_model": ("load_shapeworld_language",),
-    "shapeworld.model": ("load_shapeworld",),
-    "sites": ("find_sites",),
-    "verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),
-    "wrapped": ("DenoiserPipeline", "wrap_denoiser"),
+    "evaluation.suites.suite": ("Suite",),
+    "evaluation.suites.file": ("read_suite",),
+    "shapeworld.models.language_model": ("load_shapeworld_language",),
+    "shapeworld.models.load": ("load_shapeworld",),
+    "pipelines.sites": ("find_sites",),
+    "runtime.verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),
+    "runtime.any_module": ("DenoiserPipeline", "wrap_denoiser"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -159,10 +161,18 @@ def _version() -> str:
 
 def _add_verbs(module: ModuleType) -> None:
     """Make the verbs methods of the pipelines that a module of diffusers defines, once it is imported."""
-    from .verbs import install
+    from .runtime.verbs import install
 
     install(getattr(module, _PIPELINES[module.__name__]))
 
 
+def _add_push(module: ModuleType) -> None:
+    """Make `push_adapter` a method of `UnlearningAdapter`, whose module knows nothing of the Hub."""
+    from .hub.hub import push_adapter
+
+    module.UnlearningAdapter.push_to_hub = push_adapter  # type: ignore[attr-defined]
+
+
 for _name in _PIPELINES:
     register_post_import_hook(_add_verbs, _name)
+register_post_import_hook(_add_push, f"{__name__}.adapter.adapter")

@@ -1,1 +1,1 @@
-"""Attacks on an edited pipeline: what brings a concept back, at which cost, beside two controls."""
+"""What may bring a concept back."""

@@ -9,28 +9,27 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unlearning_adapters.adapter import UnlearningAdapter
-from unlearning_adapters.adapter_file import load_adapter
+from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
+from unlearning_adapters.attacks.kinds.co_occurring import co_occurring
+from unlearning_adapters.attacks.kinds.embedding_shift import embedding_shift
+from unlearning_adapters.attacks.kinds.guidance import guidance
+from unlearning_adapters.attacks.kinds.paraphrase import paraphrase
+from unlearning_adapters.attacks.kinds.relearning import resurrection
+from unlearning_adapters.attacks.kinds.seeds import seeds
+from unlearning_adapters.attacks.kinds.soft_prompt import soft_prompt
+from unlearning_adapters.attacks.kinds.stacked import stacked
+from unlearning_adapters.attacks.kinds.tampering import tampering
+from unlearning_adapters.attacks.kinds.video_start import video_start
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.arms import adapter_arm, check_unedited
-from unlearning_adapters.evaluation.detectors import Detector
-from unlearning_adapters.evaluation.generate import check_call, model_name
+from unlearning_adapters.evaluation.arms.arm import adapter_arm, check_unedited
+from unlearning_adapters.evaluation.arms.generate import check_call, model_name
+from unlearning_adapters.evaluation.detectors.detector import Detector
 from unlearning_adapters.evaluation.metrics import rate_to_dict
 
 from .budget import Budget, find_budget
-from .co_occurring import co_occurring
-from .embedding_shift import embedding_shift
-from .guidance import guidance
-from .paraphrase import paraphrase
-from .resurrection import resurrection
-from .seeds import seeds
-from .soft_prompt import soft_prompt
-from .stacked import stacked
+from .denoising_loss import Examples
 from .subject import Point, Spent, Subject
-from .tampering import tampering
 from .target import Target
-from .velocity import Examples
-from .video_start import video_start
 
 Run = Callable[[Subject, Target, Examples, Budget], tuple[Point, ...]]
 

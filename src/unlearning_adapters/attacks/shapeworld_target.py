@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from unlearning_adapters.concepts import load_concept
+from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.errors import ConceptError
-from unlearning_adapters.evaluation.shapeworld_suite import shapeworld_suite
-from unlearning_adapters.shapeworld.captions import compose_pair, draw_wording, is_held_out
-from unlearning_adapters.shapeworld.prompts import find_factor
-from unlearning_adapters.shapeworld.scenes import FACTORS, sample_scene
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
+from unlearning_adapters.shapeworld.world.captions import compose_pair, draw_wording, is_held_out
+from unlearning_adapters.shapeworld.world.prompts import find_factor
+from unlearning_adapters.shapeworld.world.scenes import FACTORS, sample_scene
 
 from .target import Ask, Target, target_of
 

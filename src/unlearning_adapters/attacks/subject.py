@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearning_adapters.adapter import UnlearningAdapter
+from unlearning_adapters.adapter.adapter import UnlearningAdapter
+from unlearning_adapters.clips import Clip, to_clip
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.detectors import Detection, Detector
-from unlearning_adapters.evaluation.generate import quiet
+from unlearning_adapters.evaluation.arms.generate import quiet
+from unlearning_adapters.evaluation.arms.samples import look
+from unlearning_adapters.evaluation.detectors.detector import Detection, Detector
 from unlearning_adapters.evaluation.rates import Rate
-from unlearning_adapters.evaluation.samples import look
-from unlearning_adapters.media import Clip, to_clip
-from unlearning_adapters.sites import denoisers
+from unlearning_adapters.pipelines.sites import denoisers
 
 from .target import Ask, Target
 

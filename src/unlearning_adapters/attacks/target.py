@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.metrics import FORGET, PARAPHRASE
-from unlearning_adapters.evaluation.suite import Suite, derived_seed
+from unlearning_adapters.evaluation.suites.suite import Suite, derived_seed
 
 TOGETHER = "together"  # name of a set whose prompts ask for the concept beside something else
 BLANKS = re.compile(r"\s+")

@@ -1,1 +1,1 @@
-"""Evaluation: what a pipeline shows before and after an edit, on the same prompts and seeds, with controls."""
+"""What an edit erased and what it kept, measured."""

@@ -7,22 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unlearning_adapters.adapter import UnlearningAdapter
-from unlearning_adapters.adapter_file import load_adapter
-from unlearning_adapters.concepts import Concept
+from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
+from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.errors import EvaluationError
-
-from .arms import BASE, DESTROYED, EDITED, RANDOM, Arm, adapter_arm, base_arm, check_unedited
-from .batches import check_batch
-from .controls import destroyed_arm, random_arm
-from .detectors import Detector, as_detectors, load_detector
-from .generate import UNSAID, check_call, conditions_of
-from .processes import Process, this_process
-from .report import Report, make_report
-from .rows import Store
-from .run import AGAIN, Run, look_again, run_arm
-from .suite import Case, Suite
-from .suite_file import read_suite, suite_from_dict
+from unlearning_adapters.evaluation.arms.arm import (
+    BASE,
+    DESTROYED,
+    EDITED,
+    RANDOM,
+    Arm,
+    adapter_arm,
+    base_arm,
+    check_unedited,
+)
+from unlearning_adapters.evaluation.arms.batches import check_batch
+from unlearning_adapters.evaluation.arms.controls import destroyed_arm, random_arm
+from unlearning_adapters.evaluation.arms.generate import UNSAID, check_call, conditions_of
+from unlearning_adapters.evaluation.arms.processes import Process, this_process
+from unlearning_adapters.evaluation.arms.run import AGAIN, Run, look_again, run_arm
+from unlearning_adapters.evaluation.arms.store import Store
+from unlearning_adapters.evaluation.detectors.detector import Detector, as_detectors, load_detector
+from unlearning_adapters.evaluation.reports.report import Report, make_report
+from unlearning_adapters.evaluation.suites.file import read_suite, suite_from_dict
+from unlearning_adapters.evaluation.suites.suite import Case, Suite
 
 RECORD = "run.json"
 REPEATED = 2  # clips of the base that are made once more at the end, without batches
@@ -250,7 +257,7 @@ def _repeated(cases: Sequence[Case], batch: int, processes: int) -> list[Case]:
 def _distances(store: Store, suite: Suite, features: Any) -> dict[str, Any] | None:
     if features is None:
         return None
-    from .distances import distances_of_arms
+    from unlearning_adapters.evaluation.reports.distances import distances_of_arms
 
     return distances_of_arms(store, suite, None if features == "random" else features)
 

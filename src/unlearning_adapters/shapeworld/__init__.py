@@ -1,1 +1,1 @@
-"""A small world in which everything is known: the model, the data and the judge that prove the machinery."""
+"""The embedded world, its models and their training."""

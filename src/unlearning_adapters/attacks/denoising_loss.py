@@ -1,0 +1,137 @@
+"""The loss that a denoiser is trained with, by flow matching or by diffusion, through its pipeline's own arguments."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.pipelines.partial_run import PartialRun, StopRun
+
+from .subject import Subject, one_denoiser
+from .target import Ask
+
+LATENTS = ("hidden_states", "sample")  # what denoisers call the latents
+INPUTS = ("timestep", "encoder_hidden_states")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Clips of a concept, made by the base.
+
+    Args:
+        asks: What was asked for; they name the concept.
+        latents: Latents of shape (clips, ...), as the denoiser reads them.
+        starts: Latents of the target's named prompts, in their order, for a start that is no noise.
+    """
+
+    asks: tuple[Ask, ...]
+    latents: Tensor
+    starts: Tensor
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """A denoiser, and how its pipeline calls it.
+
+    Args:
+        network: The denoiser.
+        others: Arguments that stay the same, such as `return_dict`.
+        scale: Timestep of pure noise, of flow matching.
+        latents: What the denoiser calls the latents.
+        kept: Share of the clean signal at each timestep (the cumulative product of the alphas), shape (timesteps,);
+            None for flow matching.
+        prediction: What a denoiser of diffusion predicts: "epsilon", "v_prediction" or "sample".
+    """
+
+    network: nn.Module
+    others: dict[str, Any]
+    scale: float
+    latents: str = LATENTS[0]
+    kept: Tensor | None = None
+    prediction: str = PREDICTIONS[0]
+
+    def loss(self, clean: Tensor, embeds: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the mean squared error of the prediction at random noise levels.
+
+        Flow matching: E |v(x_s, s) - (noise - x_0)|^2 with x_s = (1 - s) x_0 + s noise, s logit-normal. Diffusion:
+        E |f(x_t, t) - target|^2 with x_t = sqrt(k_t) x_0 + sqrt(1 - k_t) noise, t uniform, and the target noise,
+        v = sqrt(k_t) noise - sqrt(1 - k_t) x_0, or x_0.
+        """
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        noisy, timestep, target = (self._flow if self.kept is None else self._diffusion)(clean, noise, generator)
+        call = {**self.others, self.latents: noisy, "timestep": timestep, "encoder_hidden_states": embeds}
+        found = self.network(**call)
+        predicted = found[0] if isinstance(found, tuple) else found.sample
+        error: Tensor = (predicted.float() - target.float()).square().mean()
+        return error
+
+    def _flow(self, clean: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        level = torch.sigmoid(torch.randn(len(clean), generator=generator)).to(clean)
+        spread = level.view(-1, *[1] * (clean.ndim - 1))
+        return (1 - spread) * clean + spread * noise, level * self.scale, noise - clean
+
+    def _diffusion(self, clean: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.kept is not None
+        timestep = torch.randint(0, len(self.kept), (len(clean),), generator=generator)
+        share = self.kept[timestep].to(clean).view(-1, *[1] * (clean.ndim - 1))
+        signal, spread = share.sqrt(), (1 - share).sqrt()
+        targets = {"epsilon": noise, "v_prediction": signal * noise - spread * clean, "sample": clean}
+        return signal * clean + spread * noise, timestep.to(clean.device), targets[self.prediction]
+
+
+def denoising_of(subject: Subject, clean: Tensor) -> Denoising:
+    """Return how the pipeline calls its denoiser.
+
+    Raises:
+        EvaluationError: If its schedule is not known, or it does not read latents and text embeddings as they are.
+    """
+    name = type(subject.pipe).__name__
+    _, network = one_denoiser(subject.pipe)
+    scheduler = subject.pipe.scheduler
+    flow = "FlowMatch" in type(scheduler).__name__ or bool(getattr(scheduler.config, "use_flow_sigmas", False))
+    kept, prediction = getattr(scheduler, "alphas_cumprod", None), getattr(scheduler.config, "prediction_type", None)
+    if not flow and (kept is None or prediction not in PREDICTIONS):
+        raise EvaluationError(
+            f"{name} has the scheduler {type(scheduler).__name__}, whose noise levels or prediction are not known here."
+        )
+    call = _first_call(subject, network)
+    latents = next((key for key in LATENTS if isinstance(call.get(key), Tensor)), LATENTS[0])
+    missing = [key for key in (latents, *INPUTS) if not isinstance(call.get(key), Tensor)]
+    if missing:
+        raise EvaluationError(f"{name} gives its denoiser no `{missing[0]}`, so that it cannot be trained through.")
+    found, wanted = tuple(call[latents].shape[1:]), tuple(clean.shape[1:])
+    if found != wanted or call["timestep"].ndim > 1:
+        raise EvaluationError(
+            f"{name} gives its denoiser latents of shape {found} and returns latents of shape {wanted}; "
+            "attacks that train through the denoiser need them equal."
+        )
+    others = {key: value for key, value in call.items() if key not in (latents, *INPUTS)}
+    scale = float(scheduler.config.num_train_timesteps)
+    return Denoising(network, others, scale, latents, None if flow else kept, prediction or PREDICTIONS[0])
+
+
+def _first_call(subject: Subject, network: nn.Module) -> dict[str, Any]:
+    """Return the arguments of the denoiser's first call, which is then not made."""
+    calls: list[dict[str, Any]] = []
+
+    def stop(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        names = [name for name in inspect.signature(network.forward).parameters if name not in named]
+        calls.append({**dict(zip(names, arguments, strict=False)), **named})
+        raise StopRun
+
+    handle = network.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        PartialRun(subject.pipe, subject.call, any_video=False)(["a"], [0])
+    finally:
+        handle.remove()
+    return calls[0] if calls else {}
+
+
+def pick(count: int, batch: int, generator: torch.Generator) -> Sequence[int]:
+    """Return the indices of one batch, each at most once."""
+    return [int(index) for index in torch.randperm(count, generator=generator)[:batch]]

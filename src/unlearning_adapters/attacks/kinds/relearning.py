@@ -1,0 +1,66 @@
+"""Teach the concept again: a LoRA of rank 4 on a few clips of it, and the rate after each number of steps.
+
+Everything that was forgotten can be taught, also to a model that never knew it. What the curve tells is how fast, and
+only beside the curve of a gold model, which never saw the concept.
+"""
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from unlearning_adapters.attacks.budget import Budget
+from unlearning_adapters.attacks.denoising_loss import Examples, denoising_of, pick
+from unlearning_adapters.attacks.subject import Point, Subject, one_denoiser, plain_copy
+from unlearning_adapters.attacks.target import Target
+from unlearning_adapters.errors import EvaluationError
+
+RANK = 4
+RATE = 1e-3
+LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def resurrection(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Point, ...]:
+    """Return the recovery curve; the number of a point is the loss before its last step.
+
+    The LoRA is trained on a copy of the denoiser, as one who holds the checkpoint would train it.
+
+    Raises:
+        EvaluationError: If there are no clips, or the denoiser cannot be trained through.
+    """
+    if not len(examples.latents):
+        raise EvaluationError(f"There are no clips of {target.concept!r} to teach it from: it has no pairs.")
+    copied = subject.on(plain_copy(subject.pipe))
+    denoising = denoising_of(copied, examples.latents)
+    parameters = add_lora(copied.pipe, budget.seed)
+    embeds = copied.encode([ask.text for ask in examples.asks]).detach()
+    optimizer = torch.optim.Adam(parameters, lr=RATE)
+    generator = torch.Generator().manual_seed(budget.seed)
+    points, done, last = [], 0, None
+    for steps in budget.lora_steps:
+        for _ in range(steps - done):
+            index = pick(len(examples.latents), budget.batch, generator)
+            loss = denoising.loss(examples.latents[index].to(embeds.device), embeds[index], generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            last = loss.item()
+        subject.spent.steps += steps - done
+        done = steps
+        points.append(Point.of(f"{steps} steps", copied.look(target.named, target), last))
+    return tuple(points)
+
+
+def add_lora(pipe: Any, seed: int) -> list[nn.Parameter]:
+    """Put a LoRA, at first without effect, on the attention layers of the denoiser; return what can be trained."""
+    _, network = one_denoiser(pipe)
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not any(name.endswith(LAYERS) for name in names):
+        raise EvaluationError(f"{type(network).__name__} has no attention layers named {', '.join(LAYERS)}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LAYERS)), network)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -1,0 +1,191 @@
+"""Build an adapter from pairs of prompts or pictures: sites -> activations -> directions -> adapter; no training."""
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from unlearning_adapters.adapter.adapter import UnlearningAdapter
+from unlearning_adapters.adapter.direction import AdapterInfo, Direction
+from unlearning_adapters.concepts.concept import Concept
+from unlearning_adapters.config import BuildConfig, site_strength
+from unlearning_adapters.errors import DenoiserError
+from unlearning_adapters.methods.registry import NEEDS_GRAM, find_direction, find_strength, shares
+from unlearning_adapters.pipelines.sites import denoisers
+from unlearning_adapters.pipelines.weights import layer_response, weight_gram
+
+from .advice import doubts
+from .gains import with_block_strengths
+from .inputs import gather
+from .outlier_pairs import with_own_rows
+
+
+def build_adapter(
+    pipe: Any,
+    concept: Concept,
+    config: BuildConfig = BuildConfig(),  # noqa: B008 - frozen
+    *,
+    progress: bool = True,
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> UnlearningAdapter:
+    """Build the adapter that makes a pipeline forget a concept.
+
+    1. Find the sites: the Linear layers that read what the pairs differ in, the prompt or the picture.
+    2. Record what they read for both sides of each pair, and for the neutral prompts and pictures: in the first step,
+       and at text and image sites whose input changes from step to step (`find_feeds`) in three.
+    3. Per group of sites that read the same: find the direction of the concept (docs/maths.md).
+    4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it; a block multiplies it by
+       its factor in `config.block_strengths`. A pair of which less than half is then removed, since it says the concept
+       in another way than the others, gets a row of its own at the text sites.
+
+    The pipeline is left as it was, its random state and its scheduler included. Default method: `ridge`; the paper's
+    methods `mean` and `cpca` (arXiv 2506.07891) keep its strength of 1.
+
+    Args:
+        pipe: A diffusers pipeline.
+        concept: What is to be forgotten.
+        config: How.
+        progress: Whether to show progress bars.
+        call_kwargs: Further arguments of the pipeline's call while activations are recorded, such as
+            {"max_sequence_length": 512}; the `negative_prompt` that clips will be made with is protected, unless it
+            names the concept.
+
+    Returns:
+        An adapter; the pipeline is not edited yet.
+
+    Warns:
+        UserWarning: If a pair's words, or words that no pair holds, may survive, or neutral prompts change.
+
+    Raises:
+        ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
+            differ, or if there are fewer pairs than `config.pairs`.
+        DenoiserError: If the pipeline has no denoiser that can be edited, or the method needs weights that are
+            quantised or out of reach.
+        SiteError: If the selection names no site, a block has none, or a site was never called.
+
+    Example:
+        >>> adapter = build_adapter(pipe, load_concept("shapeworld-red"))
+        >>> adapter.save_pretrained("no-red")
+    """
+    material = gather(pipe, concept, config, progress=progress, call_kwargs=call_kwargs)
+    generator = torch.Generator("cpu").manual_seed(config.seed)
+    by_group: list[Direction] = []
+    strengths: list[float] = []
+    parts: list[list[float]] = []
+    knows_pairs = config.method == "ridge" and config.rank == 1 and config.strength is None
+    networks = denoisers(pipe)
+    for group in tqdm(range(material.groups), desc="Directions", unit="group", disable=not progress):
+        rows = material.rows(group)
+        if config.method in NEEDS_GRAM:
+            rows = replace(rows, gram=_gram(networks, material.recorded.members(group), config.method))
+        with material.named(group):
+            if config.method == "ridge":  # which solves once more for each pair that calibration leaves out
+                rows = rows.condensed()
+            by_group.append(find_direction(rows, config, generator))
+            strengths.append(find_strength(rows, config, generator))
+            parts.append(shares(rows, by_group[-1]) if knows_pairs and rows.kind == "text" else [])
+    strength = median(strengths)
+    by_group, own, kept = with_own_rows(material, by_group, parts, strength, config)
+    for doubt in doubts(material, config, by_group, strength, own, kept):
+        warnings.warn(doubt, stacklevel=2)
+    found = {site.name: by_group[material.group_of(site)] for site in material.sites}
+    directions = with_block_strengths(found, material.sites, config.block_strengths)
+    return assemble(pipe, concept, config, directions, strength)
+
+
+def assemble(
+    pipe: Any, concept: Concept, config: BuildConfig, directions: Mapping[str, Direction], strength: float
+) -> UnlearningAdapter:
+    """Make the adapter of directions that were found: the last step of a build.
+
+    Args:
+        pipe: The pipeline, for the name of the base and the stock LoRA factors.
+        concept: What is forgotten.
+        config: How the directions were found.
+        directions: A direction per site, by name.
+        strength: Strength that the adapter has by default.
+    """
+    return UnlearningAdapter(
+        info=_info(pipe, concept, config, strength, directions),
+        directions=directions,
+        lora_B=_lora_factors(pipe, directions, strength),
+    )
+
+
+def _gram(networks: Mapping[str, Any], sites: Sequence[str], method: str) -> Tensor:
+    """Return the sum of `W^T W` over sites that read the same."""
+    total: Tensor | None = None
+    for site in sites:
+        component, _, path = site.partition(".")
+        gram = weight_gram(networks[component], path)
+        if gram is None:
+            raise DenoiserError(
+                f"The method {method!r} needs the weight of {site!r} as plain numbers, but it is quantised or out of "
+                "reach. Load the pipeline without quantisation and offloading to files, or choose another method."
+            )
+        total = gram if total is None else total + gram
+    assert total is not None
+    return total
+
+
+def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: float) -> dict[str, Tensor]:
+    """Return `-strength * gain * W @ write.T` per site, for stock LoRA loaders; nothing if a weight is out of reach."""
+    networks, factors = denoisers(pipe), {}
+    for name, direction in directions.items():
+        component, _, path = name.partition(".")
+        response = layer_response(networks[component], path, direction.write)
+        if response is None:
+            return {}  # only this package's own loader, which needs no factor, can use the adapter
+        factors[name] = (-site_strength(strength, direction.gain, name) * response.T).contiguous()
+    return factors
+
+
+def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sites: Iterable[str]) -> AdapterInfo:
+    networks = denoisers(pipe)
+    used = dict.fromkeys(site.split(".", 1)[0] for site in sites)
+    return AdapterInfo(
+        concept=concept.name,
+        method=config.method,
+        strength=strength,
+        settings=config.to_dict(),
+        base_model=base_model_of(pipe),
+        base_revision=base_revision_of(next(iter(networks.values()))),
+        pipeline=type(pipe).__name__,
+        denoisers={name: type(networks[name]).__name__ for name in used},
+        pairs_hash=concept.pairs_hash,
+        versions={name: _version(name) for name in ("unlearning-adapters", "torch", "diffusers")},
+        description=concept.description or f"Makes the model forget {concept.name}.",
+    )
+
+
+def base_model_of(pipe: Any) -> str:
+    """Return the Hub id of the base; of a local folder only its name, since files are shared and paths are private."""
+    name = _name_or_path(pipe)
+    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
+
+
+def _name_or_path(component: Any) -> str:
+    config: Any = getattr(component, "config", None)
+    name = config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", "")
+    return str(name or "")
+
+
+def base_revision_of(network: Any) -> str:
+    """Return the commit of the base: a model from the Hub remembers its folder in the cache, `snapshots/<commit>`."""
+    commit = re.search(r"snapshots[/\\]([0-9a-f]{40})(?![0-9a-f])", _name_or_path(network))
+    return commit[1] if commit else ""
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"  # run from its source

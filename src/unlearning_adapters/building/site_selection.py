@@ -1,0 +1,81 @@
+"""Which sites a build edits: those that it is told, or those that read what the pairs differ in."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearning_adapters.concepts.concept import Concept
+from unlearning_adapters.concepts.pair import Pair
+from unlearning_adapters.config import BuildConfig
+from unlearning_adapters.errors import ConceptError
+from unlearning_adapters.pipelines.measured_sites import measure_image_only, measure_text_only
+from unlearning_adapters.pipelines.partial_run import PartialRun
+from unlearning_adapters.pipelines.sites import Site, denoisers, find_sites
+
+_MEASURE = {"text": measure_text_only, "image": measure_image_only}
+
+
+def choose_sites(
+    pipe: Any, concept: Concept, pairs: Sequence[Pair], config: BuildConfig, call_kwargs: Mapping[str, Any] | None
+) -> tuple[Site, ...]:
+    """Return the sites of `config.sites`; by default those that read what the pairs differ in.
+
+    The default is "text" if prompts differ, and "image" if pictures differ and the pipeline has layers that read the
+    picture alone. Where the structure of a denoiser shows no such layers they are measured, since it may be of a kind
+    that is not known.
+
+    Args:
+        pipe: A diffusers pipeline.
+        concept: What is to be forgotten.
+        pairs: Those of its pairs that are used.
+        config: Selection and blocks.
+        call_kwargs: Further arguments of the pipeline's call.
+
+    Raises:
+        ConceptError: If the pipeline takes nothing in which the pairs differ.
+        SiteError: If the selection names no site.
+    """
+    denoisers(pipe)
+    run = PartialRun(pipe, call_kwargs, any_video=True)
+    by_image = any(pair.image_differs for pair in pairs) and run.image is not None
+    by_text = any(pair.text_differs for pair in pairs) and run.takes_prompt
+    if not (by_image or by_text):
+        raise ConceptError(_nothing_taken(pipe, concept, run))
+    every = {site.name: site for site in find_sites(pipe, "*")}
+    kinds = {site.kind for site in every.values()}
+    told = (config.sites,) if isinstance(config.sites, str) else config.sites
+    wanted = told or tuple(kind for kind, asked in (("text", by_text), ("image", by_image)) if asked)
+    measured = {kind: _measured(pipe, kind, config, call_kwargs) for kind in wanted if kind in _MEASURE.keys() - kinds}
+    if told is None and measured.get("image") == ():
+        _warn_of_pictures(pipe, concept)
+        wanted = ("text",)
+    structural = tuple(part for part in wanted if not measured.get(part))
+    found = find_sites(pipe, structural, config.blocks) if structural else ()
+    chosen = {site.name: site for site in (*found, *(site for sites in measured.values() for site in sites))}
+    return tuple(chosen[name] for name in every if name in chosen)
+
+
+def _measured(pipe: Any, kind: str, config: BuildConfig, call_kwargs: Mapping[str, Any] | None) -> tuple[Site, ...]:
+    measured = _MEASURE[kind](pipe, call_kwargs=call_kwargs)
+    in_blocks = tuple(site for site in measured if site.block is not None)
+    chosen = in_blocks or measured  # what is refined in front of the blocks is read again inside of them
+    return tuple(site for site in chosen if config.blocks is None or site.block in config.blocks)
+
+
+def _nothing_taken(pipe: Any, concept: Concept, run: PartialRun) -> str:
+    takes = " and ".join(
+        name for name, taken in (("a prompt", run.takes_prompt), ("a picture", run.image is not None)) if taken
+    )
+    return (
+        f"{type(pipe).__name__} takes {takes or 'neither prompt nor picture'}, and the pairs of {concept.name!r} do "
+        f"not differ in that. Add {'`unsafe_image` and `safe_image`' if run.image else 'prompts'} that differ."
+    )
+
+
+def _warn_of_pictures(pipe: Any, concept: Concept) -> None:
+    warnings.warn(
+        f"The pairs of {concept.name!r} differ in their pictures, but {type(pipe).__name__} has no layer that reads "
+        "the picture alone: it enters among the latents of the video, or the tokens of the prompt. Only text sites are "
+        'edited; to remove what only the picture shows, build with sites="hidden".',
+        stacklevel=5,
+    )

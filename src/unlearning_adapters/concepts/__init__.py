@@ -1,0 +1,1 @@
+"""What is to be forgotten: pairs, neutral prompts, packs; no torch."""

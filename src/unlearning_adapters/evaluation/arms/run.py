@@ -1,0 +1,164 @@
+"""Run the arms of an evaluation: generate, look, write a row per clip, from where an earlier run stopped."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from unlearning_adapters.clips import to_clip
+from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.evaluation.detectors.detector import Detector
+from unlearning_adapters.evaluation.suites.suite import Case, Suite
+
+from .arm import BASE, Arm
+from .batches import batches, check_count
+from .generate import generate_batch, quiet
+from .processes import Process
+from .samples import drift_between, look
+from .store import Row, Store
+
+HOPELESS = 3  # failures in a row, before anything succeeded, after which a run is given up
+AGAIN = "base-again"  # a few clips of the base, made once more at the end
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that stays the same while the arms of one evaluation are run.
+
+    Args:
+        pipe: The pipeline.
+        suite: The suite.
+        detectors: What looks at each clip.
+        store: The folder of the run.
+        conditions: Hash of the conditions.
+        process: This process among all.
+        progress: Whether to show progress bars.
+        batch: Clips per call of the pipeline, at most.
+    """
+
+    pipe: Any
+    suite: Suite
+    detectors: tuple[Detector, ...]
+    store: Store
+    conditions: str
+    process: Process
+    progress: bool = True
+    batch: int = 1
+
+
+def arm_conditions(conditions: str, arm: Arm) -> str:
+    """Return the hash of the conditions of one arm: those of all, and what the arm itself does."""
+    text = json.dumps([conditions, dict(arm.details), dict(arm.call)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_arm(run: Run, name: str, arm: Arm, cases: Sequence[Case]) -> None:
+    """Make all clips of an arm that are missing, this process's share of them.
+
+    Raises:
+        EvaluationError: If the folder holds clips of an arm of that name under other conditions, or nothing succeeds.
+    """
+    conditions = arm_conditions(run.conditions, arm)
+    present = run.store.rows()
+    for row in present.values():
+        if row.arm == name and row.conditions != conditions:
+            raise EvaluationError(
+                f"The folder {run.store.folder.name!r} holds clips of the arm {name!r} under other conditions "
+                f"({row.conditions}, now {conditions}): another model, adapter, strength, scheduler, size or suite. "
+                "Choose another folder, or remove that one."
+            )
+    done = {key for key, row in present.items() if not row.error}
+    missing = [case for case in run.process.share(cases) if (name, *case.key) not in done]
+    if not missing:
+        return
+    making = run if arm.pipe is None else replace(run, pipe=arm.pipe)
+    failures, label = 0, f"{name}{f' ({run.process.index})' if run.process.count > 1 else ''}"
+    with (
+        quiet(making.pipe),
+        arm.enter(making.pipe),
+        tqdm(total=len(missing), desc=label, unit="clip", disable=not run.progress, position=run.process.local) as bar,
+    ):
+        groups = batches(missing, run.batch)
+        for row in (row for group in groups for row in make_rows(making, name, arm, group, conditions)):
+            run.store.append(row)
+            bar.update()
+            failures = failures + 1 if row.error and failures >= 0 else (failures if row.error else -1)
+            if failures >= HOPELESS or (failures == len(missing) and name == BASE):
+                raise EvaluationError(
+                    f"No clip of the arm {name!r} could be made. The last error: {row.error}{_cure(run)}"
+                )
+
+
+def make_rows(run: Run, name: str, arm: Arm, cases: Sequence[Case], conditions: str) -> Iterator[Row]:
+    """Make clips by one call, look at each, and yield their rows; an error of the pipeline becomes rows that say so.
+
+    Args:
+        run: The run.
+        name: Name of the arm.
+        arm: The arm, in whose state the pipeline is.
+        cases: Cases that one call can make.
+        conditions: Hash of the arm's conditions.
+
+    Raises:
+        EvaluationError: If the pipeline returned another number of clips.
+    """
+    start = time.perf_counter()
+    asked = [replace(case, seed=case.seed + arm.reseed) for case in cases]
+    texts = [arm.text(case) for case in cases]
+    try:
+        made = generate_batch(run.pipe, asked, {**run.suite.generation, **arm.call}, texts)
+    except Exception as error:  # of a foreign pipeline: anything; the rows count as errors
+        yield from (Row(name, *case.key, conditions, error=_line(error)) for case in cases)
+        return
+    seconds = (time.perf_counter() - start) / len(cases)
+    check_count(run.pipe, made, cases)
+    for index, case in enumerate(cases):
+        yield _row(run, name, arm, case, conditions, made[index], seconds)
+
+
+def _row(run: Run, name: str, arm: Arm, case: Case, conditions: str, frames: Any, seconds: float) -> Row:
+    """Store a clip, look at it, and return its row."""
+    try:
+        clip = to_clip(frames)
+    except Exception as error:  # frames of a foreign pipeline: anything
+        return Row(name, *case.key, conditions, error=_line(error))
+    path = run.store.save_clip((name, *case.key), clip)
+    found = look(run.detectors, clip, case.prompt.text)
+    drift: Mapping[str, Any] = {}
+    if arm.part != "base" or name == AGAIN:
+        base = run.store.rows_of_base().get((BASE, *case.key))
+        drift = drift_between(run.store.load_clip(base), clip) if base and base.clip else {}
+    return Row(name, *case.key, conditions, path, clip.shape[:3], round(seconds, 3), found, drift)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _cure(run: Run) -> str:
+    if run.batch == 1:
+        return ""
+    return f" If {type(run.pipe).__name__} cannot make {run.batch} clips in one call, use batch 1, and another folder."
+
+
+def look_again(store: Store, suite: Suite, detectors: Sequence[Detector], progress: bool = True) -> None:
+    """Let detectors look at the stored clips of a run, and write the rows anew.
+
+    Args:
+        store: The folder of the run.
+        suite: Its suite.
+        detectors: The detectors; what others saw is kept beside them.
+        progress: Whether to show a progress bar.
+    """
+    texts = {(part.name, prompt.id): prompt.text for part in suite.sets for prompt in part.prompts}
+    changed = []
+    for row in tqdm(store.rows().values(), desc="rescore", unit="clip", disable=not progress):
+        found = dict(row.found)
+        if row.clip:
+            found |= look(detectors, store.load_clip(row), texts[row.set, row.prompt])
+        changed.append(Row(**{**vars(row), "found": found}))
+    store.replace(changed)

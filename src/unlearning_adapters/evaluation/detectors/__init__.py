@@ -1,0 +1,1 @@
+"""What looks at clips, one file each."""

@@ -1,0 +1,100 @@
+"""Suites of the embedded world: held-out prompts whose truth is known, for ShapeWorld's judge."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from unlearning_adapters.concepts.concept import load_concept
+from unlearning_adapters.concepts.wording import find_word
+from unlearning_adapters.errors import ConceptError
+from unlearning_adapters.evaluation.metrics import FORGET, GENERIC, NEIGHBOUR, PARAPHRASE
+from unlearning_adapters.shapeworld.models.generate import GENERATION, generation_of
+from unlearning_adapters.shapeworld.world.captions import WORDS
+from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
+from unlearning_adapters.shapeworld.world.scenes import FACTORS
+
+from .suite import EvaluationPrompt, PromptSet, Suite
+
+SEED = 2027  # of the prompts; the demo and the benchmark use other ones
+
+
+def shapeworld_suite(
+    value: str,
+    clips: int = 24,
+    seed: int = SEED,
+    paraphrases: bool = True,
+    generation: Mapping[str, Any] | None = None,
+) -> Suite:
+    """Return the suite of a value of the embedded world, such as "red".
+
+    Its sets: "forget" names the value with its own word, "synonyms" with other words (crimson), "neighbours" names the
+    other values of its factor evenly, and "generic" leaves the factor out ("a circle moves left").
+
+    Args:
+        value: The value that is to be forgotten.
+        clips: Prompts of each of "forget" and "neighbours"; the other sets have half as many.
+        seed: Seed of the prompts and of their noise.
+        paraphrases: Whether to add the sets "synonyms" and "generic".
+        generation: Call arguments of the pipeline; None takes those of the embedded model.
+    """
+    factor = find_factor(value)
+    half = max(1, clips // 2)
+    fixed: dict[str, Any] = {factor: value}
+    sets = [
+        _as_set("forget", FORGET, draw_prompts(clips, seed, **fixed)),
+        _as_set("neighbours", NEIGHBOUR, neighbour_prompts(clips, seed, value)),
+    ]
+    if paraphrases:
+        if synonyms := _synonyms(factor, value, half, seed + 2):
+            sets.append(_as_set("synonyms", PARAPHRASE, synonyms))
+        if factor != "background":
+            sets.append(_generic(factor, half, seed + 3))
+    words = tuple(WORDS[factor][value])
+    try:
+        pairs = load_concept(value).pairs
+    except ConceptError:  # a value without a shipped concept
+        pairs = ()
+    sides = dict.fromkeys(side for pair in pairs for side in (pair.unsafe, pair.safe))
+    call = dict(GENERATION if not generation else generation)
+    return Suite(f"shapeworld-{value}", tuple(sets), {factor: value}, call, words, tuple(sides), sensitive=False)
+
+
+def suite_for(suite: Suite, pipe: Any, **call: Any) -> Suite:
+    """Return a suite with further call arguments, and those of a ShapeWorld model in place of the embedded one's."""
+    own = generation_of(pipe) if dict(suite.generation) in ({}, GENERATION) else {}
+    return replace(suite, generation={**(own or suite.generation), **call})
+
+
+def _as_set(name: str, role: str, prompts: Sequence[LabelledPrompt]) -> PromptSet:
+    made = tuple(
+        EvaluationPrompt(item.prompt, f"{index:04d}", item.seed, dict(item.factors))
+        for index, item in enumerate(prompts, start=1)
+    )
+    return PromptSet(name, role, made)
+
+
+def _synonyms(factor: str, value: str, count: int, seed: int) -> list[LabelledPrompt]:
+    """Draw prompts that name the value by another word than its own."""
+    own, *others = WORDS[factor][value]
+    if not others:
+        return []
+    drawn = draw_prompts(8 * count, seed, synonyms=True, **{factor: value})
+    return [item for item in drawn if find_word(item.prompt, others) and not find_word(item.prompt, [own])][:count]
+
+
+def _generic(factor: str, count: int, seed: int) -> PromptSet:
+    """Draw prompts that leave the factor out; their truth names only what they ask for."""
+    made = []
+    for index, item in enumerate(draw_prompts(count, seed), start=1):
+        named = {name: value for name, value in item.factors.items() if name != factor}
+        motion = f" moves {named['motion']}" if "motion" in named else " is shown"
+        thing = " ".join([named[name] for name in ("colour", "shape") if name in named]) or "shape"
+        thing = thing if "shape" in named else f"{thing} shape"
+        text = f"a {thing}{motion} on a {named['background']} background"
+        made.append(EvaluationPrompt(text, f"{index:04d}", item.seed, named))
+    return PromptSet("generic", GENERIC, tuple(made))
+
+
+def values() -> tuple[str, ...]:
+    """Return all values that the embedded world knows."""
+    return tuple(value for known in FACTORS.values() for value in known)

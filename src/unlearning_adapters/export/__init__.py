@@ -1,0 +1,1 @@
+"""Adapters for programs that do not know this package."""

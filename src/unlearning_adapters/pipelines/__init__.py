@@ -1,0 +1,1 @@
+"""The user's pipeline: its sites, short runs of it, and what its layers read."""

@@ -1,0 +1,152 @@
+"""How sites of text and pictures are fed, by measurement: which share a tensor, and whose input changes by the step."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .hooks import count_calls, on_input, place_of, some_values
+from .partial_run import FEW_STEPS, SCHEDULE, PartialRun, StopRun
+from .sites import Site, denoisers, site_module
+
+MOVING_CALLS = 3  # calls that are recorded at such a site, spread from the first to the last
+STEPS = "num_inference_steps"
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """How sites are fed.
+
+    Args:
+        moving: Sites whose input depends on the timestep: by name, the calls in which to record them.
+        leaders: By site, the first one that is fed the same tensor; sites that were not seen are missing.
+    """
+
+    moving: Mapping[str, tuple[int, ...]]
+    leaders: Mapping[str, str]
+
+
+def find_feeds(
+    pipe: Any,
+    sites: Sequence[Site],
+    prompt: str,
+    image: Any = None,
+    *,
+    seed: int = 0,
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> Feeds:
+    """Find the text and image sites that share an input, and those whose input depends on the timestep.
+
+    It takes one run over one prompt, which is stopped when all sites were seen in two calls of their denoiser if none
+    has changed by then, and goes on to the VAE otherwise, to count the calls. An input whose shape changes counts as
+    unchanged.
+
+    Where hidden sites are recorded too, or a denoiser has a cache that skips blocks, nothing is measured: their runs
+    are of full length, or cannot be recorded in more than one step.
+
+    Args:
+        pipe: A diffusers pipeline.
+        sites: Sites as `find_sites` returns them.
+        prompt: A prompt.
+        image: A picture, for image-to-video pipelines.
+        seed: Seed of the noise.
+        call_kwargs: Further arguments of the pipeline's call.
+
+    Returns:
+        At most three calls of each moving site, and of sites that have at least two calls.
+    """
+    networks = denoisers(pipe)
+    cached = any(getattr(network, "is_cache_enabled", False) for network in networks.values())
+    if cached or any(site.kind == "hidden" for site in sites):
+        return Feeds({}, {})
+    run = PartialRun(pipe, few_steps(call_kwargs), any_video=True)
+    probe = _Probe({name: networks[name] for name in dict.fromkeys(site.component for site in sites)})
+    with ExitStack() as stack:
+        calls = count_calls(stack, pipe, probe.networks, probe.end)
+        _stop_at_vae(stack, pipe, calls)
+        for site in sites:
+            on_input(stack, site_module(pipe, site.name), probe.reader(site, calls))
+        run([prompt], [seed], image if run.image else None)
+    spread = {name: _spread(count) for name, count in calls.items()}
+    moving = {site.name: spread[site.component] for site in sites if site.name in probe.moved}
+    return Feeds(moving, {name: leader for leader, names in probe.members.items() for name in names})
+
+
+def few_steps(call_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return arguments of a call with at most four steps, which reach from the first timestep to nearly the last.
+
+    Args:
+        call_kwargs: Arguments; a schedule among them is left as it is.
+    """
+    given = dict(call_kwargs or {})
+    if STEPS in given and not SCHEDULE & set(given):
+        given[STEPS] = min(given[STEPS], FEW_STEPS)
+    return given
+
+
+def _stop_at_vae(stack: ExitStack, pipe: Any, calls: Counter[str]) -> None:
+    """Stop the run when its VAE is used after a denoiser: nothing is decoded, which modular pipelines would do."""
+
+    def stop(_tensor: Tensor) -> None:
+        if calls:
+            raise StopRun
+
+    vae = getattr(pipe, "vae", None)
+    for module in vae.modules() if isinstance(vae, torch.nn.Module) else ():
+        on_input(stack, module, stop)
+
+
+class _Probe:
+    """What sites read in the first two calls of their denoiser; of sites that are fed the same tensor, one is read."""
+
+    def __init__(self, networks: Mapping[str, Any]) -> None:
+        self.networks = networks
+        self.open = set(networks)
+        self.fed: dict[str, dict[tuple[Any, ...], tuple[Tensor, str]]] = {name: {} for name in networks}
+        self.members: dict[str, list[str]] = {}  # the site that is read -> all of its group
+        self.first: dict[str, tuple[torch.Size, Tensor]] = {}
+        self.moved: set[str] = set()
+
+    def reader(self, site: Site, calls: Counter[str]) -> Callable[[Tensor], None]:
+        seen: set[int] = set()
+
+        def read(tensor: Tensor) -> None:
+            call = calls[site.component]
+            if call not in seen and call in (1, 2):
+                seen.add(call)
+                (self._meet if call == 1 else self._compare)(site, tensor)
+
+        return read
+
+    def _meet(self, site: Site, tensor: Tensor) -> None:
+        # Kept alive until the end of the call, so that an equal address means the same tensor.
+        leader = self.fed[site.component].setdefault((site.kind, *place_of(tensor)), (tensor, site.name))[1]
+        self.members.setdefault(leader, []).append(site.name)
+        if leader == site.name:
+            self.first[site.name] = tensor.shape, some_values(tensor)
+
+    def _compare(self, site: Site, tensor: Tensor) -> None:
+        if site.name not in self.first:
+            return
+        shape, before = self.first.pop(site.name)
+        if shape == tensor.shape and not torch.allclose(before, some_values(tensor), rtol=1e-4, atol=1e-6):
+            self.moved.update(self.members[site.name])
+        if not any(name.startswith(f"{site.component}.") for name in self.first):
+            self.end(site.component, 2)
+
+    def end(self, component: str, calls: int) -> None:
+        """Stop when all denoisers were seen twice, unless a site has moved: then all calls are counted."""
+        self.fed[component].clear()
+        if calls >= 2:
+            self.open.discard(component)
+        if not self.open and not self.moved:
+            raise StopRun
+
+
+def _spread(calls: int) -> tuple[int, ...]:
+    count = min(calls, MOVING_CALLS)
+    return tuple(round(place * (calls - 1) / max(count - 1, 1)) for place in range(count))

@@ -1,0 +1,269 @@
+"""Run the user's own pipeline for a moment and leave no trace: no pipeline loop is re-implemented.
+
+Guidance is off, so that every call of the denoiser is a conditional one, and the run ends by an exception from a hook
+as soon as enough was seen. What a run changes is put back: random state, scheduler, guiders, progress bar, attributes.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import load_image
+from PIL import Image
+from torch import nn
+
+from unlearning_adapters.config import check_keys
+
+from .sites import denoisers
+
+# Guidance, each kind at the value that switches it off.
+GUIDANCE_OFF = {
+    "guidance_scale": 1.0,
+    "min_guidance_scale": 1.0,
+    "max_guidance_scale": 1.0,
+    "audio_guidance_scale": 1.0,
+    "modality_scale": 1.0,
+    "audio_modality_scale": 1.0,
+    "stg_scale": 0.0,
+    "audio_stg_scale": 0.0,
+    "pag_scale": 0.0,
+}
+# Fails with guidance off (diffusers 0.42): there the first half of the batch is the unconditional prompt.
+ALWAYS_GUIDED = {"TextToVideoZeroPipeline", "TextToVideoZeroSDXLPipeline"}
+GUIDANCE_ONLY = {"guidance_scale_2", "negative_prompt"}  # of no use without guidance
+SCHEDULE = {"sigmas", "timesteps"}
+SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
+TEMPORAL_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+SIDE_MULTIPLE = 32  # some pipelines refuse other sizes
+UNET_SIDE = 8  # latents of a UNet are halved three times
+IMAGE_ARGUMENTS = ("image", "cond_image")
+FEW_STEPS = 4  # enough that both denoisers of Wan 2.2 are called (measured for shifts 3 to 12)
+
+
+class StopRun(BaseException):
+    """Raised in a hook to end a run; not an `Exception`, so that modular pipelines do not log it as an error."""
+
+
+class PartialRun:
+    """Short runs of one pipeline.
+
+    Args:
+        pipe: A diffusers pipeline.
+        call_kwargs: Arguments for it, such as {"height": 480}; prompt, seed, guidance and output type are set here.
+        any_video: Whether the video does not matter, so that a small one and few steps do, unless `call_kwargs` says.
+
+    Raises:
+        ConfigError: If `call_kwargs` has an argument that the pipeline does not accept.
+    """
+
+    def __init__(self, pipe: Any, call_kwargs: Mapping[str, Any] | None, *, any_video: bool) -> None:
+        self.pipe = pipe
+        self.accepted, self.required = _parameters(pipe)
+        self.image = next((name for name in IMAGE_ARGUMENTS if name in self.accepted), None)
+        given = dict(call_kwargs or {})
+        check_keys(f"call_kwargs for {type(pipe).__name__}", given, self.accepted)
+        small = _small_video(pipe) if any_video else {}
+        if SCHEDULE & set(given):
+            small.pop("num_inference_steps", None)
+        self.guided = type(pipe).__name__ in ALWAYS_GUIDED
+        without = {} if self.guided else _no_guidance(self.accepted)
+        self.arguments = self._only_accepted({**small, **given, **without, "output_type": "latent"})
+        for name in GUIDANCE_ONLY:
+            self.arguments.pop(name, None)
+        self.compiled = any_compiled(pipe.components.values())
+
+    @property
+    def takes_prompt(self) -> bool:
+        """Whether the pipeline reads a prompt; Stable Video Diffusion reads a picture alone."""
+        return "prompt" in self.accepted
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each call gets pictures, or tensors made of them, so that prompts are passed one by one."""
+        if self.image in self.arguments or self.image in self.required:
+            return True
+        return any(_holds_pictures(value) for name, value in self.arguments.items() if name not in SCHEDULE)
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], image: Any = None) -> bool:
+        """Run until a hook raises `StopRun`, or to the end; return whether it was stopped.
+
+        Args:
+            prompts: Prompts of one batch.
+            seeds: Seed of the noise of each prompt.
+            image: Picture for an image-to-video pipeline, or None for the one in `call_kwargs` or a grey one.
+        """
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        batch: dict[str, Any] = {
+            # One prompt as a text, not a list: some pipelines take only that.
+            "prompt": prompts[0] if len(prompts) == 1 else list(prompts),
+            "generator": generators[0] if len(prompts) == 1 else generators,
+        }
+        if self.image and image is not None:
+            batch[self.image] = load_image(str(image) if isinstance(image, Path) else image)
+        elif self.image in self.required and self.image not in self.arguments:
+            size = (self.arguments.get("width", 256), self.arguments.get("height", 256))
+            batch[str(self.image)] = Image.new("RGB", size, (128, 128, 128))
+        with _unchanged(self.pipe, seeds[0]), eager(self.compiled):
+            try:
+                self.pipe(**{**self.arguments, **self._only_accepted(batch)})
+            except StopRun:
+                # The pipeline's last line, which a stopped run did not reach: offloaded models leave the device.
+                if hasattr(self.pipe, "maybe_free_model_hooks"):
+                    self.pipe.maybe_free_model_hooks()
+                return True
+        return False
+
+    def _only_accepted(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name in self.accepted}
+
+
+def _parameters(pipe: Any) -> tuple[set[str], set[str]]:
+    """Return the names of all arguments of a pipeline's call, and of those without a default."""
+    blocks: Any = getattr(pipe, "blocks", None)
+    if hasattr(blocks, "input_names"):  # a modular pipeline
+        inputs = [item for item in blocks.inputs if item.name]
+        return {item.name for item in inputs}, {item.name for item in inputs if item.required}
+    parameters = inspect.signature(pipe).parameters
+    names = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD]
+    return set(names), {name for name in names if parameters[name].default is inspect.Parameter.empty}
+
+
+def _holds_pictures(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_pictures, value))
+    return isinstance(value, (Image.Image, np.ndarray, torch.Tensor))
+
+
+def _no_guidance(accepted: set[str]) -> dict[str, float]:
+    if "true_cfg_scale" in accepted:  # `guidance_scale` is then an embedding that the denoiser was trained with
+        return {"true_cfg_scale": 1.0}
+    return GUIDANCE_OFF
+
+
+def _small_video(pipe: Any) -> dict[str, Any]:
+    """Return arguments for the smallest video that pipelines of all kinds accept, and few steps."""
+    network = next(iter(denoisers(pipe).values()))
+    config: Any = getattr(network, "config", None)
+    config = config if isinstance(config, Mapping) else {}  # a module that is not of diffusers may have any other
+    few: dict[str, Any] = {"num_inference_steps": FEW_STEPS, "use_resolution_binning": False}
+    if config.get("use_learned_positional_embeddings"):  # bound to one size
+        return few
+    patch = config.get("patch_size") or 1
+    patch = patch[-1] if isinstance(patch, (list, tuple)) else patch
+    if "unet" in pipe.components:
+        patch = UNET_SIDE
+    side = math.lcm(_factor(pipe, SPATIAL_FACTORS, 8) * int(patch), SIDE_MULTIPLE)
+    frames = _factor(pipe, TEMPORAL_FACTORS, 1) + 1
+    if hasattr(pipe, "min_duration"):  # MiniMax H3 refuses shorter videos
+        frames = math.ceil(pipe.min_duration * pipe.fps)
+    return {"height": side, "width": side, "num_frames": frames, **few}
+
+
+def _factor(pipe: Any, names: Sequence[str], default: int) -> int:
+    values = (getattr(pipe, name, None) for name in names)
+    return next((int(value) for value in values if isinstance(value, (int, float))), default)
+
+
+@contextmanager
+def _unchanged(pipe: Any, seed: int) -> Iterator[None]:
+    """Put back what a run changes, also if it fails."""
+    components = [component for component in pipe.components.values() if component is not None]
+    with ExitStack() as stack:
+        stack.enter_context(_own_random_state(seed))
+        stack.enter_context(_same_attributes(pipe))
+        for component in components:
+            if hasattr(component, "set_attn_processor"):
+                stack.enter_context(_same_processors(component))
+            if hasattr(component, "set_timesteps"):
+                stack.enter_context(_same_scheduler(component))
+            elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
+                stack.enter_context(_guider_off(component, modular=hasattr(pipe, "blocks")))
+        yield
+
+
+def eager(compiled: bool) -> AbstractContextManager[None]:
+    """Run compiled modules as they were written: hooks that were set after the compilation are not called else."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+@contextmanager
+def _own_random_state(seed: int) -> Iterator[None]:
+    """Seed torch's global generators for pipelines that use them in spite of `generator`, and restore them."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+@contextmanager
+def _same_attributes(pipe: Any) -> Iterator[None]:
+    """Switch the pipeline's progress bar off, then restore it and what a call writes on the pipeline itself."""
+    before = dict(vars(pipe))
+    vars(pipe)["_progress_bar_config"] = {"disable": True}
+    try:
+        yield
+    finally:
+        for name in [name for name in vars(pipe) if name not in before]:
+            del vars(pipe)[name]
+        for name, value in before.items():
+            if name == "_progress_bar_config" or value is None or isinstance(value, (bool, int, float, str)):
+                vars(pipe)[name] = value
+
+
+@contextmanager
+def _same_processors(network: Any) -> Iterator[None]:
+    """Restore attention processors: some pipelines swap them for a run, and swap them back in their last lines."""
+    before = dict(network.attn_processors)
+    try:
+        yield
+    finally:
+        if any(before.get(name) is not processor for name, processor in network.attn_processors.items()):
+            network.set_attn_processor(before)
+
+
+@contextmanager
+def _same_scheduler(scheduler: Any) -> Iterator[None]:
+    before = {name: copy.deepcopy(value) for name, value in vars(scheduler).items() if name != "_internal_dict"}
+    try:
+        yield
+    finally:
+        for name in [name for name in vars(scheduler) if name not in before and name != "_internal_dict"]:
+            del vars(scheduler)[name]
+        vars(scheduler).update(before)
+
+
+@contextmanager
+def _guider_off(guider: Any, *, modular: bool) -> Iterator[None]:
+    """Let a guider ask for the conditional prediction alone.
+
+    Blocks of modular pipelines fail if their guider is disabled, for they then miss the embedding of the negative
+    prompt (diffusers 0.42.1: Wan raises UnboundLocalError, LTX ValueError). There guidance starts after the last step.
+    """
+    before = dict(vars(guider))
+    if modular and hasattr(guider, "_start"):
+        vars(guider).update(_start=1.0, _step=None, _num_inference_steps=None)
+    else:
+        guider.disable()
+    try:
+        yield
+    finally:
+        vars(guider).clear()
+        vars(guider).update(before)
+
+
+def any_compiled(components: Iterable[Any]) -> bool:
+    """Whether a module of any component was compiled."""
+    networks = [component for component in components if isinstance(component, nn.Module)]
+    return any(
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for network in networks
+        for module in network.modules()
+    )

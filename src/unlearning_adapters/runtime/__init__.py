@@ -1,0 +1,1 @@
+"""Adapters on a live pipeline: attach, fuse, stack."""

@@ -1,0 +1,164 @@
+"""Whether an adapter fits a pipeline: its sites, their widths, and the weights that it was built on."""
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from unlearning_adapters.adapter.adapter import UnlearningAdapter
+from unlearning_adapters.adapter.direction import Direction
+from unlearning_adapters.errors import BaseMismatchError, FuseError, SiteError
+from unlearning_adapters.pipelines.sites import base_linear, denoisers, site_module
+from unlearning_adapters.pipelines.weights import is_in_a_file, is_plain, kept_weight, layer_response
+
+# `base_deviation` is 1e-6 to 0.12 on the base that an adapter was built on, also quantised, and about 1 on another.
+OTHER_BASE = 0.3
+ROWS_COMPARED = 64  # of each weight, spread over it: enough to tell, and none is widened as a whole
+
+
+def check_sites(pipe: Any, adapter: UnlearningAdapter) -> dict[str, dict[str, Direction]]:
+    """Return an adapter's directions by component and path, if the pipeline has all of its sites.
+
+    Raises:
+        SiteError: If sites are missing; the text says how many of how many.
+        BaseMismatchError: If a layer has another width than the adapter was built for.
+    """
+    layers, missing = {}, []
+    for site in adapter.sites:
+        try:
+            layers[site] = base_linear(site_module(pipe, site))
+        except SiteError as error:
+            missing.append((site, error))
+    if missing:
+        share = f"{len(missing)} of the {len(adapter.sites)}" if layers else f"all {len(adapter.sites)}"
+        raise SiteError(
+            f"The adapter {adapter.info.concept!r} does not fit: {share} sites are missing. {missing[0][1]} "
+            f"It was built on {_base(adapter)}; load that base, or build the adapter on this pipeline."
+        ) from missing[0][1]
+    found: dict[str, dict[str, Direction]] = {}
+    for site, direction in adapter.directions.items():
+        _check_widths(adapter, site, layers[site])
+        component, _, path = site.partition(".")
+        found.setdefault(component, {})[path] = direction
+    return found
+
+
+def warn_of_partial_cover(pipe: Any, adapter: UnlearningAdapter) -> None:
+    """Warn if the pipeline has denoisers that the adapter does not edit, since they still know the concept."""
+    bare = [component for component in denoisers(pipe) if component not in adapter.components]
+    if bare:
+        warnings.warn(
+            f"The adapter {adapter.info.concept!r} edits {', '.join(adapter.components)} only; {', '.join(bare)} of "
+            f"{type(pipe).__name__} still knows the concept. Build the adapter on this pipeline to edit both.",
+            stacklevel=3,
+        )
+
+
+def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter, fused: Collection[str]) -> None:
+    """Warn if the weights are not those that the adapter was built on, or its file was changed.
+
+    Only a warning: directions mean much the same on a fine-tuned base, and the edit is made from the weights at hand.
+
+    Args:
+        pipe: A diffusers pipeline.
+        adapter: The adapter.
+        fused: Names of the sites whose weights are edited now and say nothing.
+    """
+    known = [site for site in adapter.lora_B if site not in fused and adapter.strength]
+    weights = {site: weight for site in known if (weight := _plain_weight(pipe, site)) is not None}
+    part = replace(adapter, lora_B={site: _some_rows(adapter.lora_B[site]) for site in weights})
+    deviation = base_deviation(part, {site: _some_rows(weight) for site, weight in weights.items()})
+    if deviation > OTHER_BASE:
+        warnings.warn(
+            f"The adapter {adapter.info.concept!r} was built on other weights than this pipeline's ({_base(adapter)}), "
+            f"or its file was changed: its LoRA factors deviate by {deviation:.0%}. Check what it removes.",
+            stacklevel=3,
+        )
+
+
+def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[str]) -> UnlearningAdapter:
+    """Return the adapter with a stock LoRA factor `-strength * gain * W write^T` per site, computed where it lacks one.
+
+    Raises:
+        FuseError: If a factor is missing where the weight is fused, or cannot be reached.
+    """
+    factors, networks = dict(adapter.lora_B), denoisers(pipe)
+    for site, direction in adapter.directions.items():
+        if site in factors:
+            continue
+        component, _, path = site.partition(".")
+        response = None if site in fused else layer_response(networks[component], path, direction.write)
+        if response is None:
+            cure = "quantised or offloaded out of reach. Load the base without quantisation and offloading."
+            if site in fused:
+                cure = "fused. Call unfuse_unlearning_adapters() first."
+            raise FuseError(f"The stock LoRA factor of {site} cannot be computed, since its weight is {cure}")
+        factors[site] = (-adapter.strength_at(site) * response.T).contiguous()
+    return replace(adapter, lora_B={site: factors[site] for site in adapter.directions})
+
+
+def _check_widths(adapter: UnlearningAdapter, site: str, layer: Any) -> None:
+    built = [adapter.directions[site].in_features, None]
+    live = [int(layer.in_features), int(layer.out_features)]
+    if site in adapter.lora_B:
+        built[1] = int(adapter.lora_B[site].shape[0])
+    for width, expected, found in zip(("in_features", "out_features"), built, live, strict=True):
+        if expected is not None and expected != found:
+            raise BaseMismatchError(
+                f"The adapter {adapter.info.concept!r} does not fit: it was built for {width} = {expected} at {site}, "
+                f"and the pipeline has {found}. Load its base ({_base(adapter)}), or build the adapter on this one."
+            )
+
+
+def _some_rows(matrix: Tensor) -> Tensor:
+    return matrix[:: max(1, len(matrix) // ROWS_COMPARED)]
+
+
+def _plain_weight(pipe: Any, site: str) -> Tensor | None:
+    component, _, path = site.partition(".")
+    weight = kept_weight(base_linear(site_module(pipe, site)))
+    if weight is None or weight.is_meta or not is_plain(weight) or is_in_a_file(denoisers(pipe)[component], path):
+        return None
+    return weight.detach()
+
+
+def _base(adapter: UnlearningAdapter) -> str:
+    parts: Mapping[str, str] = {"base": adapter.info.base_model, "revision": adapter.info.base_revision}
+    return " at ".join(repr(part) for part in parts.values() if part) or adapter.info.pipeline or "an unknown base"
+
+
+def base_deviation(adapter: UnlearningAdapter, weights: Mapping[str, Tensor]) -> float:
+    """Return how far an adapter's stock factors are from those of the weights at hand.
+
+    `max over sites of |B + s W w^T| / |s W w^T|` (Frobenius norms), s the strength times the site's gain. Rounding,
+    about 1e-6, for the base that it was built on; 0.002 to 0.12 for a quantised copy of it; about 1 or more for another
+    base or a changed file.
+
+    Args:
+        adapter: The adapter, with `lora_B` for the sites in question.
+        weights: Weight of the Linear layer, shape (out_features, in_features), for one or a few of its sites.
+
+    Returns:
+        The largest deviation, 0 or more; infinite if a factor is not zero where it must be.
+
+    Raises:
+        SiteError: If the adapter has no such site, or no stock factor for it.
+        BaseMismatchError: If a weight has another shape than the one that the adapter was built on.
+    """
+    largest = 0.0
+    for site, weight in weights.items():
+        if site not in adapter.directions or site not in adapter.lora_B:
+            raise SiteError(f"The adapter has no stock factor for the site {site!r}. Choose from `adapter.lora_B`.")
+        write, factor = adapter.directions[site].write.to(weight.device), adapter.lora_B[site].to(weight.device)
+        expected_shape = (factor.shape[0], write.shape[1])
+        if tuple(weight.shape) != expected_shape:
+            raise BaseMismatchError(
+                f"The weight of {site!r} has shape {tuple(weight.shape)}, but the adapter was built on one of shape "
+                f"{expected_shape}. Load the base {adapter.info.base_model!r}, or build the adapter for this one."
+            )
+        expected = -adapter.strength_at(site) * (weight.float() @ write.float().T)
+        scale, difference = float(expected.norm()), float((factor.float() - expected).norm())
+        largest = max(largest, difference / scale if scale else float("inf") if difference else 0.0)
+    return largest

@@ -1,0 +1,296 @@
+"""Brings the hooks and weights of denoisers in line with the adapters that they carry: all of them, or none.
+
+A change is planned first, for all denoisers of a pipeline, without touching anything, and what can be refused is
+refused there. Then it is carried out, and carried back if it fails midway; weights come back bit for bit.
+
+A fused edit is in the weight as long as nothing wraps the layer. While a LoRA does, the weight is the base's, bit for
+bit, and the edit is on the input, where no LoRA verb reaches it; when the LoRA goes, the edit goes back into the
+weight, with whatever `fuse_lora` left there.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from unlearning_adapters.errors import FuseError
+from unlearning_adapters.pipelines.sites import base_linear, check_not_empty
+from unlearning_adapters.pipelines.weights import is_in_a_file, kept_weight
+
+from .attach import LiveEdit, Seats, check_site, is_wrapped, module_at
+from .checkpoint import SaveWarning
+from .fuse import (
+    changed_since_fused,
+    check_fusable,
+    check_fused,
+    fuse_edit,
+    looks_fused,
+    restore_weight,
+    sample_rows,
+)
+from .fused_weight import FusedWeight
+from .joint_edit import BLOCK_ELEMENTS, StackedEdit
+from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
+
+ATTRIBUTE = "_unlearning_adapters"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stack means for hooks and weights.
+
+    Args:
+        stack: The stack.
+        fused: Joint edit per path that goes into the weight, while nothing wraps the layer.
+        attached: Edit per path that goes onto the input beside it, and whether it acts.
+        twins: Pairs of adapters that remove nearly the same direction, and at how many layers.
+    """
+
+    stack: Stack = field(default_factory=Stack)
+    fused: Mapping[str, StackedEdit] = field(default_factory=dict)
+    attached: Mapping[str, tuple[StackedEdit, bool]] = field(default_factory=dict)
+    twins: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+class Editor:
+    """Edits one denoiser; kept on it as an attribute, so that pipelines that share the denoiser share it.
+
+    Args:
+        denoiser: The network that the paths of sites start from.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.denoiser = denoiser
+        self.plan = Plan()
+        self.seats = Seats(denoiser, self.settle, self._weights_changed)
+        self.records: dict[str, tuple[StackedEdit, FusedWeight]] = {}
+        self.samples: dict[str, torch.Tensor] = {}  # some rows of each weight with a fused edit
+        self.changed: set[str] = set()  # layers whose original weight is lost, since it changed while it was fused
+        self.save_warning: SaveWarning | None = None
+
+    @property
+    def stack(self) -> Stack:
+        """The adapters that the denoiser carries now."""
+        return self.plan.stack
+
+    def make_plan(self, stack: Stack) -> Plan:
+        """Return what a stack would mean; raise if it cannot be, and change nothing."""
+        if self.seats.moved():
+            self.settle()
+        in_weight = {path: edit_in_weight(stack, path) for path in stack.paths}
+        on_input = {path: edit_on_input(stack, path) for path in stack.paths}
+        plan = Plan(
+            stack=stack,
+            fused={path: edit for path, edit in in_weight.items() if edit is not None},
+            attached={path: edit for path, edit in on_input.items() if edit is not None},
+            twins=Counter(pair for path in stack.paths for pair in twins(stack, path)),
+        )
+        self._check(plan)
+        return plan
+
+    def carry_out(self, plan: Plan) -> None:
+        """Bring weights and hooks in line with a plan that was checked, from whatever state they are in."""
+        in_weight = self._in_weight(plan)
+        for path in self._outdated(plan):
+            restore_weight(self._weight(path), self.records[path][1], path)
+            del self.records[path]
+        for path, edit in in_weight.items():
+            if path not in self.records:
+                self.records[path] = edit, fuse_edit(self._linear(path), edit, path)
+                self.samples[path] = sample_rows(self._weight(path)).clone()
+        on_input = dict(plan.attached)
+        for path in plan.fused.keys() - in_weight.keys():
+            whole = whole_edit(plan.stack, path)
+            if whole is not None:
+                on_input[path] = whole
+        self._rewrite(self.seats.sites, on_input)
+        self.seats.wrapped = {path: is_wrapped(module_at(self.denoiser, path)) for path in plan.fused}
+        self.seats.seat()
+        self.plan = plan
+        if plan.stack.loaded:
+            setattr(self.denoiser, ATTRIBUTE, self)
+            self.save_warning = self.save_warning or SaveWarning(self.denoiser, self._acting_attached)
+        elif hasattr(self.denoiser, ATTRIBUTE):
+            delattr(self.denoiser, ATTRIBUTE)
+            if self.save_warning is not None:
+                self.save_warning.remove()
+                self.save_warning = None
+
+    def _acting_attached(self) -> list[str]:
+        stack = self.stack
+        return [name for name in stack.attached if stack.enabled and stack.loaded[name].strength]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def settle(self) -> None:
+        """Bring weights and hooks in line with what others did since: LoRAs that came, went, or were fused.
+
+        Raises:
+            FuseError: If an edit can neither stay in a weight nor be taken out, since the weight is offloaded.
+        """
+        lost = []
+        with _editing():
+            for path, (_, record) in list(self.records.items()):
+                linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
+                if _is_intact(linear, record, path) if wrapped else self._looks_fused(path):
+                    continue
+                del self.records[path]
+                if path in self.seats.replaced:  # by another base, which holds no edit
+                    self.changed.discard(path)
+                    continue
+                _take_out(self._weight(path), record)
+                self.changed.add(path)
+                lost.append(path)
+            self.carry_out(self.plan)
+        for path in lost:  # last, since a warning may be an error
+            warnings.warn(
+                f"The weight of {path} changed after an unlearning adapter was fused into it (a fused LoRA, or "
+                "training). The adapter was taken out and applied again, so that the concept stays erased, but the "
+                "original weight cannot be restored any more.",
+                stacklevel=2,
+            )
+
+    def _rewrite(self, held: dict[str, LiveEdit], wanted: Mapping[str, tuple[StackedEdit, bool]]) -> None:
+        for path in held.keys() - wanted.keys():
+            del held[path]
+        for path, (edit, on) in wanted.items():
+            if path in held:
+                held[path].rewrite(edit, on)
+            else:
+                device = getattr(self._weight(path), "device", edit.read.device)
+                held[path] = LiveEdit(edit if device.type == "meta" else edit.to(device), on)
+
+    def _check(self, plan: Plan) -> None:
+        for path in {**plan.attached, **plan.fused}:
+            check_site(self.denoiser, path)
+            check_not_empty(self.denoiser, path)
+        outdated = self._outdated(plan)
+        for path in outdated:
+            check_not_empty(self.denoiser, path)
+            self._check_in_memory(path)
+            check_fused(self._linear(path), self.records[path][1], path)
+        for path in self.changed:
+            if not same_edit(plan.fused.get(path), self.plan.fused.get(path)):
+                raise FuseError(changed_since_fused(path))
+        owners: dict[int, str] = {}
+        for path, edit in plan.fused.items():
+            if path in self.records and path not in outdated:
+                weight = self._weight(path)
+            else:
+                self._check_in_memory(path)
+                weight = check_fusable(self._linear(path), edit, path)
+            other = owners.setdefault(weight.data_ptr() or id(weight), path)  # 0 on the meta device
+            if other != path:
+                raise FuseError(f"{path} and {other} share one weight, which holds one edit only. Attach the adapter.")
+
+    def _in_weight(self, plan: Plan) -> dict[str, StackedEdit]:
+        """Return the fused edits that weights can hold now: not while something wraps a layer, or it is offloaded."""
+        return {
+            path: edit
+            for path, edit in plan.fused.items()
+            if not is_wrapped(module_at(self.denoiser, path))
+            and (path in self.records or not getattr(self._weight(path), "is_meta", False))
+        }
+
+    def _check_in_memory(self, path: str) -> None:
+        if is_in_a_file(self.denoiser, path):
+            raise FuseError(
+                f"The weight of {path} is offloaded to a file, from which every call reads it anew, so that it cannot "
+                "be fused or restored. Load the model again and fuse before offloading, or attach the adapter."
+            )
+
+    def _outdated(self, plan: Plan) -> list[str]:
+        wanted = self._in_weight(plan)
+        return [path for path, (edit, _) in self.records.items() if not same_edit(wanted.get(path), edit)]
+
+    def _weights_changed(self) -> bool:
+        if self.records.keys() != self._in_weight(self.plan).keys():  # settling was interrupted
+            return True
+        return not all(self._looks_fused(path) for path in self.records)
+
+    def _looks_fused(self, path: str) -> bool:
+        # What stands in memory for a weight in a file means nothing.
+        return looks_fused(self._linear(path), self.samples[path]) or is_in_a_file(self.denoiser, path)
+
+    def _linear(self, path: str) -> Any:
+        module = module_at(self.denoiser, path)
+        return module if module is None else base_linear(module)
+
+    def _weight(self, path: str) -> Any:
+        return kept_weight(self._linear(path))
+
+
+def editor_of(denoiser: nn.Module) -> Editor:
+    """Return the editor of a denoiser; a new one leaves no trace until something is loaded."""
+    editor = denoiser.__dict__.get(ATTRIBUTE)
+    return editor if isinstance(editor, Editor) else Editor(denoiser)
+
+
+def change_stacks(changes: Sequence[tuple[Editor, Stack]]) -> None:
+    """Give denoisers new stacks: all of them, or, if anything fails, none.
+
+    Args:
+        changes: Editors, and what their denoisers are to carry.
+
+    Raises:
+        UnlearningError: If one cannot be carried; then every weight and hook is as it was.
+    """
+    with _editing():
+        plans = [(editor, editor.make_plan(stack)) for editor, stack in changes]
+        for editor, plan in plans:
+            _warn_of_twins(editor.plan, plan)
+        before = [(editor, editor.plan) for editor, _ in plans]
+        try:
+            for editor, plan in plans:
+                editor.carry_out(plan)
+        except BaseException:  # Ctrl-C too: no edit may stay half on
+            for editor, plan in before:
+                editor.carry_out(plan)
+            raise
+
+
+@contextmanager
+def _editing() -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad():  # in this order: the first resets the second
+        yield
+
+
+def _is_intact(linear: Any, record: FusedWeight, path: str) -> bool:
+    """Whether a weight is what fusing made of it; raise `FuseError` if it is another kind of weight by now."""
+    try:
+        check_fused(linear, record, path)
+    except FuseError:
+        weight = kept_weight(linear)
+        if weight is None or weight.is_meta or tuple(weight.shape) != record.shape:
+            raise
+        return False
+    return True
+
+
+def _take_out(weight: torch.Tensor, record: FusedWeight) -> None:
+    """Take a fused edit out of a weight that changed since, `W' + (W mix) read`; exact but for rounding.
+
+    What was added to the weight (a fused LoRA) stays in it.
+    """
+    left, right = (part.to(weight.device) for part in (record.left, record.right))
+    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
+    with torch.inference_mode(weight.is_inference()), torch.no_grad():
+        for block, factor in zip(weight.split(rows), left.split(rows), strict=True):
+            block.copy_(torch.addmm(block.to(right.dtype), factor, right))
+
+
+def _warn_of_twins(before: Plan, plan: Plan) -> None:
+    known = {frozenset(pair) for pair in before.twins}
+    for (strong, weak), layers in plan.twins.items():
+        if frozenset((strong, weak)) not in known:
+            warnings.warn(
+                f"The adapters {strong!r} and {weak!r} remove nearly the same direction at {layers} of "
+                f"{len(plan.stack.paths)} sites; they act there as one, at the larger strength "
+                f"({plan.stack.loaded[strong].strength:g}"
+                f"{', times the gain of the site' if plan.stack.loaded[strong].adapter.gains else ''}).",
+                stacklevel=4,
+            )

@@ -1,0 +1,208 @@
+"""What a denoiser carries, as plain data: the adapters that are loaded, active and fused, and their joint edits.
+
+Where some adapters are fused (their joint edit is F) and others attached, the attached part is the rest E - F of the
+joint edit E of all: `(I - F) (I - (E - F)) = I - E + F (E - F)`, and `F (E - F) = 0`, since E scales what F reads just
+as F does. So the joint edit is the same, whatever is fused.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from unlearning_adapters.adapter.adapter import UnlearningAdapter
+from unlearning_adapters.adapter.direction import Direction
+from unlearning_adapters.config import site_strength
+from unlearning_adapters.errors import FuseError
+
+from .joint_edit import StackedEdit, stack_directions, stack_report
+
+SLIGHT = 1e-3  # a strength that is not 0, to see which rows an adapter has
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter on a denoiser.
+
+    Args:
+        adapter: The whole adapter, which may edit other denoisers too.
+        directions: Its directions for this denoiser, by path.
+        strength: Strength now.
+        default: Strength with which it was loaded.
+    """
+
+    adapter: UnlearningAdapter
+    directions: Mapping[str, Direction]
+    strength: float
+    default: float
+
+    def strength_at(self, path: str) -> float:
+        """Return the strength at a layer, `strength * gain`."""
+        return site_strength(self.strength, self.directions[path].gain, path)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The adapters of a denoiser.
+
+    Args:
+        loaded: All of them by name.
+        active: Names of those that act if they are enabled; fused ones are among them.
+        fused: Names of those whose edit is in the weights.
+        enabled: Whether the active ones that are not fused act.
+    """
+
+    loaded: Mapping[str, Loaded] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
+    enabled: bool = True
+
+    @property
+    def attached(self) -> tuple[str, ...]:
+        """Names of the active adapters that are not fused."""
+        return tuple(name for name in self.active if name not in self.fused)
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """Names of the adapters that act now."""
+        return tuple(name for name in self.active if self.enabled or name in self.fused)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all layers that an active adapter edits."""
+        return tuple(dict.fromkeys(path for name in self.active for path in self.loaded[name].directions))
+
+    def at(self, path: str, names: Iterable[str]) -> dict[str, Loaded]:
+        """Return those of the named adapters that edit a layer."""
+        return {name: self.loaded[name] for name in names if path in self.loaded[name].directions}
+
+    def with_adapter(self, name: str, item: Loaded) -> "Stack":
+        """Return the stack with one more adapter, which acts beside the others."""
+        return replace(self, loaded={**self.loaded, name: item}, active=(*self.active, name), enabled=True)
+
+    def without(self, names: Iterable[str]) -> "Stack":
+        """Return the stack without some adapters."""
+        gone = set(names)
+        loaded = {name: item for name, item in self.loaded.items() if name not in gone}
+        return replace(self, loaded=loaded, active=tuple(name for name in self.active if name not in gone))
+
+    def with_active(self, strengths: Mapping[str, float | None]) -> "Stack":
+        """Return the stack in which just these adapters act; None is the strength with which one was loaded.
+
+        Raises:
+            ConfigError: If a strength is out of range at a site.
+            FuseError: If that would change a fused adapter.
+        """
+        loaded = dict(self.loaded)
+        for name in self.fused:
+            now, asked = loaded[name].strength, strengths.get(name, 0.0)
+            if asked not in (None, now):
+                raise FuseError(
+                    f"The adapter {name!r} is fused at strength {now:g} and cannot be set to {asked:g}. "
+                    "Call unfuse_unlearning_adapters() first."
+                )
+        here = {name: strength for name, strength in strengths.items() if name in loaded}
+        for name, strength in here.items():
+            if name not in self.fused:
+                amount = loaded[name].adapter.allowed_strength(loaded[name].default if strength is None else strength)
+                loaded[name] = replace(loaded[name], strength=amount)
+        return replace(self, loaded=loaded, active=tuple(here), enabled=True)
+
+    def with_fused(self, names: Iterable[str]) -> "Stack":
+        """Return the stack in which these adapters are fused too."""
+        here = [name for name in names if name in self.loaded]
+        return replace(
+            self,
+            active=tuple(dict.fromkeys((*self.active, *here))),
+            fused=tuple(dict.fromkeys((*self.fused, *here))),
+        )
+
+    def without_fused(self, names: Iterable[str]) -> "Stack":
+        """Return the stack in which these adapters are attached instead of fused."""
+        apart = set(names)
+        return replace(self, fused=tuple(name for name in self.fused if name not in apart))
+
+
+def edit_in_weight(stack: Stack, path: str) -> StackedEdit | None:
+    """Return the joint edit of the fused adapters at a layer, or None if there is nothing to fuse."""
+    edit = _joint(stack.at(path, stack.fused), path)
+    return edit if edit is not None and edit.rank else None
+
+
+def edit_on_input(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
+    """Return what the input of a layer needs beside its weight, and whether that does anything; None if nothing.
+
+    An adapter at strength 0 has its rows in the edit too, as zeros, so that the shape does not depend on the strengths.
+
+    Raises:
+        FuseError: If an attached adapter would over-correct what a fused one has removed.
+    """
+    rest, fused = stack.at(path, stack.attached), stack.at(path, stack.fused)
+    everything = {**fused, **rest}
+    joint = _joint(everything, path)
+    if not rest or joint is None:
+        return None
+    padded, on = _padded(joint, everything, path), stack.enabled and any(item.strength for item in rest.values())
+    if not padded.rank:  # no strength does anything where all gains are 0
+        return None
+    in_weight = edit_in_weight(stack, path)
+    if in_weight is None:
+        return padded, on
+    _check_not_outdone(fused, rest, path)
+    read, mix = torch.cat([padded.read, in_weight.read]), torch.cat([padded.mix, -in_weight.mix], dim=1)
+    return StackedEdit(read, mix), on and not same_edit(joint, in_weight)
+
+
+def whole_edit(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
+    """Return what the input of a layer needs if its weight holds nothing, not even of the adapters that are fused."""
+    return edit_on_input(replace(stack, fused=()), path)
+
+
+def twins(stack: Stack, path: str) -> list[tuple[str, str]]:
+    """Return the pairs of active adapters that remove nearly the same direction at a layer, the stronger one first."""
+    here = stack.at(path, stack.active)
+    return _merged_and_absorbed(here, path)[0] if len(here) > 1 else []
+
+
+def same_edit(one: StackedEdit | None, other: StackedEdit | None) -> bool:
+    """Whether two edits are the same bit for bit."""
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one.read, other.read) and torch.equal(one.mix, other.mix)
+
+
+def _joint(adapters: Mapping[str, Loaded], path: str) -> StackedEdit | None:
+    items = adapters.values()
+    return stack_directions([i.directions[path] for i in items], [i.strength for i in items]) if items else None
+
+
+def _padded(joint: StackedEdit, adapters: Mapping[str, Loaded], path: str) -> StackedEdit:
+    """Return an edit with zeros for the rows that it would have at other strengths."""
+    missing = _rank_at_any_strength(adapters, path) - joint.rank
+    empty = joint.read.new_zeros(max(0, missing), joint.in_features)
+    return StackedEdit(torch.cat([joint.read, empty]), torch.cat([joint.mix, empty.T], dim=1))
+
+
+def _rank_at_any_strength(adapters: Mapping[str, Loaded], path: str) -> int:
+    joint = _joint({name: replace(item, strength=item.strength or SLIGHT) for name, item in adapters.items()}, path)
+    return 0 if joint is None else joint.rank
+
+
+def _merged_and_absorbed(adapters: Mapping[str, Loaded], path: str) -> tuple[list[tuple[str, str]], list[str]]:
+    names, items = list(adapters), adapters.values()
+    report = stack_report([item.directions[path] for item in items], [item.strength for item in items])
+    return [(names[strong], names[weak]) for strong, weak in report.merged], [names[row] for row in report.absorbed]
+
+
+def _check_not_outdone(fused: Mapping[str, Loaded], rest: Mapping[str, Loaded], path: str) -> None:
+    """Refuse to remove more of what is fused: no input gives back to a weight what was taken out of it."""
+    merged, absorbed = _merged_and_absorbed({**fused, **rest}, path)
+    for strong, weak in [*merged, *((name, weak) for weak in absorbed for name in rest)]:
+        if strong not in rest or weak not in fused:
+            continue
+        asked, held = rest[strong].strength_at(path), fused[weak].strength_at(path)
+        if asked > held:
+            raise FuseError(
+                f"{strong!r} at strength {asked:g} removes what {weak!r} removes at {path} too, "
+                f"fused at strength {held:g}. Call unfuse_unlearning_adapters() first, then fuse both."
+            )

@@ -1,0 +1,1 @@
+"""The search of settings that sample no clip until its end."""

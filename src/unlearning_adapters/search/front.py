@@ -1,0 +1,106 @@
+"""Full generation for the front of a search alone: judged on ShapeWorld, as clips to look at elsewhere."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from unlearning_adapters.clips import save_clip, to_clip
+from unlearning_adapters.errors import ConfigError
+from unlearning_adapters.evaluation.suites.shapeworld_rates import Suite, measure
+from unlearning_adapters.shapeworld.world.prompts import concept_value
+
+from .search import Search, SearchResult, acting
+from .space import Trial, rank_correlation
+
+SHOWN = 6  # settings of the front that are generated
+JUDGED_CLIPS = 12  # prompts that name the concept, and as many of its neighbours
+SEED = 5107  # of the judged prompts; no search sees them
+
+
+def shown_front(result: SearchResult, count: int = SHOWN) -> list[Trial]:
+    """Return the chosen trial and others of the front, evenly spaced, in the order of the front."""
+    front = result.front
+    picked = {round(place) for place in np.linspace(0, len(front) - 1, min(count, len(front)))}
+    if front.index(result.best) not in picked:
+        nearest = min(picked, key=lambda index: abs(index - front.index(result.best)))
+        picked = picked - {nearest} | {front.index(result.best)}
+    return [front[index] for index in sorted(picked)]
+
+
+def judge_front(search: Search, result: SearchResult, clips: int = JUDGED_CLIPS) -> dict[str, Any]:
+    """Generate and judge clips of the base and of settings of the front, on prompts that the search has not seen.
+
+    Args:
+        search: A search on ShapeWorld, for a concept with a target.
+        result: What it found.
+        clips: Number of prompts that name the concept, and of prompts that name its neighbours.
+
+    Returns:
+        "base" and "front" with the judge's rates (the latter with the number of the trial), "clips", and
+        "rank_correlation" of what is left with the concept's rate, and of the drift with the neighbours that are lost.
+    """
+    suite, trials = Suite.draw(concept_value(search.split.concept), clips, SEED), shown_front(result)
+    rows = []
+    base = measure(search.pipe, suite)
+    for trial in tqdm(trials, desc="Generation", unit="setting", disable=not search.progress):
+        with acting(search.pipe, search.adapter(trial.config)):
+            rows.append({"number": trial.number, **_rates(measure(search.pipe, suite))})
+    lost = [1 - row["preservation"] for row in rows]
+    return {
+        "clips": clips,
+        "base": _rates(base),
+        "front": rows,
+        "rank_correlation": {
+            "leftover": rank_correlation([t.leftover for t in trials], [row["concept_rate"] for row in rows]),
+            "drift": rank_correlation([t.drift for t in trials], lost),
+        },
+    }
+
+
+def show_front(search: Search, result: SearchResult, folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a clip of the base and of each shown setting, for one prompt of the concept and one that must not change.
+
+    Args:
+        search: A search on any pipeline.
+        result: What it found.
+        folder: Where the clips go, in `clips`.
+        arguments: Further arguments of the pipeline's call.
+
+    Returns:
+        "prompts", and the names of the files of the "base" and of the "front".
+
+    Raises:
+        ConfigError: If the pipeline makes no clips.
+    """
+    held_out = search.split.test if search.split.test.named else search.split.validation
+    prompts = [held_out.named[0].prompt, held_out.kept[0]]
+
+    def write(label: str) -> list[str]:
+        files = []
+        for number, prompt in enumerate(prompts, start=1):
+            generator = torch.Generator("cpu").manual_seed(search.seed)
+            output = search.pipe(prompt, generator=generator, output_type="np", **arguments)
+            if not hasattr(output, "frames"):
+                raise ConfigError(f"{type(search.pipe).__name__} makes no clips to show. Leave --clips out.")
+            files.append(f"clips/{label}-{number}.mp4")
+            save_clip(to_clip(output.frames[0]), folder / files[-1])
+        return files
+
+    made: dict[str, Any] = {"prompts": prompts, "base": write("base"), "front": []}
+    for trial in tqdm(shown_front(result), desc="Generation", unit="setting", disable=not search.progress):
+        with acting(search.pipe, search.adapter(trial.config)):
+            made["front"].append({"number": trial.number, "files": write(f"trial-{trial.number}")})
+    return made
+
+
+def _rates(arm: Any) -> dict[str, Any]:
+    """Return the rates of an arm; without a valid clip nothing counts as erased."""
+    return {
+        "concept_rate": 1.0 if arm.concept_rate.value is None else arm.concept_rate.value,
+        "preservation": arm.preservation.value or 0.0,
+        "valid_rate": arm.valid_rate.value or 0.0,
+    }

@@ -1,0 +1,128 @@
+"""What a search is judged by: prompts that no build saw, and for each the same sentence without the concept.
+
+The words that carry the concept, and what takes their place, are read off the pairs: where two sides differ, the one
+side holds a phrase of the concept and the other its replacement.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+
+from unlearning_adapters.concepts.concept import Concept
+from unlearning_adapters.concepts.pair import Pair
+from unlearning_adapters.concepts.wording import find_word, plain
+from unlearning_adapters.config import DEFAULT_PAIRS
+from unlearning_adapters.errors import ConceptError
+
+COUNTERPARTS = 4  # per prompt, at most
+SIDE = 8  # prompts of each kind that validate, and as many that test
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A prompt that names the concept, and the same sentence with other words in its place.
+
+    Args:
+        prompt: Names the concept.
+        safe: One or more counterparts; an edit may land on any of them, or between them.
+    """
+
+    prompt: str
+    safe: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProxyPrompts:
+    """The prompts of one measurement.
+
+    Args:
+        named: Prompts that name the concept, with their counterparts.
+        kept: Neutral prompts, and neighbours, whose prediction must not change.
+    """
+
+    named: tuple[HeldOut, ...]
+    kept: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A concept without what is held out of it, and the two halves of that, which share no prompt.
+
+    Args:
+        concept: The concept that adapters are built from.
+        validation: The prompts by which settings are chosen.
+        test: The prompts by which the choice is checked; none if there are too few.
+    """
+
+    concept: Concept
+    validation: ProxyPrompts
+    test: ProxyPrompts
+
+
+def split_concept(concept: Concept) -> Split:
+    """Hold out what settings are judged by: pairs behind the first five, evaluation prompts, neutral ones, neighbours.
+
+    Of the evaluation prompts, the neighbours and the held-out neutral prompts every second one validates and the others
+    test. An evaluation prompt takes part if a phrase of the concept is found in it.
+
+    Args:
+        concept: At least two pairs whose prompts differ; one of four or fewer is held out of a short list.
+
+    Raises:
+        ConceptError: If there are too few pairs, or no neutral prompt and no neighbour.
+    """
+    pairs = tuple(pair for pair in concept.pairs if pair.text_differs)
+    if len(pairs) < 2:
+        raise ConceptError(
+            f"Expected the concept {concept.name!r} to have at least 2 pairs whose prompts differ, so that one can be "
+            f"held out of the build, but it has {len(pairs)}. Add pairs."
+        )
+    used = min(DEFAULT_PAIRS, len(pairs) - max(1, len(pairs) // 4))
+    neutral = concept.neutral[:: max(1, len(concept.neutral) // (2 * SIDE))][: min(2 * SIDE, len(concept.neutral) // 2)]
+    kept = [_alternate(concept.neighbours, SIDE // 2), _alternate(neutral, SIDE)]
+    if not any(len(first) for first, _ in kept):
+        raise ConceptError(
+            f"Expected the concept {concept.name!r} to have neutral prompts or neighbours, by which a search sees what "
+            "else an edit changes, but it has none. Add `neutral: shared`."
+        )
+    phrases = _replacements(pairs)
+    named = [_held_out(pair.unsafe, pair.safe, phrases, concept.words) for pair in pairs[used:]]
+    asked = [_held_out(prompt, None, phrases, concept.words) for prompt in concept.evaluation]
+    validating, testing = _alternate([item for item in asked if item.safe], SIDE)
+    return Split(
+        replace(concept, pairs=pairs[:used], neutral=tuple(p for p in concept.neutral if p not in neutral)),
+        ProxyPrompts((*named, *validating)[: 2 * SIDE], tuple(prompt for first, _ in kept for prompt in first)),
+        ProxyPrompts(tuple(testing), tuple(prompt for _, second in kept for prompt in second)),
+    )
+
+
+def _alternate(items: Sequence, limit: int) -> tuple[tuple, tuple]:  # type: ignore[type-arg]
+    return tuple(items[::2][:limit]), tuple(items[1::2][:limit])
+
+
+def _replacements(pairs: Sequence[Pair]) -> dict[str, list[str]]:
+    """Return the phrases of the concept, and all replacements of all of them, the most frequent first."""
+    found = [change for pair in pairs for change in _changes(pair.unsafe, pair.safe)]
+    safe = [plain(new) for _, new in found]
+    ranked = sorted(dict.fromkeys(safe), key=lambda phrase: -safe.count(phrase))
+    return {plain(old): ranked for old, _ in found}
+
+
+def _changes(unsafe: str, safe: str) -> Iterator[tuple[str, str]]:
+    """Yield the phrases in which two sentences differ."""
+    one, other = unsafe.split(), safe.split()
+    for kind, start, end, begin, stop in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+        if kind == "replace":
+            yield " ".join(one[start:end]).strip(",."), " ".join(other[begin:stop]).strip(",.")
+
+
+def _held_out(prompt: str, safe: str | None, phrases: dict[str, list[str]], words: Sequence[str]) -> HeldOut:
+    known = {**phrases, **{plain(word): next(iter(phrases.values()), []) for word in words}}
+    found = next((old for old in sorted(known, key=len, reverse=True) if find_word(prompt, [old])), None)
+    made = [] if safe is None else [safe]
+    if found is not None:
+        pattern = re.compile(rf"(?<!\w){re.escape(found)}(?!\w)", re.IGNORECASE)
+        made += [pattern.sub(new, prompt) for new in known[found]]
+    clean = [text for text in made if not find_word(text, words) and plain(text) != plain(prompt)]
+    return HeldOut(prompt, tuple({plain(text): text for text in clean}.values())[:COUNTERPARTS])

@@ -1,0 +1,133 @@
+"""ShapeWorld with joint attention over text and video: a small CogVideoX."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from torch import Tensor
+from transformers import T5Config, T5EncoderModel
+
+from unlearning_adapters.shapeworld.world.scenes import FRAMES
+
+from .family import Family
+
+NAME = "shapeworld-cogvideox"
+SIZE = 32
+TEXT_TOKENS = 24
+TEXT_WIDTH = 128
+LATENT_CHANNELS = 8
+VAE_CHANNELS = (16, 32, 64)  # 4 times fewer pixels in each direction, 4 times fewer frames
+
+
+def build_vae() -> AutoencoderKLCogVideoX:
+    """Return a fresh causal VAE."""
+    return AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * len(VAE_CHANNELS),
+        up_block_types=("CogVideoXUpBlock3D",) * len(VAE_CHANNELS),
+        block_out_channels=VAE_CHANNELS,
+        latent_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_height=SIZE,
+        sample_width=SIZE,
+        scaling_factor=1.0,
+    )
+
+
+def build_text_encoder(vocabulary_size: int) -> T5EncoderModel:
+    """Return a fresh text encoder of CogVideoX's own class."""
+    config = T5Config(
+        vocab_size=vocabulary_size,
+        d_model=TEXT_WIDTH,
+        d_kv=32,
+        num_heads=4,
+        d_ff=256,
+        num_layers=2,
+        relative_attention_num_buckets=32,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return T5EncoderModel(config)
+
+
+def build_denoiser() -> CogVideoXTransformer3DModel:
+    """Return a fresh denoiser that starts as the zero function."""
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=6,
+        attention_head_dim=32,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        time_embed_dim=128,
+        text_embed_dim=TEXT_WIDTH,
+        num_layers=6,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=FRAMES,
+        patch_size=2,
+        temporal_compression_ratio=4,
+        max_text_seq_length=TEXT_TOKENS,
+        spatial_interpolation_scale=1.0,
+    )
+    torch.nn.init.zeros_(transformer.proj_out.weight)
+    torch.nn.init.zeros_(transformer.proj_out.bias)
+    return transformer
+
+
+def build_scheduler() -> CogVideoXDDIMScheduler:
+    """Return CogVideoX's scheduler without its shift, which is for large clips."""
+    return CogVideoXDDIMScheduler(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        snr_shift_scale=1.0,
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def encode(vae: Any, clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means and deviations (batch, latent frames, channels, height, width) of the latents of clips."""
+    posterior = vae.encode(clips).latent_dist
+    return posterior.mean.transpose(1, 2), posterior.std.transpose(1, 2)
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Return the clips of latents."""
+    pixels: Tensor = vae.decode(latents.transpose(1, 2)).sample
+    return pixels
+
+
+def predict(denoiser: torch.nn.Module, noisy: Tensor, timestep: Tensor, hidden: Tensor) -> Tensor:
+    """Return the prediction of the denoiser."""
+    prediction: Tensor = denoiser(noisy, hidden, timestep, return_dict=False)[0]
+    return prediction
+
+
+def assemble(parts: dict[str, Any]) -> CogVideoXPipeline:
+    """Return the pipeline of parts."""
+    return CogVideoXPipeline(
+        tokenizer=parts["tokenizer"],
+        text_encoder=parts["text_encoder"],
+        vae=parts["vae"],
+        transformer=parts["denoiser"],
+        scheduler=parts["scheduler"],
+    )
+
+
+COGVIDEOX = Family(
+    name=NAME,
+    frames=FRAMES,
+    size=SIZE,
+    text_tokens=TEXT_TOKENS,
+    build_vae=build_vae,
+    build_text_encoder=build_text_encoder,
+    build_denoiser=build_denoiser,
+    build_scheduler=build_scheduler,
+    encode=encode,
+    decode=decode,
+    predict=predict,
+    assemble=assemble,
+    clip_vae=True,
+)

@@ -1,0 +1,1 @@
+"""What exists in the world: scenes, captions, phrases, and the judge."""

@@ -1,0 +1,93 @@
+"""Held-out prompts with known truth: what the model is asked for when it is measured."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unlearning_adapters.concepts.concept import Concept
+from unlearning_adapters.errors import ConceptError, ConfigError
+
+from .captions import held_out_caption
+from .scenes import FACTORS
+
+
+@dataclass(frozen=True)
+class LabelledPrompt:
+    """A prompt and the factor values that it asks for.
+
+    Args:
+        prompt: One sentence that names all four factors.
+        factors: The value of each factor.
+        seed: Seed of its noise; the same in every arm of a comparison.
+    """
+
+    prompt: str
+    factors: dict[str, str]
+    seed: int
+
+
+def find_factor(value: str) -> str:
+    """Return the factor that a value belongs to, such as "colour" for "red"; `ConfigError` if there is none."""
+    for name, values in FACTORS.items():
+        if value in values:
+            return name
+    known = ", ".join(value for values in FACTORS.values() for value in values)
+    raise ConfigError(f"ShapeWorld has no value {value!r}. Known values: {known}.")
+
+
+def draw_prompts(
+    count: int, seed: int, synonyms: bool = False, templates: str = "any", **fixed: str
+) -> list[LabelledPrompt]:
+    """Draw held-out prompts; factors that are not fixed cycle evenly through their values.
+
+    Args:
+        count: Number of prompts.
+        seed: Seed of the draw.
+        synonyms: Whether synonyms such as "crimson" may stand for a value's own name.
+        templates: "any" or "held-out", as in `captions.held_out_caption`.
+        fixed: Factor values that all prompts share, such as `colour="red"`.
+
+    Returns:
+        `count` prompts, all of sentences that training never saw.
+    """
+    rng = np.random.default_rng((seed, *(ord(letter) for value in fixed.values() for letter in value)))
+    free = [name for name in FACTORS if name not in fixed]
+    columns = {name: rng.permutation([FACTORS[name][i % len(FACTORS[name])] for i in range(count)]) for name in free}
+    prompts = []
+    for index in range(count):
+        factors = {name: fixed.get(name) or str(columns[name][index]) for name in FACTORS}
+        caption = held_out_caption(rng, factors, synonyms, templates)
+        prompts.append(LabelledPrompt(caption, factors, int(rng.integers(2**31))))
+    return prompts
+
+
+def neighbour_prompts(count: int, seed: int, target: str, synonyms: bool = False) -> list[LabelledPrompt]:
+    """Draw prompts that name the other values of the target's factor, evenly, `count` in all."""
+    factor = find_factor(target)
+    others = [value for value in FACTORS[factor] if value != target]
+    shares = [count // len(others) + (index < count % len(others)) for index in range(len(others))]
+    drawn = [
+        draw_prompts(share, seed + 1, synonyms, **{factor: value}) for share, value in zip(shares, others, strict=True)
+    ]
+    return [prompt for prompts in drawn for prompt in prompts]
+
+
+def concept_value(concept: Concept) -> str:
+    """Return the ShapeWorld value that a concept is about, such as "red".
+
+    Raises:
+        ConceptError: If it has no `target`, or one that ShapeWorld does not know.
+    """
+    if not concept.target:
+        raise ConceptError(
+            f"The concept {concept.name!r} has no `target`, so that the judge cannot tell whether it is shown. "
+            "Choose a shapeworld concept of `unlearn concepts`, or add `target: {colour: red}` to your file."
+        )
+    known = [(factor, value) for factor, value in concept.target.items() if value in FACTORS.get(factor, ())]
+    if len(known) != 1 or len(concept.target) != 1:
+        values = "; ".join(f"{factor}: {', '.join(values)}" for factor, values in FACTORS.items())
+        raise ConceptError(
+            f"The `target` of the concept {concept.name!r} is {dict(concept.target)}, and ShapeWorld needs one factor "
+            f"with one of its values. Known: {values}."
+        )
+    return known[0][1]

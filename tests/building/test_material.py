@@ -1,0 +1,60 @@
+"""What a build records: both sides of the pairs, the neutral prompts, and what guidance steers away from."""
+
+from dataclasses import replace
+
+import planted_pictures as planted
+import pytest
+import torch
+from test_builder import CONCEPT, KEY, NEUTRAL, planted_pipeline, word
+from test_image_concepts import concept
+
+from unlearning_adapters.building.build import build_adapter
+from unlearning_adapters.building.inputs import gather
+from unlearning_adapters.config import BuildConfig
+
+
+@pytest.mark.parametrize("negative", [None, "a green cross"])
+def test_the_prompts_of_guidance_are_told_from_the_neutral_ones(negative) -> None:
+    call = {} if negative is None else {"negative_prompt": negative}
+    material = gather(planted_pipeline(), CONCEPT, BuildConfig(), progress=False, call_kwargs=call)
+    expected = 1 if negative is None else 2
+    assert material.guidance == (False,) * len(NEUTRAL) + (True,) * expected
+    rows = material.rows(0)
+    assert len(rows.neutral) == len(NEUTRAL) and len(rows.guidance) == expected
+
+
+def test_a_neutral_prompt_that_is_the_negative_one_is_one_of_guidance() -> None:
+    call = {"negative_prompt": NEUTRAL[1]}
+    material = gather(planted_pipeline(), CONCEPT, BuildConfig(), progress=False, call_kwargs=call)
+    assert material.guidance == (False, True, False, False, False, True, True)
+    alone = replace(CONCEPT, neutral=NEUTRAL[1:2])  # nothing is left that is neutral alone
+    assert build_adapter(planted_pipeline(), alone, BuildConfig(), progress=False, call_kwargs=call).directions
+
+
+def test_the_words_of_a_negative_prompt_are_moved_less_than_those_of_a_neutral_one() -> None:
+    """With few neutral prompts and strong regularisation, so that something is left to be seen."""
+    pipe, read = planted_pipeline(), {}
+    for where, call in (("neutral", {}), ("negative", {"negative_prompt": "the house in a street"})):
+        adapter = build_adapter(pipe, CONCEPT, BuildConfig(epsilon=0.1), progress=False, call_kwargs=call)
+        read[where] = float((adapter.directions[KEY].read @ word(pipe, "street")).abs())
+    assert 0 < read["negative"] < read["neutral"]
+
+
+@pytest.mark.parametrize(("negative", "words"), [("a red house", ()), ("the Cross in a street", ("cross",))])
+def test_a_negative_prompt_that_names_the_concept_is_not_protected(negative, words) -> None:
+    """It often does, such as "nudity": protected, it would forbid the edit what the edit is for."""
+    concept = replace(CONCEPT, words=words, pairs=CONCEPT.pairs[:3], neutral=("a dog moves", "the street"))
+    pipe, call = planted_pipeline(), {"negative_prompt": negative}
+    material = gather(pipe, concept, BuildConfig(), progress=False, call_kwargs=call)
+    assert material.guidance == (False, False, True)
+    named = build_adapter(pipe, concept, BuildConfig(), progress=False, call_kwargs=call)
+    plain = build_adapter(pipe, concept, BuildConfig(), progress=False)
+    assert torch.equal(named.directions[KEY].read, plain.directions[KEY].read)
+
+
+def test_pictures_have_no_prompt_of_guidance() -> None:
+    pipe = planted.wan_pipeline()
+    material = gather(pipe, concept("wan"), BuildConfig(), progress=False)
+    assert material.neutral is not None and not any(material.guidance)
+    assert all(len(rows) for rows in material.rows(0).neutral)
+    assert torch.cat(material.rows(0).neutral).isfinite().all()

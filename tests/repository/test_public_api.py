@@ -1,0 +1,86 @@
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import unlearning_adapters
+from unlearning_adapters import errors
+from unlearning_adapters.runtime import verbs
+
+HEAVY = ("torch", "diffusers", "transformers", "peft", "numpy", "yaml")
+LOADED = f"import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+
+
+def run(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert run("import unlearning_adapters\n" + LOADED) == "[]"
+
+
+def test_the_test_above_can_fail():
+    assert "torch" in run("import unlearning_adapters.adapter.adapter\n" + LOADED)
+
+
+def test_listing_the_names_imports_nothing_heavy():
+    code = "import unlearning_adapters as ua; assert 'build_adapter' in dir(ua); ua.__version__\n" + LOADED
+    assert run(code) == "[]"
+
+
+ORDERS = {
+    "package first": "import unlearning_adapters; from diffusers import WanPipeline",
+    "diffusers first": "from diffusers import WanPipeline; import unlearning_adapters",
+    "only the module of the base class first": (
+        "import diffusers.pipelines.pipeline_utils; import unlearning_adapters; from diffusers import WanPipeline"
+    ),
+    "verbs first": (
+        "from unlearning_adapters.runtime.verbs import load_unlearning_adapter; from diffusers import WanPipeline"
+    ),
+    "a public name first": "from unlearning_adapters import build_adapter; from diffusers import WanPipeline",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_pipelines_have_the_verbs_whichever_is_imported_first(order):
+    code = f"""
+    {ORDERS[order]}
+    from diffusers import ModularPipeline
+    from unlearning_adapters.verbs import VERBS
+    print(all(getattr(kind, verb.__name__) is verb for kind in (WanPipeline, ModularPipeline) for verb in VERBS))
+    """
+    assert run(code) == "True"
+
+
+def test_diffusers_alone_has_no_such_verbs():
+    """Else the test above would pass without this package."""
+    assert run("from diffusers import WanPipeline; print(hasattr(WanPipeline, 'load_unlearning_adapter'))") == "False"
+
+
+def test_every_public_name_is_there_and_is_what_it_says():
+    for name in unlearning_adapters.__all__:
+        assert getattr(unlearning_adapters, name) is not None
+        assert name in dir(unlearning_adapters)
+    public = {verb.__name__ for verb in verbs.VERBS} | {name for name in vars(errors) if name.endswith("Error")}
+    assert public <= set(unlearning_adapters.__all__)
+    assert sorted(unlearning_adapters.__all__) == sorted(set(unlearning_adapters.__all__))
+
+
+def test_type_checkers_see_the_same_names():
+    """The imports under TYPE_CHECKING give each name from the module that gives it at run time."""
+    tree = ast.parse(Path(unlearning_adapters.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == unlearning_adapters._MODULE_OF
+    assert {*seen, "__version__"} == set(unlearning_adapters.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'unlearning_adapters' has no attribute 'unlearn_everything'"):
+        unlearning_adapters.unlearn_everything  # noqa: B018

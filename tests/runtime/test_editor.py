@@ -1,0 +1,159 @@
+import itertools
+
+import pytest
+import torch
+from tiny import tiny_wan_pipeline
+
+from planted import bits, output, planted, snapshot
+from unlearning_adapters.errors import DenoiserError, FuseError
+from unlearning_adapters.runtime import editor as editor_module
+from unlearning_adapters.runtime.attach import Seats
+from unlearning_adapters.runtime.editor import change_stacks, editor_of
+from unlearning_adapters.runtime.verbs import (
+    delete_unlearning_adapters,
+    fuse_unlearning_adapters,
+    load_unlearning_adapter,
+    set_unlearning_adapters,
+    unfuse_unlearning_adapters,
+    unload_unlearning_adapters,
+)
+
+
+class Plug(BaseException):
+    """Neither an Exception nor anything that the code expects."""
+
+
+def failing_at(function, call: int, error=Plug):
+    count = itertools.count(1)
+
+    def wrapped(*args, **kwargs):
+        if next(count) == call:
+            raise error("pulled the plug")
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def two_loaded(two_denoisers=True):
+    pipe = tiny_wan_pipeline(two_denoisers)
+    for number, name in enumerate(("red", "blue")):
+        load_unlearning_adapter(pipe, planted(pipe, name, seed=number, strength=1.2))
+    return pipe
+
+
+def load_more(pipe):
+    load_unlearning_adapter(pipe, planted(pipe, "green", seed=7, rank=2))
+
+
+ACTIONS = {
+    "load": (load_more, False),
+    "load beside fused": (load_more, True),
+    "set": (lambda pipe: set_unlearning_adapters(pipe, ["blue"], 0.3), False),
+    "delete": (lambda pipe: delete_unlearning_adapters(pipe, "red"), False),
+    "unload": (unload_unlearning_adapters, False),
+    "fuse": (fuse_unlearning_adapters, False),
+    "fuse one": (lambda pipe: fuse_unlearning_adapters(pipe, "red"), False),
+    "fuse the other too": (fuse_unlearning_adapters, True),
+    "unfuse": (unfuse_unlearning_adapters, True),
+}
+FAULTS = [
+    (action, fault, call)
+    for action in ACTIONS
+    for fault, calls in (("seat", (1, 2)), ("fuse_edit", (1, 3, 5, 8)), ("restore_weight", (1, 3, 5, 8)))
+    for call in calls
+    if fault == "seat" or (fault == "fuse_edit" and "fuse" in action and action not in ("unfuse", "load beside fused"))
+    or (fault == "restore_weight" and action in ("unfuse", "fuse the other too"))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("action", "fault", "call"), FAULTS)
+def test_whatever_fails_midway_everything_is_as_it_was(action, fault, call, monkeypatch):
+    pipe = two_loaded()
+    act, fused = ACTIONS[action]
+    if fused:
+        fuse_unlearning_adapters(pipe, "red")
+    before, outputs = snapshot(pipe), [output(pipe), output(pipe, "transformer_2")]
+    owner = Seats if fault == "seat" else editor_module
+    monkeypatch.setattr(owner, fault, failing_at(getattr(owner, fault), call))
+    with pytest.raises(Plug, match="pulled the plug"):
+        act(pipe)
+    monkeypatch.undo()
+    assert snapshot(pipe).keys() == before.keys()
+    changed = [key for key, value in snapshot(pipe).items() if key != "hooks" and not same(value, before[key])]
+    assert changed == []
+    assert all(map(torch.equal, [output(pipe), output(pipe, "transformer_2")], outputs))
+    act(pipe)  # and the same call works when nothing fails
+    assert any(not same(value, before.get(key)) for key, value in snapshot(pipe).items())
+
+
+def same(one, other) -> bool:
+    """Hooks that were put back are others of the same name."""
+    if isinstance(one, tuple) and isinstance(other, tuple) and isinstance(one[-1], dict):
+        return one[:-1] == other[:-1] and one[-1].keys() == other[-1].keys()
+    return one == other
+
+
+def test_a_new_editor_leaves_no_trace():
+    pipe = tiny_wan_pipeline()
+    before = snapshot(pipe)
+    editor_of(pipe.transformer)
+    assert snapshot(pipe) == before
+
+
+def test_a_weight_that_changed_is_found_before_anything_is_changed():
+    pipe = two_loaded()
+    fuse_unlearning_adapters(pipe)
+    layer = pipe.transformer_2.blocks[1].attn2.to_v
+    with torch.no_grad():
+        layer.weight[0, 0] += 1.0
+    with pytest.warns(UserWarning, match=r"blocks\.1\.attn2\.to_v changed .* so that the concept stays erased"):
+        before = snapshot(pipe)
+    with pytest.raises(FuseError, match=r"blocks\.1\.attn2\.to_v changed after it was fused"):
+        unfuse_unlearning_adapters(pipe)
+    assert snapshot(pipe) == before
+
+
+def test_sites_that_share_a_weight_are_not_fused_but_attached():
+    pipe = tiny_wan_pipeline()
+    attention = pipe.transformer.blocks[0].attn2
+    attention.to_v.weight = attention.to_k.weight
+    load_unlearning_adapter(pipe, planted(pipe))
+    before = snapshot(pipe)
+    with pytest.raises(FuseError, match=r"blocks\.0\.attn2\.to_v and blocks\.0\.attn2\.to_k share one weight"):
+        fuse_unlearning_adapters(pipe)
+    assert snapshot(pipe) == before
+
+
+def test_projections_that_are_fused_are_refused():
+    pipe = tiny_wan_pipeline()
+    adapter = planted(pipe)
+    pipe.transformer.fuse_qkv_projections()
+    before = snapshot(pipe)
+    with pytest.raises(DenoiserError, match=r"'blocks\.0\.attn2\.to_k' is not used .* unfuse_qkv_projections"):
+        load_unlearning_adapter(pipe, adapter)
+    assert snapshot(pipe) == before
+
+
+def test_new_strengths_leave_every_hook_and_tensor_in_its_place():
+    pipe = two_loaded()
+    before = snapshot(pipe)
+    seats = editor_of(pipe.transformer).seats
+    places = {path: live.edit.mix.data_ptr() for path, live in seats.sites.items()}
+    set_unlearning_adapters(pipe, ["red", "blue"], [0.0, 0.7])
+    after = snapshot(pipe)
+    assert {key for key in before if before[key] != after[key]} == {
+        f"{part}:{what}" for part in ("transformer", "transformer_2") for what in ("stack", "edits")
+    }
+    assert {path: live.edit.mix.data_ptr() for path, live in seats.sites.items()} == places
+
+
+def test_changing_nothing_fuses_nothing_again(monkeypatch):
+    pipe = two_loaded(False)
+    fuse_unlearning_adapters(pipe, "red")
+    weights = {name: bits(value) for name, value in pipe.transformer.state_dict().items()}
+    monkeypatch.setattr(editor_module, "fuse_edit", failing_at(None, 1))
+    monkeypatch.setattr(editor_module, "restore_weight", failing_at(None, 1))
+    load_more(pipe)
+    set_unlearning_adapters(pipe, ["red", "green"], [None, 0.2])
+    change_stacks([(editor_of(pipe.transformer), editor_of(pipe.transformer).stack)])
+    assert all(torch.equal(bits(value), weights[name]) for name, value in pipe.transformer.state_dict().items())

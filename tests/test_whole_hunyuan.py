@@ -1,9 +1,0 @@
-"""The whole pipelines of HunyuanVideo run through their own call."""
-
-from whole import check_whole, each
-from whole_hunyuan import CASES
-
-
-@each(CASES)
-def test_whole_pipeline(case, tmp_path):
-    check_whole(case, tmp_path)

@@ -1,9 +1,0 @@
-"""The whole pipeline of MiniMax-H3 runs through its own call."""
-
-from whole import check_whole, each
-from whole_minimax import CASES
-
-
-@each(CASES)
-def test_whole_pipeline(case, tmp_path):
-    check_whole(case, tmp_path)

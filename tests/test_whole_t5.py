@@ -1,9 +1,0 @@
-"""Whole pipelines with a T5 run through their own call: CogVideoX, ConsisID, Mochi, Allegro, Latte."""
-
-from whole import check_whole, each
-from whole_t5 import CASES
-
-
-@each(CASES)
-def test_whole_pipeline(case, tmp_path):
-    check_whole(case, tmp_path)

@@ -1,9 +1,0 @@
-"""Whole pipelines of models built like Wan forget and remember, through their own call."""
-
-from whole import Whole, check_whole, each
-from whole_wan_kin import CASES
-
-
-@each(CASES)
-def test_whole(case: Whole, tmp_path):
-    check_whole(case, tmp_path)

@@ -1,0 +1,10 @@
+"""Whole pipelines of the families LTX and LTX-2 forget and remember, through their own call."""
+
+from whole_ltx import CASES
+
+from whole import Whole, check_whole, each
+
+
+@each(CASES)
+def test_whole(case: Whole, tmp_path):
+    check_whole(case, tmp_path)
