@@ -23,6 +23,7 @@ from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.evaluation.metrics import RATES, ArmRates
 from unlearning_adapters.evaluation.suites.shapeworld_rates import Suite, score
 from unlearning_adapters.pipelines.sites import denoisers
+from unlearning_adapters.pipelines.spacing import evenly_spaced
 from unlearning_adapters.runtime.verbs import (
     fuse_unlearning_adapters,
     load_unlearning_adapter,
@@ -208,8 +209,7 @@ def write_pictures(folder: Path, concept: Concept, suite: Suite, runs: Mapping[s
         ("concept", f"Prompts that name {suite.target!r}", suite.concept, 0),
         ("neighbour", "Prompts that name a neighbour", suite.neighbours, named),
     ):
-        chosen = np.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).round().astype(int)
-        for number, index in enumerate(chosen.tolist(), start=1):
+        for number, index in enumerate(evenly_spaced(len(prompts), SHOWN), start=1):
             strips = []
             for arm, label in (("base", "base"), ("attached", "unlearned")):
                 clip, verdict = runs[arm].clips[first + index], runs[arm].verdicts[first + index]

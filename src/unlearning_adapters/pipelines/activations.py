@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from unlearning_adapters.errors import ConfigError, DenoiserError, SiteError
 
-from .hooks import count_calls, on_input, place_of
+from .hooks import count_calls, is_finite, on_input, place_of, rows_at
 from .partial_run import PartialRun, StopRun
 from .sites import Site, denoisers, site_module
+from .spacing import evenly_spaced
 from .text_padding import without_padding
 
 HIDDEN_ROWS = 64  # per prompt and step: a real video has tens of thousands of tokens, all alike
@@ -215,15 +216,19 @@ class _Taps:
             tensor = tensor.chunk(2)[1]
         count = len(self.chosen)
         self.packed = count > 1 and (tensor.shape[0] % count > 0 or (tensor.ndim == 2 and tensor.shape[0] != count))
-        self.needs_padding = not self.padded and not bool(torch.isfinite(tensor).all())
+        self.needs_padding = not self.padded and not is_finite(tensor)
         if self.packed or self.needs_padding:
             raise StopRun
         kept = self.rows.setdefault(site.name, [[] for _ in range(self.prompts)])
         # Frames or places that were moved into the batch stay with their prompt.
-        for index, part in zip(self.chosen, tensor.reshape(count, -1, tensor.shape[-1]), strict=True):
+        each = tensor.numel() // tensor.shape[-1] // count
+        for number, index in enumerate(self.chosen):
+            first = number * each
             if site.kind == "hidden":
-                part = _evenly(part, self.max_rows or HIDDEN_ROWS)
-            rows = _distinct(part.to("cpu", torch.float32))
+                rows = rows_at(tensor, [first + place for place in evenly_spaced(each, self.max_rows or HIDDEN_ROWS)])
+            else:
+                rows = tensor.reshape(-1, tensor.shape[-1])[first : first + each]
+            rows = _distinct(rows.to("cpu", torch.float32))
             kept[index].append(rows if site.kind == "hidden" else _most_different(rows, self.max_rows))
 
     def _end_call(self, component: str, calls: int) -> None:
@@ -278,12 +283,6 @@ def _most_different(rows: Tensor, limit: int | None) -> Tensor:
         taken.append(int(distance.argmax()))
         distance = torch.minimum(distance, (rows - rows[taken[-1]]).norm(dim=1))
     return rows[sorted(taken)]
-
-
-def _evenly(rows: Tensor, limit: int) -> Tensor:
-    if len(rows) <= limit:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, limit).round().long().to(rows.device)]
 
 
 def check_no_cache(networks: Mapping[str, nn.Module], steps: int) -> None:

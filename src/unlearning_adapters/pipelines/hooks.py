@@ -1,13 +1,16 @@
 """Hooks that show what a denoiser's layers are fed, and count its calls; all of them end with an `ExitStack`."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from diffusers import ModularPipeline
 from torch import Tensor, nn
+
+from .spacing import evenly_spaced
 
 PROBE_VALUES = 4096
 
@@ -47,10 +50,22 @@ def place_of(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def some_values(tensor: Tensor) -> Tensor:
-    """Return values that are spread over all of a tensor, as one vector."""
-    flat = tensor.detach().flatten()
-    chosen = torch.linspace(0, len(flat) - 1, min(len(flat), PROBE_VALUES)).round().long().to(flat.device)
-    return flat[chosen].to("cpu", torch.float32)
+    """Return values that are spread over all of a tensor, as one vector; the tensor is not copied, however it lies."""
+    places = evenly_spaced(tensor.numel(), PROBE_VALUES)
+    return rows_at(tensor.detach()[..., None], places)[:, 0].to("cpu", torch.float32)
+
+
+def rows_at(tensor: Tensor, places: Sequence[int]) -> Tensor:
+    """Return some rows of `tensor.flatten(0, -2)`, shape (places, features); the tensor is not copied for it."""
+    tensor = tensor[None] if tensor.ndim == 1 else tensor
+    flat = torch.tensor(places, dtype=torch.int64, device="cpu")
+    return tensor[tuple(part.to(tensor.device) for part in torch.unravel_index(flat, tensor.shape[:-1]))]
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all of a tensor's numbers are finite; it takes no memory of the tensor's size if they are."""
+    # A sum is finite only if all of its terms are.
+    return math.isfinite(tensor.sum(dtype=torch.float64)) or bool(torch.isfinite(tensor).all())
 
 
 def on_call(

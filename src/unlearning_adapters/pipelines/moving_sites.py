@@ -12,6 +12,7 @@ from torch import Tensor
 from .hooks import count_calls, on_input, place_of, some_values
 from .partial_run import FEW_STEPS, SCHEDULE, PartialRun, StopRun
 from .sites import Site, denoisers, site_module
+from .spacing import evenly_spaced
 
 MOVING_CALLS = 3  # calls that are recorded at such a site, spread from the first to the last
 STEPS = "num_inference_steps"
@@ -148,5 +149,4 @@ class _Probe:
 
 
 def _spread(calls: int) -> tuple[int, ...]:
-    count = min(calls, MOVING_CALLS)
-    return tuple(round(place * (calls - 1) / max(count - 1, 1)) for place in range(count))
+    return evenly_spaced(calls, MOVING_CALLS)

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from unlearning_adapters.clips import save_clip, to_clip
 from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.evaluation.suites.shapeworld_rates import Suite, measure
+from unlearning_adapters.pipelines.spacing import evenly_spaced
 from unlearning_adapters.shapeworld.world.prompts import concept_value
 
 from .search import Search, SearchResult, acting
@@ -24,7 +24,7 @@ SEED = 5107  # of the judged prompts; no search sees them
 def shown_front(result: SearchResult, count: int = SHOWN) -> list[Trial]:
     """Return the chosen trial and others of the front, evenly spaced, in the order of the front."""
     front = result.front
-    picked = {round(place) for place in np.linspace(0, len(front) - 1, min(count, len(front)))}
+    picked = set(evenly_spaced(len(front), count))
     if front.index(result.best) not in picked:
         nearest = min(picked, key=lambda index: abs(index - front.index(result.best)))
         picked = picked - {nearest} | {front.index(result.best)}

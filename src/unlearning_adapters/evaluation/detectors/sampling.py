@@ -6,6 +6,7 @@ import numpy as np
 
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.pipelines.spacing import evenly_spaced
 
 FRAMES = 10  # looked at by default: the first, the last, and eight between them
 
@@ -28,7 +29,7 @@ def choose_frames(frames: Clip, count: int) -> Clip:
         return frames
     if count == 1:
         return frames[len(frames) // 2 : len(frames) // 2 + 1]
-    return np.asarray(frames[np.linspace(0, len(frames) - 1, count).round().astype(int)])
+    return np.asarray(frames[list(evenly_spaced(len(frames), count))])
 
 
 def split_texts(name: str, values: str | float | Iterable[str]) -> list[str]:

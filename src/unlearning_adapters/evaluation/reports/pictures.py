@@ -4,10 +4,10 @@ import base64
 import io
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from unlearning_adapters.clips import Clip
+from unlearning_adapters.pipelines.spacing import evenly_spaced
 
 HEIGHT = 96  # of a frame
 FRAMES = 6  # of a strip
@@ -24,8 +24,7 @@ def strip(clip: Clip, height: int = HEIGHT, frames: int = FRAMES) -> str:
         height: Height of a frame, in pixels.
         frames: Number of frames.
     """
-    chosen = np.linspace(0, len(clip) - 1, min(frames, len(clip))).round().astype(int)
-    small = [shrink(clip[index], height) for index in chosen]
+    small = [shrink(clip[index], height) for index in evenly_spaced(len(clip), frames)]
     width = small[0].width
     sheet = Image.new("RGB", (width * len(small) + GAP * (len(small) - 1), height), "#8888")
     for place, frame in enumerate(small):
@@ -41,8 +40,7 @@ def moving(clip: Clip, height: int = HEIGHT, frames: int = 16) -> str:
         height: Height of a frame, in pixels.
         frames: Largest number of frames.
     """
-    chosen = np.linspace(0, len(clip) - 1, min(frames, len(clip))).round().astype(int)
-    first, *others = [shrink(clip[index], height) for index in chosen]
+    first, *others = [shrink(clip[index], height) for index in evenly_spaced(len(clip), frames)]
     options: dict[str, Any] = {"save_all": True, "append_images": others, "duration": DURATION, "loop": 0}
     return _data_uri(first, "WEBP", quality=QUALITY, **options)
 

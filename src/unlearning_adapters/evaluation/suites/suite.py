@@ -228,5 +228,5 @@ def derived_seed(*parts: str) -> int:
 def _even(prompts: tuple[EvaluationPrompt, ...], count: int) -> tuple[EvaluationPrompt, ...]:
     if count < 1:
         raise EvaluationError(f"Expected at least 1 prompt of each set, but got {count}.")
-    step = max(1.0, len(prompts) / count)
-    return tuple(prompts[int(index * step)] for index in range(min(count, len(prompts))))
+    shown = min(count, len(prompts))
+    return tuple(prompts[index * len(prompts) // shown] for index in range(shown))
