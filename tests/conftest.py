@@ -3,15 +3,11 @@
 import atexit
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from loopback_hub import LoopbackHub
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # for the package `fuzz`
 
 # pytest runs one process per core, and more threads would get in each other's way.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):

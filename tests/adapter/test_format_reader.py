@@ -271,7 +271,7 @@ def test_the_reader_reads_half_precision(real, tmp_path, dtype) -> None:
 
 
 def test_the_reader_refuses_what_this_package_refuses() -> None:
-    folder = Path(__file__).parent / "hostile" / "files"
+    folder = Path(__file__).parent / "hostile"
     refused = 0
     for path in sorted(folder.glob("*.safetensors")):
         with pytest.raises(RefusedError):

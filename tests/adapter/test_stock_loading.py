@@ -108,7 +108,8 @@ def test_stock_loading_where_this_package_was_never_imported(tmp_path):
         "assert not any(name.startswith('unlearning') for name in sys.modules)"
     )
     command = [sys.executable, "-c", script, str(tmp_path), str(tmp_path / "result")]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}, check=True)
+    support = str(Path(__file__).resolve().parents[1] / "support")
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": support}, check=True)
     result = safetensors.torch.load_file(tmp_path / "result")["result"]
     assert torch.allclose(result, output(edited(pipe.transformer, "transformer", adapter)), atol=1e-5)
     assert not torch.allclose(result, output(pipe.transformer), atol=1e-2)

@@ -98,7 +98,7 @@ class Bench:
 
     def run(self) -> Mapping[str, Tensor]:
         (self.folder / "jobs.json").write_text(json.dumps(self.jobs))
-        here = Path(__file__).parent
+        here = Path(__file__).resolve().parents[1] / "support"
         command = [sys.executable, here / "stock_process.py", self.folder / "jobs.json", self.folder / "result"]
         environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(here)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

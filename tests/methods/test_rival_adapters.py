@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import reference
 import torch
-from test_builder import CONCEPT, KEY, build, edited, planted_pipeline, word
-from tiny import tiny_wan_pipeline
+from cases.t5 import COG_CALL, make_cogvideox
+from planted_words import CONCEPT, build, edited, planted_pipeline, word
+from tiny import KEY, tiny_wan_pipeline
 from tiny_encoders import WIDTH
 from torch import Tensor
-from whole_t5 import COG_CALL, make_cogvideox
 
 from planted import bits, output, planted, snapshot
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter

@@ -6,78 +6,19 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers import FlowMatchEulerDiscreteScheduler
+from packed import packed_pipeline
 from peft import LoraConfig
 from PIL import Image
-from torch import nn
+from tiny import KEY, PROMPTS, generate
+from traces import count_hooks, plain_state
 
 from unlearning_adapters.errors import ConfigError, DenoiserError, SiteError
 from unlearning_adapters.pipelines.activations import record
 from unlearning_adapters.pipelines.measured_sites import measure_text_only
 from unlearning_adapters.pipelines.sites import find_sites
 
-PROMPTS = ["a red circle moves left", "two dogs run on a quiet street at night", "very dark cat", "a car", "old man"]
-KEY = "transformer.blocks.0.attn2.to_k"
 OUT = "transformer.blocks.1.attn1.to_out.0"
-
-
-class PackedDenoiser(ModelMixin, ConfigMixin):
-    """A denoiser of no known kind: the prompts of a batch are joined to one sequence without padding."""
-
-    @register_to_config
-    def __init__(self, width: int = 8):
-        super().__init__()
-        self.refine = nn.Linear(width, width)
-        self.layers = nn.ModuleList(nn.ModuleDict({"words": nn.Linear(width, width)}) for _ in range(2))
-        self.picture = nn.Linear(width, width)
-
-    def forward(self, latents, words):
-        text = self.refine(words)
-        return self.picture(latents) + sum(layer["words"](text).mean() for layer in self.layers)
-
-
-class PackedPipeline(DiffusionPipeline):
-    def __init__(self, transformer):
-        super().__init__()
-        self.register_modules(transformer=transformer)
-
-    @torch.no_grad()
-    def __call__(self, prompt, num_inference_steps=5, generator=None):
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        table = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
-        words = [table[[sum(map(ord, word)) for word in text.split()]] for text in prompts]
-        first = generator[0] if isinstance(generator, list) else generator
-        latents = torch.randn(len(prompts), 8, generator=first)
-        for _ in range(num_inference_steps):
-            latents = self.transformer(latents, torch.cat(words))
-        return latents
-
-
-def packed_pipeline() -> PackedPipeline:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return PackedPipeline(PackedDenoiser())
-
-
-def count_hooks(pipe) -> int:
-    models = [model for model in pipe.components.values() if isinstance(model, nn.Module)]
-    return sum(
-        len(module._forward_pre_hooks) + len(module._forward_hooks) + len(module._forward_pre_hooks_with_kwargs)
-        for model in models
-        for module in model.modules()
-    )
-
-
-def plain_state(pipe) -> dict:
-    """Everything on the pipeline and its scheduler that a call could change."""
-    attributes = {name: repr(value) for name, value in vars(pipe).items() if not isinstance(value, nn.Module)}
-    return {**attributes, "scheduler": repr(sorted(vars(pipe.scheduler).items()))}
-
-
-def generate(pipe, prompt="a red circle moves left"):
-    generator = torch.Generator().manual_seed(5)
-    return pipe(prompt, generator=generator, output_type="latent", **tiny.CALL).frames
 
 
 def text_stream(pipe, prompt: str) -> torch.Tensor:

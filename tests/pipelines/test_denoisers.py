@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
-from reference import dense_edit
+from conformance import ROUNDING, changed, densely_edited, each, expand, on_inputs, shape, some_adapter, state, weights
 from tiny_denoisers import OTHER_PROMPT, PROMPT, TINY, Tiny, TinyPipeline
 from torch import Tensor, nn
 
-from planted import bits, planted
-from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import Concept, Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import SiteError
 from unlearning_adapters.pipelines.measured_sites import measure_text_only
-from unlearning_adapters.pipelines.sites import NO_TEXT, find_sites, linear_layers, site_module
+from unlearning_adapters.pipelines.sites import NO_TEXT, find_sites, site_module
 from unlearning_adapters.runtime.verbs import (
     delete_unlearning_adapters,
     fuse_unlearning_adapters,
@@ -28,7 +25,6 @@ from unlearning_adapters.runtime.verbs import (
     unload_unlearning_adapters,
 )
 
-ROUNDING = {"rtol": 1e-3, "atol": 1e-4}  # float32, outputs near 1
 CLASSES = 34
 # Layers that read pooled text alone: the doors of some models.
 DOORS = (
@@ -36,53 +32,13 @@ DOORS = (
     r"|\bmodulation\."
 )
 
-each = pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
 each_that_reads_text = pytest.mark.parametrize(
     "tiny", [tiny for tiny in TINY if tiny.sites], ids=lambda tiny: tiny.name
 )
 
 
-def shape(path: str) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", ".N", path)
-
-
-def expand(paths: str) -> set[str]:
-    """Expand `a.{b,c}` to a.b and a.c."""
-    found = set(paths.split())
-    while choice := next((path for path in found if "{" in path), None):
-        head, choices, tail = re.match(r"(.*?){(.*?)}(.*)", choice).groups()
-        found = found - {choice} | {head + item + tail for item in choices.split(",")}
-    return found
-
-
 def text_paths(pipe: TinyPipeline) -> set[str]:
     return {site.module for site in find_sites(pipe)} if pipe.tiny.sites else set()
-
-
-def some_adapter(pipe: TinyPipeline, seed: int = 0, sites: str = "text") -> UnlearningAdapter:
-    """An oblique random direction at each site; of a model that reads no text, at the hidden ones."""
-    return planted(pipe, f"concept-{seed}", seed=seed, sites=sites if pipe.tiny.sites else "hidden")
-
-
-@contextmanager
-def on_inputs(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Show the input of each Linear to a function, and replace it by what that returns."""
-
-    def hook(path: str) -> Callable[..., object]:
-        def run(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            if args:
-                return (change(path, args[0]), *args[1:]), kwargs
-            key, *rest = kwargs
-            return args, {key: change(path, kwargs[key]), **{name: kwargs[name] for name in rest}}
-
-        return run
-
-    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in linear_layers(model)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def inputs_of(pipe: TinyPipeline, prompt: str = PROMPT, noise: int = 0) -> dict[str, Tensor]:
@@ -157,36 +113,6 @@ def test_hidden_sites_read_the_video(tiny: Tiny):
     still = {path for path in hidden if torch.equal(one[path], noise[path])}
     # Attention to a single token, the image of Stable Video Diffusion, gives this token whatever the video asks.
     assert still == {path for path in hidden if tiny.model in NO_TEXT and path.endswith("attn2.to_out.0")}
-
-
-def state(pipe: TinyPipeline) -> dict[str, object]:
-    """All that could be left behind: modules, hooks, attributes and the bits of all weights."""
-    modules = dict(pipe.model.named_modules())
-    return {
-        "modules": [(name, id(module), type(module)) for name, module in modules.items()],
-        "attributes": [(name, sorted(vars(module))) for name, module in modules.items()],
-        "hooks": [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in modules.values()],
-        "forwards": [module.__dict__.get("forward") for module in modules.values()],
-    }
-
-
-def weights(pipe: TinyPipeline) -> dict[str, Tensor]:
-    return {name: bits(value) for name, value in pipe.model.state_dict().items()}
-
-
-def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    assert before.keys() == after.keys()
-    return {name for name in before if not torch.equal(before[name], after[name])}
-
-
-def densely_edited(tiny: Tiny, adapter: UnlearningAdapter) -> Tensor:
-    """The output of a fresh model with `W (I - w a^T)` for each weight, by dense matrices in float64."""
-    pipe = tiny.pipe()
-    for site, direction in adapter.directions.items():
-        reads, writes = direction.read.double().numpy(), direction.write.double().numpy()
-        weight = site_module(pipe, site).weight
-        weight.copy_(weight.double() @ torch.from_numpy(dense_edit([reads], [writes], [adapter.strength])))
-    return tiny.run(pipe.model)
 
 
 @pytest.mark.parametrize("sites", ["text", "hidden"])

@@ -10,13 +10,13 @@ import denoiser_inputs as given
 import diffusers
 import pytest
 import torch
+from conformance import ROUNDING, changed, densely_edited, expand, shape, state, weights
 from denoiser_inputs import Noise, Words
 from picture_sites import IMAGE_KEYS, SITES
 from PIL import Image
-from test_activations import count_hooks
-from test_denoisers import ROUNDING, changed, densely_edited, expand, shape, state, weights
 from tiny_denoisers import ANIMATE, ANIMATE_2, PICTURES, PROMPT, TEXT, TINY, Tiny, TinyPipeline, _tensors
 from torch import Tensor, nn
+from traces import count_hooks
 
 from planted import planted
 from unlearning_adapters.building.build import build_adapter

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import whole_llm
-import whole_ltx
-from test_builder import planted_pipeline
+from cases import llm, ltx
+from planted_words import planted_pipeline
 from torch import Tensor
 
 from unlearning_adapters.building.build import build_adapter
@@ -31,18 +30,18 @@ FAST = {"num_inference_steps": 4}
 
 def ltx_2_3() -> tuple[Any, dict[str, Any]]:
     """LTX-2.3: scale and shift of the timestep act on what the text's keys and values read."""
-    (case,) = (case for case in whole_ltx.CASES if str(case) == "LTX2Pipeline (as LTX-2.3)")
+    (case,) = (case for case in ltx.CASES if str(case) == "LTX2Pipeline (as LTX-2.3)")
     return case.make(), {**case.call, **FAST}
 
 
 def kandinsky() -> tuple[Any, dict[str, Any]]:
     """Kandinsky 5 with blocks of text that are on, as in a trained model, and meet the timestep."""
-    pipe = whole_llm.make_kandinsky_5()
+    pipe = llm.make_kandinsky_5()
     maker = torch.Generator().manual_seed(0)
     for name, weight in pipe.transformer.named_parameters():
         if "text_modulation" in name and not weight.any():
             weight.normal_(std=0.2, generator=maker)
-    return pipe, {**whole_llm.KANDINSKY_CALL, **FAST}
+    return pipe, {**llm.KANDINSKY_CALL, **FAST}
 
 
 MOVING = pytest.mark.parametrize(("make", "site"), [(ltx_2_3, LTX_SITE), (kandinsky, KANDINSKY_SITE)])
@@ -107,7 +106,7 @@ def test_the_adapter_takes_the_concept_out_at_all_steps() -> None:
     """Less of the concept is left than by a build of the first step, over all steps and at the last one."""
     (pipe, call), site = ltx_2_3(), LTX_SITE
     plant_words(pipe)
-    case = next(case for case in whole_ltx.CASES if case.pipeline == "LTX2Pipeline")
+    case = next(case for case in ltx.CASES if case.pipeline == "LTX2Pipeline")
     config = BuildConfig("ridge", sites=site, strength=1.0, batch_size=4)
     several = build_adapter(pipe, concept(case), config, progress=False, call_kwargs=call)
     once = build_adapter(pipe, concept(case), config, progress=False, call_kwargs={**call, "num_inference_steps": 1})

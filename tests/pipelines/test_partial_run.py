@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from cases.minimax import make_minimax
+from cases.t5 import SIZE, make_cogvideox, make_cogvideox_video
+from cases.t5 import VIDEO as COG_VIDEO
+from cases.unet import FRAMES, ZERO, make_svd, make_zero
 from diffusers.models.attention_processor import AttnProcessor2_0
-from test_activations import count_hooks
-from whole_minimax import make_minimax
-from whole_t5 import SIZE, make_cogvideox, make_cogvideox_video
-from whole_t5 import VIDEO as COG_VIDEO
-from whole_unet import FRAMES, ZERO, make_svd, make_zero
+from traces import count_hooks
 
 from unlearning_adapters.pipelines.activations import record
 from unlearning_adapters.pipelines.measured_sites import measure_text_only

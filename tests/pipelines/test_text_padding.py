@@ -6,10 +6,11 @@ import pytest
 import tiny
 import tiny_encoders
 import torch
+from cases.t5 import make_mochi
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_activations import KEY, PROMPTS, count_hooks
-from whole_t5 import make_mochi
+from tiny import KEY, PROMPTS
+from traces import count_hooks
 
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import Concept, Pair

@@ -13,7 +13,6 @@ from pipeline_table import (
     EDITED,
     PAGE,
     PIPELINES,
-    ROOT,
     TWO,
     cases,
     class_name,
@@ -45,11 +44,11 @@ def denoiser_types() -> dict[str, str]:
 
 
 def test_the_page_is_up_to_date():
-    assert PAGE.read_text(encoding="utf-8") == page(), "run `python tests/pipeline_table.py`"
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `PYTHONPATH=src python tests/support/pipeline_table.py`"
 
 
 def test_the_shipped_table_is_up_to_date():
-    assert DATA.read_text(encoding="utf-8") == data(), "run `python tests/pipeline_table.py`"
+    assert DATA.read_text(encoding="utf-8") == data(), "run `PYTHONPATH=src python tests/support/pipeline_table.py`"
 
 
 def test_every_denoiser_has_its_pipelines():
@@ -67,12 +66,9 @@ def test_pipeline_has_this_denoiser(pipeline, denoiser):
         assert denoiser in denoiser_types()[class_name(pipeline)]
 
 
-def test_every_case_is_in_the_table_and_run_by_a_test():
+def test_every_case_is_in_the_table():
     names = {class_name(name) for name, _ in pipelines()}
     assert {case.pipeline for case in cases()} <= names
-    for path in sorted(ROOT.glob("tests/whole_*.py")):
-        text = (path.parent / f"test_{path.name}").read_text(encoding="utf-8")
-        assert f"from {path.stem} import CASES" in text and "check_whole(case, tmp_path)" in text, path.name
     texts = {str(case) for case in cases()}
     assert len(texts) == len(cases()), "two cases have one name"
 

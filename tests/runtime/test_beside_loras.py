@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from test_beside_peft import KINDS
+from peft_kinds import KINDS
 from twins import Twins, load
 
 STYLE, SECOND, WIDE = Twins().lora(), Twins().lora(seed=4), Twins().lora(seed=5, rank=3)

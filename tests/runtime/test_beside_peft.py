@@ -7,19 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conformance import ROUNDING, each, on_inputs, some_adapter
 from diffusers import WanTransformer3DModel
 from peft import (
-    IA3Config,
-    LoHaConfig,
-    LoKrConfig,
     LoraConfig,
-    OFTConfig,
-    VeraConfig,
     get_peft_model,
     inject_adapter_in_model,
 )
+from peft_kinds import KINDS
 from stdit import STDiT, run
-from test_denoisers import ROUNDING, each, on_inputs, some_adapter
 from tiny import tiny_wan_pipeline
 from tiny_denoisers import PROMPT
 from twins import CLOSE, Twins, copied, edit, edited_inputs, layer_at, load, near, quiet
@@ -34,20 +30,6 @@ from unlearning_adapters.runtime.verbs import (
     unfuse_unlearning_adapters,
     unload_unlearning_adapters,
 )
-
-LAYERS = ["attn2.to_k", "attn2.to_v"]
-KINDS = {
-    "LoRA": lambda: LoraConfig(r=2, target_modules=LAYERS, init_lora_weights=False),
-    "LoRA with a bias": lambda: LoraConfig(r=2, target_modules=LAYERS, init_lora_weights=False, lora_bias=True),
-    "rank-stabilised LoRA": lambda: LoraConfig(r=2, target_modules=LAYERS, init_lora_weights=False, use_rslora=True),
-    "DoRA": lambda: LoraConfig(r=2, target_modules=LAYERS, init_lora_weights=False, use_dora=True),
-    "LoKr": lambda: LoKrConfig(r=2, target_modules=LAYERS, init_weights=False),
-    "LoHa": lambda: LoHaConfig(r=2, target_modules=LAYERS, init_weights=False),
-    "VeRA": lambda: VeraConfig(r=4, target_modules=LAYERS, init_weights=False),
-    "IA3": lambda: IA3Config(target_modules=LAYERS, feedforward_modules=[], init_ia3_weights=False),
-    "OFT": lambda: OFTConfig(oft_block_size=4, target_modules=LAYERS, init_weights=False),
-    "modules to save": lambda: LoraConfig(r=2, target_modules=["attn1.to_q"], modules_to_save=LAYERS),
-}
 
 
 @torch.no_grad()

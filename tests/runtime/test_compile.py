@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from test_verbs import close
 from tiny import tiny_wan_pipeline
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from planted import lora_that_reads, output, planted
+from planted import close, lora_that_reads, output, planted
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from offloaded import CPU, OFFLOADINGS, Offloading
-from test_builder import CONCEPT
-from test_verbs import close
+from planted_words import CONCEPT
 from tiny import CALL, tiny_wan_pipeline
 
-from planted import bits, lora_that_reads, output, planted, reference_output
+from planted import bits, close, lora_that_reads, output, planted, reference_output
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import FuseError

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, WanPipeline
+from planted_words import CONCEPT, word
 from quantised import BACKENDS, NOT_IN_BLOCKS, Backend, dense_sites, dequantised, plain_pipeline, planted
-from test_builder import CONCEPT, word
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cosine_similarity

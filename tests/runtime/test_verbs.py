@@ -9,7 +9,7 @@ from diffusers.modular_pipelines.wan import WanBlocks
 from tiny import CALL, tiny_wan_pipeline
 from torch import nn
 
-from planted import bits, lora_that_reads, output, planted, reference_output, snapshot
+from planted import bits, close, lora_that_reads, output, planted, reference_output, snapshot
 from unlearning_adapters.adapter.adapter import load_adapter, save_adapter
 from unlearning_adapters.errors import (
     AdapterNameError,
@@ -21,16 +21,10 @@ from unlearning_adapters.errors import (
 )
 from unlearning_adapters.runtime import verbs
 
-CLOSE = {torch.float32: 2e-6, torch.bfloat16: 4e-2, torch.float16: 4e-3}
-
 
 @pytest.fixture
 def pipe():
     return tiny_wan_pipeline()
-
-
-def close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return bool((one.float() - other.float()).abs().max() <= CLOSE[one.dtype] * (1 + other.abs().max()))
 
 
 def weights(pipe) -> dict[str, torch.Tensor]:

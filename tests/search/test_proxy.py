@@ -3,10 +3,8 @@
 import pytest
 import tiny
 import torch
-import whole_ltx
-import whole_modular
-import whole_wan_kin
-from test_builder import planted_pipeline, word
+from cases import ltx, modular, wan_kin
+from planted_words import planted_pipeline, word
 
 from planted import snapshot
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
@@ -131,7 +129,7 @@ def test_what_is_over_corrected_does_not_make_up_for_what_is_left():
     assert score.mean_drift == pytest.approx(0.2)
 
 
-CASES = (*whole_modular.CASES, *whole_wan_kin.CASES, *whole_ltx.CASES)
+CASES = (*modular.CASES, *wan_kin.CASES, *ltx.CASES)
 
 
 @pytest.mark.parametrize("name", ["WanModularPipeline", "SkyReelsV2Pipeline", "LTXPipeline"])

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import tiny
 import torch
-from test_builder import planted_pipeline
+from planted_words import planted_pipeline
 
 from planted import planted, snapshot
 from unlearning_adapters.adapter.adapter import load_adapter

@@ -1,7 +1,7 @@
 """Writes docs/pipelines.md, and the table that `unlearn pipelines` shows, from the tables of the tests.
 
 The tables are those of tiny denoisers and of tiny whole pipelines, so that no page can say more than the tests do.
-To write both files: `PYTHONPATH=src python tests/pipeline_table.py`.
+To write both files: `PYTHONPATH=src python tests/support/pipeline_table.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from whole import Broken, Whole
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "pipelines.md"
-DATA = ROOT / "src" / "unlearning_adapters" / "pipelines.json"
+DATA = ROOT / "src" / "unlearning_adapters" / "cli" / "pipelines.json"
 
 # Pipelines of diffusers 0.42 for video by the class of their denoiser; M stands for Modular, AD for AnimateDiff.
 PIPELINES = {
@@ -90,8 +90,8 @@ TWO = {"Wan", "WanImageToVideo", "WanVACE", "LucyEdit", "Wan22Modular", "Wan22Im
 
 HEAD = """# Denoisers and pipelines
 
-This page is written by `tests/pipeline_table.py` from the table that `tests/test_denoisers.py` runs, and a test
-compares them. "Tested" means: on a tiny model with random weights, in float32, on a CPU, with diffusers 0.42.
+This page is written by `tests/support/pipeline_table.py` from the table that `tests/pipelines/test_denoisers.py` runs.
+A test compares them. "Tested" means: on a tiny model with random weights, in float32, on a CPU, with diffusers 0.42.
 
 ## 1. Denoisers
 
@@ -225,9 +225,9 @@ def pipelines() -> list[tuple[str, str]]:
 
 @cache
 def cases() -> tuple[Any, ...]:
-    """The cases of all modules `whole_*.py`."""
-    names = sorted(path.stem for path in Path(__file__).parent.glob("whole_*.py"))
-    return tuple(case for name in names for case in importlib.import_module(name).CASES)
+    """The cases of all modules of the folder `cases`."""
+    names = sorted(path.stem for path in (Path(__file__).parent / "cases").glob("*.py"))
+    return tuple(case for name in names for case in importlib.import_module(f"cases.{name}").CASES)
 
 
 def class_name(pipeline: str) -> str:

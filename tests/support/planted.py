@@ -114,3 +114,10 @@ def snapshot(pipe: WanPipeline) -> dict[str, Any]:
                     path: bits(record.after).tolist() for path, (_, record) in editor.records.items()
                 }
     return taken
+
+
+CLOSE = {torch.float32: 2e-6, torch.bfloat16: 4e-2, torch.float16: 4e-3}
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one.float() - other.float()).abs().max() <= CLOSE[one.dtype] * (1 + other.abs().max()))

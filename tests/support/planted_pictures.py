@@ -23,12 +23,16 @@ from tiny_denoisers import SVD, TEXT
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from unlearning_adapters.concepts.concept import Concept
+from unlearning_adapters.concepts.pair import Pair
+
 COLOURS = {
     "grey": (120, 120, 120), "green": (30, 160, 60), "yellow": (220, 210, 40), "white": (240, 240, 240),
     "black": (15, 15, 15), "brown": (120, 80, 40), "blue": (30, 60, 220), "red": (220, 30, 30),
 }  # fmt: skip
 NEUTRAL = tuple(name for name in COLOURS if name != "red")
 WAN_CALL = {**tiny.CALL, "max_sequence_length": 512}  # with image keys Wan takes the last 512 tokens for text
+PATCHES = {"wan": (4, 8, 4), "svd": (7, 32, 12), "wan 2.2": (2, 16, 1)}  # cells, pixels of a cell, cells in red
 WAN_2_2_CALL = {**tiny.CALL, "height": 32, "width": 32}
 SVD_CALL = {"height": 64, "width": 64, "num_frames": 2, "num_inference_steps": 2}
 
@@ -179,3 +183,19 @@ def open_latents(pipe: WanImageToVideoPipeline) -> None:
         pipe.vae.encoder = CellEncoder()
         pipe.vae.quant_conv.weight.copy_(torch.eye(32)[:, :, None, None, None])
         pipe.transformer.patch_embedding.weight[:, 20:] *= 5
+
+
+def shown(kind: str, seed: int, colour: str | None = None) -> Image.Image:
+    cells, cell, count = PATCHES[kind]
+    return picture(seed, cells, cell, colour, count)
+
+
+def concept(kind: str, pairs: int = 4, neutral: int = 8) -> Concept:
+    """Pairs of pictures without a word; the red cells of the one are blue in the other."""
+    return Concept(
+        "red",
+        tuple(
+            Pair(unsafe_image=shown(kind, seed, "red"), safe_image=shown(kind, seed, "blue")) for seed in range(pairs)
+        ),
+        neutral_images=tuple(shown(kind, 100 + seed) for seed in range(neutral)),
+    )

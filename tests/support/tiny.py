@@ -19,6 +19,8 @@ WORDS = (
 ).split()
 CALL = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 2, "max_sequence_length": 16}
 TEXT_DIM = 32
+KEY = "transformer.blocks.0.attn2.to_k"
+PROMPTS = ["a red circle moves left", "two dogs run on a quiet street at night", "very dark cat", "a car", "old man"]
 
 
 def tiny_tokenizer() -> T5Tokenizer:
@@ -123,3 +125,9 @@ def untrained(family: str) -> Any:
                 parameter.normal_(std=0.02)
     parts = {"vae": found.build_vae().eval(), "text_encoder": model.text_encoder, "denoiser": model.denoiser}
     return found.assemble({**parts, "tokenizer": tokenizer, "scheduler": found.build_scheduler()})
+
+
+def generate(pipe: WanPipeline, prompt: str = "a red circle moves left") -> torch.Tensor:
+    """The latents of a seeded clip."""
+    generator = torch.Generator().manual_seed(5)
+    return pipe(prompt, generator=generator, output_type="latent", **CALL).frames

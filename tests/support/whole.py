@@ -1,7 +1,7 @@
 """Conformance of whole pipelines: a table of tiny ones, and one check that runs them through their own call.
 
-The modules `whole_*.py` hold the cases, `test_whole_*.py` run them, and the support table is written from them, so that
-docs/pipelines.md cannot say more than the tests do.
+The folder `cases` holds the cases, and tests/whole/test_whole.py runs them. The support table is written from them, so
+that docs/pipelines.md cannot say more than the tests do.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_the_small_files_lie_in_the_folder_as_they_are_made_now() -> None:
     small = {f"{forgery.name}.safetensors": forgery for forgery in FORGERIES if not forgery.large}
     assert {path.name for path in FOLDER.iterdir()} == set(small)
     for name, forgery in small.items():
-        assert (FOLDER / name).read_bytes() == forgery.make(), "run `python tests/hostile/forgeries.py`"
+        assert (FOLDER / name).read_bytes() == forgery.make(), "run `python tests/support/forgeries.py`"
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 500_000
     assert len({forgery.name for forgery in FORGERIES}) == len(FORGERIES)
 

@@ -8,10 +8,10 @@ import planted_pictures as planted
 import pytest
 import tiny
 import torch
-from PIL import Image
-from planted_pictures import picture, video
-from test_activations import count_hooks, generate, plain_state
+from planted_pictures import concept, shown, video
+from tiny import generate
 from torch import Tensor
+from traces import count_hooks, plain_state
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.building.build import build_adapter
@@ -27,28 +27,11 @@ from unlearning_adapters.runtime.verbs import (
     unload_unlearning_adapters,
 )
 
-PATCHES = {"wan": (4, 8, 4), "svd": (7, 32, 12), "wan 2.2": (2, 16, 1)}  # cells, pixels of a cell, cells in red
 HELD_OUT, OTHER = 50, 60  # seeds of pictures that no build has seen
 WORDS = tuple(
     Pair(f"a red {thing} moves left", f"a blue {thing} moves left") for thing in ("circle", "dog", "car", "tree")
 )
 NEUTRAL_WORDS = ("a dog moves", "a green car", "the house in a street")
-
-
-def shown(kind: str, seed: int, colour: str | None = None) -> Image.Image:
-    cells, cell, count = PATCHES[kind]
-    return picture(seed, cells, cell, colour, count)
-
-
-def concept(kind: str, pairs: int = 4, neutral: int = 8) -> Concept:
-    """Pairs of pictures without a word; the red cells of the one are blue in the other."""
-    return Concept(
-        "red",
-        tuple(
-            Pair(unsafe_image=shown(kind, seed, "red"), safe_image=shown(kind, seed, "blue")) for seed in range(pairs)
-        ),
-        neutral_images=tuple(shown(kind, 100 + seed) for seed in range(neutral)),
-    )
 
 
 def effect(pipe, adapter: UnlearningAdapter, kind: str) -> dict[str, float]:

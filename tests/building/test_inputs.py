@@ -5,8 +5,9 @@ from dataclasses import replace
 import planted_pictures as planted
 import pytest
 import torch
-from test_builder import CONCEPT, KEY, NEUTRAL, planted_pipeline, word
-from test_image_concepts import concept
+from planted_pictures import concept
+from planted_words import CONCEPT, NEUTRAL, planted_pipeline, word
+from tiny import KEY
 
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.building.inputs import gather

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import whole_ltx
+from cases import ltx
+from cases.cosmos import cosmos_3
+from cases.wan import CHANNELS, IMAGE_KEYS, LONG, MASK, VACE, VIDEO, denoiser, two
 from diffusers import (
     ClassifierFreeGuidance,
     Cosmos3DistilledModularPipeline,
@@ -30,8 +32,6 @@ from diffusers import (
 from tiny import CALL
 from tiny_denoisers import HELIOS
 from tiny_parts import clip_vision, made, quiet, wan_parts
-from whole_cosmos import cosmos_3
-from whole_wan import CHANNELS, IMAGE_KEYS, LONG, MASK, VACE, VIDEO, denoiser, two
 
 from whole import Whole
 
@@ -62,12 +62,12 @@ def wan_22(maker: Any, *args: Any, **changes: Any) -> Any:
     return wan(maker, **pair)
 
 
-def ltx() -> LTXModularPipeline:
-    return modular(LTXModularPipeline, **whole_ltx.ltx().components)
+def ltx_modular() -> LTXModularPipeline:
+    return modular(LTXModularPipeline, **ltx.ltx().components)
 
 
 def ltx2(maker: Any) -> Any:
-    return modular(maker, **whole_ltx.ltx2_parts(per_token=True))
+    return modular(maker, **ltx.ltx2_parts(per_token=True))
 
 
 def helios(maker: Any, scheduler: Any, **parts: Any) -> Any:
@@ -104,9 +104,9 @@ CASES = (
     Whole("Wan22VaceModularPipeline", "Wan",
           lambda: wan_22(Wan22VaceModularPipeline, WanVACETransformer3DModel, **VACE),
           {**CALL, "video": VIDEO, "mask": MASK}, LATENTS, takes="video and mask", batch_size=1),
-    Whole("LTXModularPipeline", "LTX", ltx, whole_ltx.CALL, LATENTS),
-    Whole("LTX2ModularPipeline", "LTX-2", lambda: ltx2(LTX2ModularPipeline), whole_ltx.LTX_2_CALL, BOTH),
-    Whole("LTX25ModularPipeline", "LTX-2", lambda: ltx2(LTX25ModularPipeline), whole_ltx.LTX_2_CALL, BOTH),
+    Whole("LTXModularPipeline", "LTX", ltx_modular, ltx.CALL, LATENTS),
+    Whole("LTX2ModularPipeline", "LTX-2", lambda: ltx2(LTX2ModularPipeline), ltx.LTX_2_CALL, BOTH),
+    Whole("LTX25ModularPipeline", "LTX-2", lambda: ltx2(LTX25ModularPipeline), ltx.LTX_2_CALL, BOTH),
     Whole("EchoModularPipeline", "LTX-2", lambda: ltx2(EchoModularPipeline), ECHO_CALL, BOTH),
     Whole("HeliosModularPipeline", "Helios",
           lambda: helios(HeliosModularPipeline,

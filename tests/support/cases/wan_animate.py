@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cases.modular import wan
+from cases.wan import VIDEO
 from diffusers import (
     WanAnimate2DistilledModularPipeline,
     WanAnimate2ModularPipeline,
@@ -13,8 +15,6 @@ from tiny import TEXT_DIM
 from tiny_denoisers import ANIMATE_2
 from tiny_parts import made
 from transformers import CLIPVisionConfig, CLIPVisionModel
-from whole_modular import wan
-from whole_wan import VIDEO
 
 from whole import Whole
 

@@ -11,8 +11,8 @@ import torch
 from forge import split
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_words import CONCEPT, planted_pipeline
 from reference import dense_edit
-from test_builder import CONCEPT, planted_pipeline
 from tiny import tiny_wan_pipeline
 
 from planted import bits, direction, lora_that_reads, output, planted, reference_output, snapshot

@@ -15,10 +15,9 @@ from diffusers import WanPipeline
 from diffusers.hooks import FasterCacheConfig, FirstBlockCacheConfig
 from offloaded import CPU
 from safetensors.torch import load_file, save_file
-from test_verbs import close
 from tiny import TEXT_DIM, tiny_wan_pipeline
 
-from planted import bits, lora_that_reads, output, planted, reference_output
+from planted import bits, close, lora_that_reads, output, planted, reference_output
 from unlearning_adapters.errors import DenoiserError, UnlearningError
 
 ATTACHED = "The adapter 'red' is attached, not fused, and no part of the checkpoint .* Call fuse_unlearning_adapters"

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
-import whole_t5
-import whole_unet
+from cases import t5, unet
+from planted_words import CONCEPT, planted_pipeline
 from safetensors.torch import save_file
-from test_builder import CONCEPT, planted_pipeline
 from torch import Tensor
 
 from planted import snapshot
@@ -117,7 +116,7 @@ def test_factors_of_another_model_are_refused() -> None:
         lora_from(pipe, {**tensors, "alpha": torch.ones(1)}, "a file")
 
 
-CASES = {str(case): case for case in (*whole_unet.CASES, *whole_t5.CASES)}
+CASES = {str(case): case for case in (*unet.CASES, *t5.CASES)}
 
 
 @pytest.mark.parametrize("name", ["TextToVideoSDPipeline", "CogVideoXPipeline"])

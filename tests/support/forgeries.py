@@ -1,7 +1,7 @@
 """Hostile adapter files, each with the exact words of its refusal.
 
-`python tests/hostile/forgeries.py` writes the small ones to `files/`, where they lie for readers of other makers; the
-bombs, and what may not lie in a repository (pickles), are made when they are needed.
+`PYTHONPATH=src python tests/support/forgeries.py` writes the small ones to `tests/adapter/hostile/`, for readers by
+other makers. The bombs, and what may not lie in a repository (pickles), are made when they are needed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import math
 import pickle
 import struct
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +17,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import forge
 import torch
 from torch import Tensor
 
-FOLDER = Path(__file__).resolve().parent / "files"
-sys.path.insert(0, str(FOLDER.parent.parent))
-
-import forge  # noqa: E402
-
+FOLDER = Path(__file__).resolve().parent.parent / "adapter" / "hostile"
 SITE, OTHER = forge.SITE, forge.OTHER
 READ, FACTOR, WRITE = f"{SITE}.lora_A.weight", f"{SITE}.lora_B.weight", f"unlearning.lora_V.{SITE}"
 AGAIN = "Get the file again from where it came, or build it again with build_adapter."
@@ -42,7 +38,7 @@ class Forgery:
         make: Returns its bytes.
         found: What the refusal says that was found.
         cure: And what to do.
-        large: Whether it is made on the fly and is not in `files/`.
+        large: Whether it is made on the fly and is not in that folder.
         values: Whether only its values are wrong, which `inspect_adapter` does not read.
     """
 

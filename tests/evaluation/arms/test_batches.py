@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases.t5 import COG_CALL, make_cogvideox
+from cases.unet import FRAMES, make_zeroscope
 from diffusers import WanPipeline
 from tiny import tiny_wan_pipeline
-from whole_t5 import COG_CALL, make_cogvideox
-from whole_unet import FRAMES, make_zeroscope
 
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms import run as run_module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cases.wan import CHANNELS, IMAGE_KEYS, LONG, VIDEO
 from diffusers import (
     AnyFlowFARPipeline,
     AnyFlowFARTransformer3DModel,
@@ -27,7 +28,6 @@ from diffusers import (
 from tiny import CALL
 from tiny_denoisers import ANY_FLOW, HELIOS, WAN
 from tiny_parts import clip_vision, made, quiet, wan_parts
-from whole_wan import CHANNELS, IMAGE_KEYS, LONG, VIDEO
 
 from whole import Whole
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from packed import packed_pipeline
 from PIL import Image
-from test_activations import count_hooks, generate, packed_pipeline, plain_state
+from planted_words import CONCEPT, NEUTRAL, SCENES, build, edited, planted_pipeline, word
+from tiny import KEY, generate
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+from traces import count_hooks, plain_state
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import Direction
@@ -23,46 +26,7 @@ from unlearning_adapters.methods.registry import GroupRows, find_direction
 from unlearning_adapters.pipelines.sites import site_module
 from unlearning_adapters.runtime.joint_edit import apply_edit, stack_directions
 
-KEY = "transformer.blocks.0.attn2.to_k"
-SCENES = (("circle", "left"), ("dog", "right"), ("car", "up"), ("cross", "down"), ("tree", "left"))
-NEUTRAL = (
-    "a dog moves",
-    "a green car",
-    "the house in a street",
-    "a green dog in the house",
-    "a car moves on the street",
-)
-CONCEPT = Concept(
-    "no-red",
-    tuple(Pair(f"a red {thing} moves {way}", f"a blue {thing} moves {way}") for thing, way in SCENES),
-    neutral=NEUTRAL,
-)
 HELD_OUT = "the red house in a street"
-
-
-def planted_pipeline(**kind: bool):
-    """A tiny Wan whose text stream is a sum of words: "red" differs from "blue" by one known vector, everywhere."""
-    pipe = tiny.tiny_wan_pipeline(**kind)
-    with torch.no_grad():
-        for block in pipe.text_encoder.encoder.block:
-            block.layer[0].SelfAttention.o.weight.zero_()  # no word hears of another
-            block.layer[1].DenseReluDense.wo.weight.zero_()
-        for name in ("transformer", "transformer_2"):
-            if getattr(pipe, name) is not None:
-                getattr(pipe, name).condition_embedder.text_embedder.act_1 = torch.nn.Identity()
-    return pipe
-
-
-def word(pipe, text: str, component: str = "transformer") -> Tensor:
-    """What the sites read for one word, from the weights."""
-    (token,) = pipe.tokenizer(text, add_special_tokens=False).input_ids
-    with torch.no_grad():
-        embedding = pipe.text_encoder.encoder.final_layer_norm(pipe.text_encoder.shared.weight[token])
-        return getattr(pipe, component).condition_embedder.text_embedder(embedding[None])[0]
-
-
-def edited(adapter: UnlearningAdapter, rows: Tensor, site: str = KEY, strength: float = 1.0) -> Tensor:
-    return apply_edit(rows, stack_directions([adapter.directions[site]], [strength]))
 
 
 def write_into_weights(pipe, adapter: UnlearningAdapter) -> None:
@@ -70,10 +34,6 @@ def write_into_weights(pipe, adapter: UnlearningAdapter) -> None:
     with torch.no_grad():
         for name, direction in adapter.directions.items():
             site_module(pipe, name).weight += adapter.lora_B[name] @ direction.read
-
-
-def build(pipe, concept: Concept = CONCEPT, **settings) -> UnlearningAdapter:
-    return build_adapter(pipe, concept, BuildConfig(**settings), progress=False)
 
 
 @pytest.mark.parametrize("method", ["mean", "pca", "cpca", "ridge"])
