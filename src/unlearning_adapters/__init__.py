@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .export.lora import ExportedLora, export_lora
     from .pipelines.sites import find_sites
     from .runtime.any_module import DenoiserPipeline, wrap_denoiser
+    from .runtime.status import AdapterStatus
     from .runtime.verbs import (
         delete_unlearning_adapters,
         disable_unlearning_adapters,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         fuse_unlearning_adapters,
         get_active_unlearning_adapters,
         get_list_unlearning_adapters,
+        get_unlearning_adapters_info,
         load_unlearning_adapter,
         push_unlearning_adapter,
         save_unlearning_adapter,
@@ -62,6 +64,7 @@ __all__ = [
     "AdapterInfo",
     "AdapterNameError",
     "AdapterNotFoundError",
+    "AdapterStatus",
     "BaseMismatchError",
     "BuildConfig",
     "Concept",
@@ -90,6 +93,7 @@ __all__ = [
     "fuse_unlearning_adapters",
     "get_active_unlearning_adapters",
     "get_list_unlearning_adapters",
+    "get_unlearning_adapters_info",
     "inspect_adapter",
     "load_adapter",
     "load_concept",
@@ -124,6 +128,7 @@ _MODULES = {
     "shapeworld.models.load": ("load_shapeworld",),
     "pipelines.sites": ("find_sites",),
     "runtime.verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),
+    "runtime.status": ("AdapterStatus",),
     "runtime.any_module": ("DenoiserPipeline", "wrap_denoiser"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -52,7 +52,7 @@ def test_pipelines_have_the_verbs_whichever_is_imported_first(order):
     code = f"""
     {ORDERS[order]}
     from diffusers import ModularPipeline
-    from unlearning_adapters.verbs import VERBS
+    from unlearning_adapters.runtime.verbs import VERBS
     print(all(getattr(kind, verb.__name__) is verb for kind in (WanPipeline, ModularPipeline) for verb in VERBS))
     """
     assert run(code) == "True"

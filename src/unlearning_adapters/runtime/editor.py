@@ -36,6 +36,7 @@ from .fuse import (
 from .fused_weight import FusedWeight
 from .joint_edit import BLOCK_ELEMENTS, StackedEdit
 from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
+from .weight_copy import WeightCopy
 
 ATTRIBUTE = "_unlearning_adapters"
 
@@ -68,7 +69,7 @@ class Editor:
         self.denoiser = denoiser
         self.plan = Plan()
         self.seats = Seats(denoiser, self.settle, self._weights_changed)
-        self.records: dict[str, tuple[StackedEdit, FusedWeight]] = {}
+        self.records: dict[str, tuple[StackedEdit, FusedWeight | WeightCopy]] = {}
         self.samples: dict[str, torch.Tensor] = {}  # some rows of each weight with a fused edit
         self.changed: set[str] = set()  # layers whose original weight is lost, since it changed while it was fused
         self.save_warning: SaveWarning | None = None
@@ -99,10 +100,11 @@ class Editor:
         for path in self._outdated(plan):
             restore_weight(self._weight(path), self.records[path][1], path)
             del self.records[path]
-        for path, edit in in_weight.items():
-            if path not in self.records:
-                self.records[path] = edit, fuse_edit(self._linear(path), edit, path)
-                self.samples[path] = sample_rows(self._weight(path)).clone()
+        to_fuse = {path: edit for path, edit in in_weight.items() if path not in self.records}
+        copies = bool(to_fuse) and plan.stack.choice.takes_copies(sum(self._weight(path).nbytes for path in to_fuse))
+        for path, edit in to_fuse.items():
+            self.records[path] = edit, fuse_edit(self._linear(path), edit, path, copy=copies)
+            self.samples[path] = sample_rows(self._weight(path)).clone()
         on_input = dict(plan.attached)
         for path in plan.fused.keys() - in_weight.keys():
             whole = whole_edit(plan.stack, path)
@@ -259,7 +261,7 @@ def _editing() -> Iterator[None]:
         yield
 
 
-def _is_intact(linear: Any, record: FusedWeight, path: str) -> bool:
+def _is_intact(linear: Any, record: FusedWeight | WeightCopy, path: str) -> bool:
     """Whether a weight is what fusing made of it; raise `FuseError` if it is another kind of weight by now."""
     try:
         check_fused(linear, record, path)
@@ -271,7 +273,7 @@ def _is_intact(linear: Any, record: FusedWeight, path: str) -> bool:
     return True
 
 
-def _take_out(weight: torch.Tensor, record: FusedWeight) -> None:
+def _take_out(weight: torch.Tensor, record: FusedWeight | WeightCopy) -> None:
     """Take a fused edit out of a weight that changed since, `W' + (W mix) read`; exact but for rounding.
 
     What was added to the weight (a fused LoRA) stays in it.

@@ -24,6 +24,7 @@ from unlearning_adapters.pipelines.weights import is_plain, kept_weight
 
 from .fused_weight import FusedWeight, Trace, bits_of
 from .joint_edit import StackedEdit
+from .weight_copy import WeightCopy
 
 # Elements per block: 2 MB in float32 on a CPU. Smaller blocks cost calls, larger ones leave the cache.
 BLOCK_ELEMENTS = 2**19
@@ -36,13 +37,16 @@ T = TypeVar("T")
 _UNDO = "Nothing was changed. Undo that first, or load the base model again."
 
 
-def fuse_edit(linear: nn.Module, edit: StackedEdit, name: str = "the layer") -> FusedWeight:
+def fuse_edit(
+    linear: nn.Module, edit: StackedEdit, name: str = "the layer", *, copy: bool = False
+) -> FusedWeight | WeightCopy:
     """Write an edit into a weight in place, `W' = round(W - (W mix) read)`, computed in float32 and rounded once.
 
     Args:
         linear: A Linear layer with a plain floating-point weight of shape (out_features, in_features).
         edit: The joint edit of its site.
         name: Name of the layer for error texts.
+        copy: Whether the record is a copy of the weight; otherwise it is compact.
 
     Returns:
         The record with which `unfuse_edit` restores the weight.
@@ -58,6 +62,8 @@ def fuse_edit(linear: nn.Module, edit: StackedEdit, name: str = "the layer") -> 
     weight = check_fusable(linear, edit, name)
     wide = torch.promote_types(weight.dtype, torch.float32)
     mix, right = (part.to(weight.device, wide) for part in (edit.mix, edit.read))
+    if copy:
+        return _fuse_with_copy(weight, mix, right, name)
     trace = Trace(weight, right)
     try:
         _at_once([partial(_fuse_rows, weight, rows, mix, trace, name) for rows in _parts(weight)])
@@ -67,7 +73,33 @@ def fuse_edit(linear: nn.Module, edit: StackedEdit, name: str = "the layer") -> 
     return trace.record()
 
 
-def unfuse_edit(linear: nn.Module, record: FusedWeight, name: str = "the layer") -> None:
+def _fuse_with_copy(weight: Tensor, mix: Tensor, right: Tensor, name: str) -> WeightCopy:
+    original = weight.detach().to("cpu", copy=True)
+    try:
+        lefts = _at_once([partial(_edit_rows, weight, rows, mix, right, name) for rows in _parts(weight)])
+        sums, columns = zip(*_at_once([partial(_sums, weight, part) for part in _parts(weight)]), strict=True)
+    except BaseException:  # also Ctrl-C: half a weight would be edited
+        with _writable(weight):
+            weight.copy_(original)
+        raise
+    return WeightCopy(original, torch.cat(lefts).cpu(), right.cpu(), torch.cat(sums), torch.stack(columns).sum(0))
+
+
+def _edit_rows(weight: Tensor, part: slice, mix: Tensor, right: Tensor, name: str) -> Tensor:
+    """Edit a part of the rows; return their `W mix`."""
+    block, lefts = _Block(weight), []
+    with _writable(weight):
+        for rows in block.rows_of(part):
+            block.load(weight, rows)
+            lefts.append(block.work @ mix)
+            block.add(lefts[-1], right, -1)
+            if not block.result_is_finite():
+                raise FuseError(_not_finite(block, name))
+            weight[rows].copy_(block.result)
+    return torch.cat(lefts)
+
+
+def unfuse_edit(linear: nn.Module, record: FusedWeight | WeightCopy, name: str = "the layer") -> None:
     """Restore a fused weight in place, bit for bit.
 
     Args:
@@ -81,8 +113,12 @@ def unfuse_edit(linear: nn.Module, record: FusedWeight, name: str = "the layer")
     restore_weight(check_fused(linear, record, name), record, name)
 
 
-def restore_weight(weight: Tensor, record: FusedWeight, name: str) -> None:
+def restore_weight(weight: Tensor, record: FusedWeight | WeightCopy, name: str) -> None:
     """Restore a weight that `check_fused` has just returned."""
+    if isinstance(record, WeightCopy):
+        with _writable(weight):
+            weight.copy_(record.original)
+        return
     blocks, done = _Block(weight), list[slice]()
     try:
         parts = [blocks.rows_of(part) for part in _parts(weight)]
@@ -131,10 +167,10 @@ def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     return weight
 
 
-def check_fused(linear: nn.Module, record: FusedWeight, name: str) -> Tensor:
+def check_fused(linear: nn.Module, record: FusedWeight | WeightCopy, name: str) -> Tensor:
     """Return the weight of a layer if it is what fusing made of it, bit for bit; else raise `FuseError`."""
     weight = kept_weight(linear)
-    shape, dtype = record.shape, record.value.dtype
+    shape, dtype = record.shape, record.dtype
     if weight is None or tuple(weight.shape) != shape or weight.dtype != dtype:
         now = f"{tuple(weight.shape)} {weight.dtype}" if weight is not None else f"of a {type(linear).__name__}"
         raise FuseError(f"The weight of {name} was {shape} {dtype} when it was fused, and now it is {now}. {_UNDO}")

@@ -5,7 +5,7 @@ So fusing tries the way back at once, and keeps the original values of just thos
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class FusedWeight:
         columns: Sum of each column of the fused weight's bits.
     """
 
+    kind: ClassVar[Literal["compact"]] = "compact"
     left: Tensor
     right: Tensor
     place: Tensor
@@ -47,6 +48,11 @@ class FusedWeight:
     def shape(self) -> tuple[int, int]:
         """Shape of the weight, (out_features, in_features)."""
         return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype."""
+        return self.value.dtype
 
     @property
     def nbytes(self) -> int:

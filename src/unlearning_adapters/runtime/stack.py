@@ -16,6 +16,7 @@ from unlearning_adapters.config import site_strength
 from unlearning_adapters.errors import FuseError
 
 from .joint_edit import StackedEdit, stack_directions, stack_report
+from .record_choice import RecordChoice
 
 SLIGHT = 1e-3  # a strength that is not 0, to see which rows an adapter has
 
@@ -50,12 +51,14 @@ class Stack:
         active: Names of those that act if they are enabled; fused ones are among them.
         fused: Names of those whose edit is in the weights.
         enabled: Whether the active ones that are not fused act.
+        choice: Which record is kept of weights that are fused from now on.
     """
 
     loaded: Mapping[str, Loaded] = field(default_factory=dict)
     active: tuple[str, ...] = ()
     fused: tuple[str, ...] = ()
     enabled: bool = True
+    choice: RecordChoice = field(default_factory=RecordChoice)
 
     @property
     def attached(self) -> tuple[str, ...]:
@@ -108,13 +111,14 @@ class Stack:
                 loaded[name] = replace(loaded[name], strength=amount)
         return replace(self, loaded=loaded, active=tuple(here), enabled=True)
 
-    def with_fused(self, names: Iterable[str]) -> "Stack":
-        """Return the stack in which these adapters are fused too."""
+    def with_fused(self, names: Iterable[str], choice: RecordChoice | None = None) -> "Stack":
+        """Return the stack in which these adapters are fused too, with records as chosen; None keeps the choice."""
         here = [name for name in names if name in self.loaded]
         return replace(
             self,
             active=tuple(dict.fromkeys((*self.active, *here))),
             fused=tuple(dict.fromkeys((*self.fused, *here))),
+            choice=choice or self.choice,
         )
 
     def without_fused(self, names: Iterable[str]) -> "Stack":
