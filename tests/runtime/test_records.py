@@ -3,9 +3,9 @@
 import psutil
 import pytest
 import torch
-from planted import bits, planted
 from tiny import tiny_wan_pipeline
 
+from planted import bits, planted
 from unlearning_adapters import AdapterStatus
 from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.runtime import record_choice
