@@ -369,7 +369,7 @@ def test_pull_writes_nothing_that_is_no_adapter(hub, pushed, options, tmp_path):
 
 ASK = """
 import sys
-from unlearning_adapters.adapter_file import inspect_adapter
+from unlearning_adapters.adapter.file import inspect_adapter
 try: print(inspect_adapter('org/no-red', cache_dir=sys.argv[1])['info']['concept'])
 except FileNotFoundError as error: print(error)
 """

@@ -29,7 +29,7 @@ def written(text: str) -> list[Path]:
 
 def test_the_examples_are_numbered_short_and_tested() -> None:
     assert [path.stem[:3] for path in EXAMPLES] == [f"{number:02}_" for number in range(1, len(EXAMPLES) + 1)]
-    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).resolve().parents[1].rglob("test_*.py"))
     assert [path.stem for path in EXAMPLES if path.stem not in tests] == []
     for path in EXAMPLES:
         text = path.read_text(encoding="utf-8")
