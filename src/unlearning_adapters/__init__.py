@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ConceptError,
         ConfigError,
         DenoiserError,
+        EngineError,
         EvaluationError,
         FuseError,
         HubError,
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate, rescore
     from .evaluation.suites.file import read_suite
     from .evaluation.suites.suite import Suite
+    from .export.check import check_lora
+    from .export.for_engine import ForEngine, export_for_engine
     from .export.lora import ExportedLora, export_lora
+    from .export.reading import Reading
     from .pipelines.sites import find_sites
     from .runtime.any_module import DenoiserPipeline, wrap_denoiser
     from .runtime.status import AdapterStatus
@@ -73,21 +77,26 @@ __all__ = [
     "DenoiserError",
     "DenoiserPipeline",
     "Direction",
+    "EngineError",
     "EvaluationError",
     "ExportedLora",
+    "ForEngine",
     "FuseError",
     "HubError",
     "Pair",
+    "Reading",
     "SiteError",
     "Suite",
     "UnlearningAdapter",
     "UnlearningError",
     "__version__",
     "build_adapter",
+    "check_lora",
     "delete_unlearning_adapters",
     "disable_unlearning_adapters",
     "enable_unlearning_adapters",
     "evaluate",
+    "export_for_engine",
     "export_lora",
     "find_sites",
     "fuse_unlearning_adapters",
@@ -118,7 +127,10 @@ _MODULES = {
     "building.build": ("build_adapter",),
     "concepts.concept": ("Concept", "load_concept"),
     "config": ("BuildConfig",),
+    "export.check": ("check_lora",),
+    "export.for_engine": ("ForEngine", "export_for_engine"),
     "export.lora": ("ExportedLora", "export_lora"),
+    "export.reading": ("Reading",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "concepts.pair": ("Pair",),
     "evaluation.evaluate": ("evaluate", "rescore"),

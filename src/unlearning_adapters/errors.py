@@ -47,3 +47,7 @@ class FuseError(UnlearningError, RuntimeError):
 
 class EvaluationError(UnlearningError, ValueError):
     """An evaluation cannot be run or read, or two of its parts do not belong together."""
+
+
+class EngineError(UnlearningError, ValueError):
+    """An engine would ignore a file, or a part of it, without an error of its own."""

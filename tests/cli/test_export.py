@@ -16,7 +16,8 @@ from planted import output, planted
 from unlearning_adapters.adapter.adapter import save_adapter
 from unlearning_adapters.adapter.file import FILE_NAME
 from unlearning_adapters.cli.export import LAYOUTS as CHOICES
-from unlearning_adapters.export.lora import LAYOUTS, export_lora
+from unlearning_adapters.export.layouts import ALIASES, LAYOUTS
+from unlearning_adapters.export.lora import export_lora
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,9 @@ def test_a_lora_is_that_of_the_python_call(made, tmp_path, unlearn) -> None:
     file = tmp_path / "lora" / FILE_NAME
     assert file.read_bytes() == python.file.read_bytes()
     assert json.loads(out) == {
-        "file": str(file), "bytes": file.stat().st_size, "component": "transformer_2", "layout": "comfyui",
+        "file": str(file), "bytes": file.stat().st_size, "component": "transformer_2", "layout": "native",
         "base_model": "tiny/wan", "concepts": ["red", "left"], "strengths": [1.5, 0.5], "layers": 4, "rank": 2,
+        "engine": "", "keys": 8, "keys_read": None, "left_out": [], "expert": "low_noise",
     }  # fmt: skip
 
 
@@ -136,4 +138,4 @@ def test_a_checkpoint_that_cannot_be_written_leaves_no_draft(made, tmp_path, unl
 
 
 def test_the_layouts_of_the_options_are_those_of_the_function() -> None:
-    assert CHOICES == LAYOUTS
+    assert CHOICES == (*LAYOUTS, *ALIASES)

@@ -295,8 +295,11 @@ def test_the_record_says_what_it_is_made_of(red, left, tmp_path) -> None:
     assert sorted(re.findall(r"`(\w+)`", " ".join(listed))) == sorted([*found, "versions"])
     origin = {"method": "ridge", "base_model": "tiny/wan", "base_revision": "", "pairs_hash": ""}
     assert found == {
-        "export_version": 1,
+        "export_version": 2,
         "layout": "diffusers",
+        "engine": "",
+        "loras": [],
+        "left_out": [],
         "component": "transformer",
         "denoiser": "WanTransformer3DModel",
         "base_model": "tiny/wan",
@@ -342,7 +345,7 @@ def test_what_is_there_is_not_overwritten(red, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("error", "text", "options"),
     [
-        (ConfigError, "one of diffusers, comfyui, but got 'kohya'", {"layout": "kohya"}),
+        (ConfigError, "one of diffusers, native, .*, but got 'lycoris'", {"layout": "lycoris"}),
         (ConfigError, "one strength for each of 2 adapters, but got 1", {"strengths": [1.0]}),
         (ConfigError, "All strengths are 0", {"strengths": 0.0}),
         (ConfigError, "from 0 \\(off\\) to 4, but got 5.0", {"strengths": [5.0, 1.0]}),
@@ -358,10 +361,10 @@ def test_missing_and_foreign_sources_leave_no_trace(red, tmp_path) -> None:
     refused(ConfigError, "at least one adapter", [], tmp_path / "x")
     lora = export_lora(red, tmp_path / "lora").file
     refused(AdapterFileError, "exported from 'red'", lora, tmp_path / "x")
-    mochi = next(tiny for tiny in TINY if tiny.model == "MochiTransformer3DModel").pipe()
-    adapter = planted(mochi)
-    named = replace(adapter, info=replace(adapter.info, denoisers={"transformer": "MochiTransformer3DModel"}))
-    refused(ConfigError, "not for MochiTransformer3DModel", named, tmp_path / "x", layout="comfyui")
+    sana = next(tiny for tiny in TINY if tiny.model == "SanaVideoTransformer3DModel").pipe()
+    adapter = planted(sana)
+    named = replace(adapter, info=replace(adapter.info, denoisers={"transformer": "SanaVideoTransformer3DModel"}))
+    refused(ConfigError, "not for SanaVideoTransformer3DModel", named, tmp_path / "x", layout="comfyui")
     assert not (tmp_path / "x").exists()
 
 

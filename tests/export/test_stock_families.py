@@ -38,7 +38,7 @@ FAMILIES = {
     "Kandinsky5T2VPipeline": "Kandinsky5Transformer3DModel",
     "AnimateDiffPipeline": "UNetMotionModel",
 }
-IN_COMFYUI = (
+NATIVE = (
     "WanPipeline",
     "WanImageToVideoPipeline",
     "SkyReelsV2Pipeline",
@@ -116,11 +116,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         bench.add(f"{pipeline}/file", pipeline, pipe, [(saved, {})], [red])
         lora = export_lora([red, left], bench.folder / f"{pipeline}-stack").file.parent
         bench.add(f"{pipeline}/stack", pipeline, of_family(pipeline), [(lora, {})], [red, left])
-        if pipeline in IN_COMFYUI:
-            lora = export_lora([red, left], bench.folder / f"{pipeline}-comfyui", layout="comfyui").file.parent
-            bench.add(f"{pipeline}/comfyui", pipeline, of_family(pipeline), [(lora, {})], [red, left])
+        if pipeline in NATIVE:
+            lora = export_lora(
+                [red, left], bench.folder / f"{pipeline}-native", layout="native-for-diffusers"
+            ).file.parent
+            bench.add(f"{pipeline}/native", pipeline, of_family(pipeline), [(lora, {})], [red, left])
     red = adapter_for(Parts(WAN_2), "red", 0, 1.3)
-    for layout in ("diffusers", "comfyui"):
+    for layout in ("diffusers", "native-for-diffusers"):
         first, second = (
             export_lora(red, bench.folder / f"{component}-{layout}", component=component, layout=layout).file.parent
             for component in ("transformer", "transformer_2")
@@ -133,8 +135,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 CASES = [
     *(f"{pipeline}/{kind}" for pipeline in FAMILIES for kind in ("file", "stack")),
-    *(f"{pipeline}/comfyui" for pipeline in IN_COMFYUI),
-    *(f"WAN_2/{layout}" for layout in ("diffusers", "comfyui")),
+    *(f"{pipeline}/native" for pipeline in NATIVE),
+    *(f"WAN_2/{layout}" for layout in ("diffusers", "native-for-diffusers")),
 ]
 
 

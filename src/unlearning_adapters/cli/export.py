@@ -10,7 +10,17 @@ from unlearning_adapters.errors import AdapterFileError, ConfigError
 
 from .commands import Report, open_pipeline
 
-LAYOUTS = ("diffusers", "comfyui")
+LAYOUTS = (
+    "diffusers",
+    "native",
+    "native-for-diffusers",
+    "sglang",
+    "split",
+    "tensorrt-llm",
+    "peft-folder",
+    "kohya",
+    "comfyui",
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -28,9 +38,7 @@ def export_options(command: ArgumentParser) -> None:
     add("--component", metavar="NAME", help="denoiser that the LoRA is for (default: the one that is edited)")
     add("--strength", action="append", type=float, help="repeat it for each adapter (default: its own)")
     add("--base", metavar="PIPELINE", help="another base that the LoRA is for (default: the one of the adapters)")
-    add(
-        "--layout", choices=("diffusers", "comfyui"), default=SUPPRESS, help="names of the tensors (default: diffusers)"
-    )
+    add("--layout", choices=LAYOUTS, default=SUPPRESS, help="names of the tensors (default: diffusers)")
     add("--fused", action="store_true", help="write a whole pipeline with the edit in its weights; needs --base")
     add("--dtype", choices=DTYPES, help="number type of the base's weights (default: float32 on a CPU)")
     add("--device", help="where the base is opened, such as cuda (default: a GPU if there is one)")

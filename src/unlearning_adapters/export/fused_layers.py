@@ -105,4 +105,3 @@ def _companions(denoiser: str, named: Mapping[str, Factors]) -> dict[str, Factor
         twin = layer.removesuffix(end) + ("v_img" if end == "k_img" else "k_img")
         return {twin: (torch.zeros_like(named[layer][0]), torch.zeros_like(named[layer][1]))}
     return {}
-

@@ -1,14 +1,16 @@
 """The header of any safetensors file: names and shapes of its tensors, and its metadata; imports no torch."""
 
+import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearning_adapters.adapter.header import EXPORT_KEY, HEADER_KEY, MAX_HEADER_BYTES
-from unlearning_adapters.adapter.record import bad_file, strict_json
+from unlearning_adapters.adapter.header import EXPORT_KEY, HEADER_KEY
 from unlearning_adapters.errors import AdapterFileError, AdapterNotFoundError
+
+MAX_BYTES = 100_000_000  # of a header, as in the safetensors library
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class AnyHeader:
         """Class of the denoiser that our own record names, None in the files of others."""
         for key in (EXPORT_KEY, HEADER_KEY):
             if key in self.metadata:
-                record = strict_json(self.metadata[key], "the file", "record")
+                record = _json(self.metadata[key])
                 kinds = record.get("denoisers")
                 named = record.get("denoiser") or (next(iter(kinds.values()), "") if isinstance(kinds, dict) else "")
                 return named if isinstance(named, str) and named else None
@@ -55,22 +57,30 @@ def read_any_header(path: Path) -> AnyHeader:
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if not 2 <= length <= min(size - 8, 16 * MAX_HEADER_BYTES):
-            raise bad_file(name, f"it is truncated or not safetensors: its header claims {length:,} of {size:,} bytes")
-        text = file.read(length)
-    try:
-        entries = strict_json(text.decode(), name, "header")
-    except UnicodeDecodeError as error:
-        raise bad_file(name, f"it is not safetensors: its header is not UTF-8 at byte {error.start}") from error
-    metadata = entries.pop("__metadata__", None) or {}
+        if not 2 <= length <= min(size - 8, MAX_BYTES):
+            raise _no_safetensors(name, f"it is cut off, or its header claims {length:,} of {size:,} bytes")
+        entries = _json(file.read(length))
+    metadata = entries.pop("__metadata__", None)
+    texts = metadata if isinstance(metadata, dict) else {}
     known = {key: _entry(key, value, name) for key, value in entries.items()}
+    if not known:
+        raise _no_safetensors(name, "its header names no tensor")
     return AnyHeader(
         {key: entry[0] for key, entry in known.items()},
         {key: entry[1] for key, entry in known.items()},
         {key: entry[2] for key, entry in known.items()},
-        {key: value for key, value in metadata.items() if isinstance(value, str)} if isinstance(metadata, dict) else {},
+        {key: value for key, value in texts.items() if isinstance(value, str)},
         8 + length,
     )
+
+
+def _json(text: bytes | str) -> dict[str, Any]:
+    """Return a JSON object, or nothing where the text is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _entry(key: str, entry: Any, name: str) -> tuple[tuple[int, ...], str, tuple[int, int]]:
@@ -78,7 +88,8 @@ def _entry(key: str, entry: Any, name: str) -> tuple[tuple[int, ...], str, tuple
         begin, end = entry["data_offsets"]
         return tuple(int(length) for length in entry["shape"]), str(entry["dtype"]), (int(begin), int(end))
     except (KeyError, TypeError, ValueError) as error:
-        raise bad_file(name, f"the entry of the tensor {key!r} is {entry!r}") from error
+        raise _no_safetensors(name, f"the entry of its tensor {key!r} is not as it must be") from error
 
 
-__all__ = ["AdapterFileError", "AnyHeader", "read_any_header"]
+def _no_safetensors(name: str, found: str) -> AdapterFileError:
+    return AdapterFileError(f"{name!r} is not a safetensors file: {found}. Download it again, or give another file.")

@@ -52,6 +52,7 @@ class _Sorting:
     """The tensors of a file while they are sorted."""
 
     engine: Engine
+    family: str
     reads: Reads
     model: ModelLayers | None
     dropped: dict[str, str] = field(default_factory=dict)
@@ -77,7 +78,7 @@ def read_keys(
         What is read, and why the rest is not.
     """
     names = tuple(names)
-    sorting = _Sorting(engine, reads, model)
+    sorting = _Sorting(engine, family, reads, model)
     for name in names:
         if not name.endswith(_ALPHA):
             _sort(sorting, name, names)
@@ -116,29 +117,37 @@ def _sort(sorting: _Sorting, name: str, names: Sequence[str]) -> None:
 
 def _layers_of(sorting: _Sorting, layer: str, names: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """Return the layers of diffusers that a layer of the file is, or why it is not read."""
-    why = "its prefix is unknown there"
+    reasons: list[str] = []
     for spelling in sorting.reads.spellings:
         for prefix in _prefixes(sorting.engine, spelling):
             if not layer.startswith(prefix):
                 continue
             path = layer.removeprefix(prefix)
             paths = _kohya_layers(spelling, path) if prefix == KOHYA else spelling.naming.layers(path)
-            if not paths:
-                if sorting.reads.every and sorting.model is not None and sorting.model.has_raw(path, prefix == KOHYA):
-                    return (path,), ""
-                why = _why_unknown(sorting, path)
-                continue
-            if spelling.needs and not any(spelling.needs in other for other in names):
-                why = f"the file has no {spelling.needs}, by which it knows such names"
-                continue
-            absent = sorting.model.lacks(paths) if sorting.model is not None else None
-            if absent:
-                why = f"the model has no layer {absent}"
-                continue
-            if any(path in _parts(pattern, path) for pattern in spelling.whole for path in paths):
-                sorting.needs_whole[layer] = spelling.whole
-            return paths, ""
-    return (), why
+            if not paths and sorting.reads.every and sorting.model and sorting.model.has_raw(path, prefix == KOHYA):
+                return (path,), ""
+            reason = _why_not(sorting, spelling, path, paths, names)
+            if not reason:
+                if any(each in _parts(pattern, each) for pattern in spelling.whole for each in paths):
+                    sorting.needs_whole[layer] = spelling.whole
+                return paths, ""
+            reasons.append(reason)
+    return (), next(iter(reasons), "its prefix is unknown there")
+
+
+def _why_not(sorting: _Sorting, spelling: Spelling, path: str, paths: tuple[str, ...], names: Sequence[str]) -> str:
+    """Return why a layer is not read in one spelling, "" if it is."""
+    if not paths:
+        family = FAMILIES[sorting.family]
+        if not sorting.engine.embedders and any(
+            each in family.embedders for each in (path, *family.native.layers(path))
+        ):
+            return "it keeps LoRAs off the layers that prepare the prompt"
+        return "it knows no layer of this name"
+    if spelling.needs and not any(spelling.needs in other for other in names):
+        return f"the file has no {spelling.needs}, by which it knows such names"
+    absent = sorting.model.lacks(paths) if sorting.model else None
+    return f"the model has no layer {absent}" if absent else ""
 
 
 def _prefixes(engine: Engine, spelling: Spelling) -> tuple[str, ...]:
@@ -146,20 +155,10 @@ def _prefixes(engine: Engine, spelling: Spelling) -> tuple[str, ...]:
     return tuple(sorted((*spelling.prefixes, *((KOHYA,) if engine.kohya else ())), key=len, reverse=True))
 
 
-def _why_unknown(sorting: _Sorting, path: str) -> str:
-    family = next(name for name, reads in sorting.engine.reads.items() if reads is sorting.reads)
-    names = (path, *FAMILIES[family].native.layers(path))
-    if not sorting.engine.embedders and any(name in FAMILIES[family].embedders for name in names):
-        return "it keeps LoRAs off the layers that prepare the prompt"
-    return "it knows no layer of this name"
-
-
 @cache
 def _kohya_names(spelling: Spelling) -> tuple[tuple[re.Pattern[str], str], ...]:
     names = dict.fromkeys(name for _, theirs in spelling.rows for name in expand(theirs))
-    return tuple(
-        (re.compile(re.escape(name.replace(".", "_")).replace("_N_", r"_(\d+)_", 1)), name) for name in names
-    )
+    return tuple((re.compile(re.escape(name.replace(".", "_")).replace("_N_", r"_(\d+)_", 1)), name) for name in names)
 
 
 def _kohya_layers(spelling: Spelling, path: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from unlearning_adapters.export.engine import Engine, Reads, Spelling
-from unlearning_adapters.export.naming import Rows
+from unlearning_adapters.export.naming import Rows, same
 
 from .rows import (
     HUNYUAN_15_NATIVE,
@@ -17,9 +17,13 @@ _SOURCE = "fastvideo/pipelines/lora_pipeline.py::LoRAPipeline.set_lora_adapter"
 _PREFIXES = ("diffusion_model.", "")
 
 
-def without_feed_forward(rows: Rows) -> Rows:
-    """Return the rows of HunyuanVideo but those that sglang and FastVideo name otherwise, or keep LoRAs from."""
-    return tuple(row for row in rows if "mlp" not in row[1] and "txt_in" not in row[1])
+def with_own_feed_forward(rows: Rows) -> Rows:
+    """Return the rows of HunyuanVideo as sglang and FastVideo read them: their modules have other names there.
+
+    Feed-forwards are known by diffusers' names alone, and `txt_in` has no LoRA.
+    """
+    kept = tuple(row for row in rows if "mlp" not in row[1] and "txt_in" not in row[1])
+    return (*kept, *same("transformer_blocks.N.{ff,ff_context}.net.{0.proj,2}"))
 
 
 def _instructions(files: Mapping[str, str]) -> str:
@@ -33,9 +37,11 @@ FASTVIDEO = Engine(
     "0.2.1",
     {
         "wan": Reads(("sglang", "native"), _SOURCE, (Spelling((*WAN_TEXT_NATIVE, *WAN_DIFFUSERS), _PREFIXES),)),
-        "hunyuan-video": Reads(("native",), _SOURCE, (Spelling(without_feed_forward(HUNYUAN_NATIVE), _PREFIXES),)),
+        "hunyuan-video": Reads(
+            ("sglang", "native"), _SOURCE, (Spelling(with_own_feed_forward(HUNYUAN_NATIVE), _PREFIXES),)
+        ),
         "hunyuan-video-1.5": Reads(
-            ("native",), _SOURCE, (Spelling(without_feed_forward(HUNYUAN_15_NATIVE), _PREFIXES),)
+            ("sglang", "native"), _SOURCE, (Spelling(with_own_feed_forward(HUNYUAN_15_NATIVE), _PREFIXES),)
         ),
         "ltx-2": Reads(("native",), _SOURCE, (Spelling(LTX_2_NATIVE, _PREFIXES),)),
     },

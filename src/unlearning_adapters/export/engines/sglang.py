@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from unlearning_adapters.export.engine import Engine, Reads, Spelling
 from unlearning_adapters.export.naming import same
 
-from .fastvideo import without_feed_forward
+from .fastvideo import with_own_feed_forward
 from .rows import HUNYUAN_NATIVE, LTX_2_NATIVE, WAN_DIFFUSERS, WAN_TEXT_NATIVE
 
 _SOURCE = "multimodal_gen/runtime/pipelines_core/lora/pipeline.py::LoRAPipeline.load_lora_adapter"
@@ -41,10 +41,10 @@ SGLANG = Engine(
         ),
         # Bare `double_blocks.` is taken for FLUX and renamed.
         "hunyuan-video": Reads(
-            ("native",),
+            ("sglang", "native"),
             _SOURCE,
             (
-                Spelling(without_feed_forward(HUNYUAN_NATIVE)),
+                Spelling(with_own_feed_forward(HUNYUAN_NATIVE)),
                 Spelling(_HUNYUAN_DIFFUSERS, ("diffusion_model.", ""), _FUSED),
             ),
         ),

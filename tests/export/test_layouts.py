@@ -1,4 +1,4 @@
-"""Names and shapes of ComfyUI's layout: they are those of its models, and diffusers' converters give back the same."""
+"""Names and shapes of the layouts: diffusers' converters turn those of the first releases back, bit for bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tiny_denoisers import TINY
 from torch import Tensor
 
 from unlearning_adapters.errors import ConfigError, SiteError
-from unlearning_adapters.export.comfyui import PREFIX, Factors, comfyui_lora
+from unlearning_adapters.export.fused_layers import Factors, factors_in
+from unlearning_adapters.export.layouts import LAYOUTS
 from unlearning_adapters.pipelines.sites import linear_layers
 
 READERS = {
@@ -29,6 +30,14 @@ READERS = {
     "LTX2VideoTransformer3DModel": LTX2LoraLoaderMixin,
 }
 HUNYUAN = "HunyuanVideoTransformer3DModel"
+PREFIX = "diffusion_model"
+
+
+def native_lora(denoiser: str, factors: dict[str, Factors], layout: str = "native-for-diffusers") -> dict[str, Factors]:
+    """The factors by the names of the first release, without the prefix."""
+    return {
+        name.removeprefix(f"{PREFIX}."): pair for name, pair in factors_in(LAYOUTS[layout], denoiser, factors).items()
+    }
 
 
 def factors_for(shapes: dict[str, tuple[int, int]], rank: int = 2) -> dict[str, Factors]:
@@ -53,7 +62,7 @@ def tensors_of(factors: dict[str, Factors], prefix: str) -> dict[str, Tensor]:
 
 def read_back(denoiser: str, factors: dict[str, Factors]) -> dict[str, Tensor]:
     """What diffusers makes of the file."""
-    found = READERS[denoiser].lora_state_dict(dict(tensors_of(comfyui_lora(denoiser, factors), PREFIX)))
+    found = READERS[denoiser].lora_state_dict(dict(tensors_of(native_lora(denoiser, factors), PREFIX)))
     return found[0] if isinstance(found, tuple) else found
 
 
@@ -62,7 +71,7 @@ def known(denoiser: str, shapes: dict[str, tuple[int, int]]) -> dict[str, tuple[
     found = {}
     for path, size in shapes.items():
         try:
-            comfyui_lora(denoiser, factors_for({path: size}))
+            native_lora(denoiser, factors_for({path: size}))
         except SiteError as error:
             if "has no name" in str(error):
                 continue
@@ -116,10 +125,10 @@ def test_the_names_are_those_of_comfyui() -> None:
         },
     }
     for denoiser, names in renamed.items():
-        found = comfyui_lora(denoiser, factors_for(dict.fromkeys(names, (4, 4))))
+        found = native_lora(denoiser, factors_for(dict.fromkeys(names, (4, 4))))
         assert list(found) == list(names.values())
     images = {f"blocks.0.attn2.add_{leaf}_proj": (4, 4) for leaf in "kv"}
-    found = comfyui_lora("WanTransformer3DModel", factors_for(images))
+    found = native_lora("WanTransformer3DModel", factors_for(images))
     assert list(found) == ["blocks.0.cross_attn.k_img", "blocks.0.cross_attn.v_img"]
 
 
@@ -142,7 +151,7 @@ def named_in(cell: str) -> list[str]:
 def test_the_table_of_the_specification_is_what_is_written(family: str, theirs: str, ours: str) -> None:
     denoiser = f"{family}Transformer3DModel"
     layers, names = named_in(theirs), named_in(ours)
-    found = comfyui_lora(denoiser, factors_for(dict.fromkeys(layers, (4, 4))))
+    found = native_lora(denoiser, factors_for(dict.fromkeys(layers, (4, 4))))
     assert [name for name in found if any(part.any() for part in found[name])] == names
 
 
@@ -168,7 +177,7 @@ def dense(pair: Factors) -> Tensor:
 def test_equal_reads_are_shared_so_that_the_rank_stays() -> None:
     factors = factors_for(dict.fromkeys(STREAM, (6, 6)))
     factors = {path: (factors[STREAM[0]][0].clone(), lora_B) for path, (_, lora_B) in factors.items()}
-    merged = comfyui_lora(HUNYUAN, factors)["double_blocks.1.txt_attn_qkv"]
+    merged = native_lora(HUNYUAN, factors)["double_blocks.1.txt_attn_qkv"]
     assert merged[0].shape == (2, 6) and merged[1].shape == (18, 2)
     found = read_back(HUNYUAN, factors)
     for path, (lora_A, lora_B) in factors.items():
@@ -182,7 +191,7 @@ def test_other_reads_become_blocks_and_the_products_stay_number_by_number(equal:
     for leaf in equal[1:]:
         first, other = (f"transformer_blocks.1.attn.add_{name}_proj" for name in (equal[0], leaf))
         factors[other] = factors[first][0].clone(), factors[other][1]
-    merged = comfyui_lora(HUNYUAN, factors)["double_blocks.1.txt_attn_qkv"]
+    merged = native_lora(HUNYUAN, factors)["double_blocks.1.txt_attn_qkv"]
     assert merged[0].shape == (4 if equal else 6, 6)
     assert torch.equal(dense(merged), torch.cat([dense(factors[path]) for path in STREAM]))
     found = read_back(HUNYUAN, factors)
@@ -224,9 +233,9 @@ def test_a_single_block_is_split_where_diffusers_splits_it() -> None:
         used = written.any(dim=0)
         assert torch.equal(read[used], lora_A) and torch.equal(written[:, used], lora_B), path
     alone = {path: pair for path, pair in factors.items() if path.endswith("proj_mlp")}
-    assert comfyui_lora(HUNYUAN, alone)["single_blocks.2.linear1"][1].shape == (7 * wide, 1)
-    with pytest.raises(SiteError, match=r"'single_blocks\.2\.linear1' holds the attention and the feed-forward"):
-        comfyui_lora(HUNYUAN, {f"{block}.attn.to_q": factors[f"{block}.attn.to_q"]})
+    assert native_lora(HUNYUAN, alone)["single_blocks.2.linear1"][1].shape == (7 * wide, 1)
+    with pytest.raises(SiteError, match=r"single_blocks\.2\.linear1' holds the attention and the feed-forward"):
+        native_lora(HUNYUAN, {f"{block}.attn.to_q": factors[f"{block}.attn.to_q"]})
 
 
 @pytest.mark.parametrize(
@@ -244,7 +253,7 @@ def test_a_zero_layer_lets_diffusers_know_the_file(layer: str) -> None:
     """Without `img_attn_qkv` diffusers takes the names for its own, finds none of them, and loads nothing."""
     shapes = shapes_of(HUNYUAN)
     factors = factors_for({layer: shapes[layer]})
-    whole = comfyui_lora(HUNYUAN, factors)
+    whole = native_lora(HUNYUAN, factors)
     added = {name: pair for name, pair in whole.items() if "img_attn_qkv" in name}
     height, width = shapes["transformer_blocks.0.attn.to_q"]
     assert [tuple(map(tuple, (a.shape, b.shape))) for a, b in added.values()] == [((1, width), (3 * height, 1))]
@@ -257,7 +266,7 @@ def test_a_zero_layer_lets_diffusers_know_the_file(layer: str) -> None:
 
 def test_with_a_layer_of_that_name_nothing_is_added() -> None:
     factors = factors_for({"transformer_blocks.5.attn.to_k": (6, 6)})
-    assert list(comfyui_lora(HUNYUAN, factors)) == ["double_blocks.5.img_attn_qkv"]
+    assert list(native_lora(HUNYUAN, factors)) == ["double_blocks.5.img_attn_qkv"]
 
 
 @pytest.mark.parametrize("leaf", ["k", "v"])
@@ -277,9 +286,9 @@ def test_image_keys_of_wan_are_read_with_image_values_only(leaf: str) -> None:
 
 
 def test_other_denoisers_are_refused() -> None:
-    for name in ("MochiTransformer3DModel", ""):
+    for name in ("SanaVideoTransformer3DModel", ""):
         with pytest.raises(ConfigError, match=f"but not for {name or 'an unknown denoiser'}. Export it in the layout"):
-            comfyui_lora(name, factors_for({"x": (2, 2)}))
+            native_lora(name, factors_for({"x": (2, 2)}))
 
 
 @pytest.mark.parametrize(
@@ -295,5 +304,7 @@ def test_other_denoisers_are_refused() -> None:
     ],
 )
 def test_a_layer_without_a_name_is_refused(denoiser: str, layer: str) -> None:
-    with pytest.raises(SiteError, match=f"The layer '{layer}' of {denoiser} has no name that ComfyUI and diffusers"):
-        comfyui_lora(denoiser, factors_for({layer: (4, 4)}))
+    with pytest.raises(
+        SiteError, match=f"The layer '{layer}' of {denoiser} has no name in the layout 'native-for-diffusers'"
+    ):
+        native_lora(denoiser, factors_for({layer: (4, 4)}))

@@ -1,0 +1,182 @@
+"""The numbers of an exported LoRA: the joint edit of one denoiser as low-rank factors, and the base they hold for."""
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearning_adapters.adapter.adapter import UnlearningAdapter
+from unlearning_adapters.building.build import base_model_of, base_revision_of
+from unlearning_adapters.errors import BaseMismatchError, ConfigError, FuseError
+from unlearning_adapters.pipelines.sites import denoisers
+from unlearning_adapters.runtime.compatibility import check_sites, with_stock_factors
+from unlearning_adapters.runtime.editor import editor_of
+from unlearning_adapters.runtime.joint_edit import stack_directions, stack_report, stacked_factors
+
+from .fused_layers import Factors
+
+
+def chosen_component(adapters: Sequence[UnlearningAdapter], component: str | None) -> str:
+    """Return the denoiser that a LoRA is for: the one that is named, or the only one that is edited."""
+    if not adapters:
+        raise ConfigError("Expected at least one adapter to export, but got none.")
+    known = list(dict.fromkeys(name for adapter in adapters for name in adapter.components))
+    if component is None:
+        if len(known) > 1:
+            raise ConfigError(
+                f"The adapters edit {', '.join(known)}, and a LoRA file holds one denoiser. "
+                "Name it with `component`, and export each to a file of its own."
+            )
+        return known[0]
+    for adapter in adapters:
+        if component not in adapter.components:
+            raise ConfigError(
+                f"The adapter {adapter.info.concept!r} does not edit {component!r}, only "
+                f"{', '.join(adapter.components)}. Choose another `component`, or leave the adapter out."
+            )
+    return component
+
+
+def chosen_strengths(
+    adapters: Sequence[UnlearningAdapter], strengths: float | Sequence[float | None] | None
+) -> tuple[float, ...]:
+    """Return a strength for each adapter, its own where none is given."""
+    given = list(strengths) if isinstance(strengths, Sequence) else [strengths] * len(adapters)
+    if len(given) != len(adapters):
+        raise ConfigError(
+            f"Expected one strength for each of {len(adapters)} adapters, but got {len(given)}. "
+            "Give one for each, in their order, or none to use their own."
+        )
+    amounts = [
+        adapter.strength if strength is None else adapter.allowed_strength(strength)
+        for adapter, strength in zip(adapters, given, strict=True)
+    ]
+    if not any(amounts):
+        raise ConfigError("All strengths are 0, so that there is nothing to export. Give one above 0.")
+    return tuple(amounts)
+
+
+def part_of(adapter: UnlearningAdapter, component: str) -> UnlearningAdapter:
+    """Return the part of an adapter that edits one denoiser."""
+    here = [site for site in adapter.sites if site.startswith(f"{component}.")]
+    return replace(
+        adapter,
+        directions={site: adapter.directions[site] for site in here},
+        lora_B={site: adapter.lora_B[site] for site in here if site in adapter.lora_B},
+    )
+
+
+def base_of(parts: Sequence[UnlearningAdapter], component: str) -> dict[str, str]:
+    """Return the base that all of the adapters were built on, if their factors can be used together."""
+    first = _base_in_file(parts[0], component)
+    for part in parts[1:]:
+        other = _base_in_file(part, component)
+        if other != first:
+            raise BaseMismatchError(
+                f"The adapters {parts[0].info.concept!r} and {part.info.concept!r} were built on different bases, "
+                f"{_text(first)} and {_text(other)}. Pass the pipeline that the LoRA is for as `base`."
+            )
+    for part in parts:
+        lacking = [site for site in part.sites if site not in part.lora_B]
+        if lacking or not part.strength:
+            found = "strength 0 in its file" if lacking == [] else f"no stock factor for {lacking[0]}"
+            raise FuseError(
+                f"The LoRA of the adapter {part.info.concept!r} cannot be computed without its base: it has {found}. "
+                "Pass the pipeline that the LoRA is for as `base`."
+            )
+    return first
+
+
+def _base_in_file(part: UnlearningAdapter, component: str) -> dict[str, str]:
+    info = part.info
+    kind = str(info.denoisers.get(component, ""))
+    return {"denoiser": kind, "base_model": info.base_model, "base_revision": info.base_revision}
+
+
+def base_named(base: Any, component: str) -> dict[str, str]:
+    """Return what a record says of a base that the user gives."""
+    networks = denoisers(base)
+    if component not in networks:
+        raise BaseMismatchError(
+            f"{type(base).__name__} has no {component!r}, only {', '.join(networks)}. "
+            "Give a base of the architecture that the adapters were built on."
+        )
+    network = networks[component]
+    return {
+        "denoiser": type(network).__name__,
+        "base_model": base_model_of(base),
+        "base_revision": base_revision_of(network),
+    }
+
+
+def _text(base: Mapping[str, str]) -> str:
+    return " at ".join(repr(base[key]) for key in ("base_model", "base_revision") if base[key]) or "an unknown one"
+
+
+def rendered(base: Any, part: UnlearningAdapter, component: str) -> UnlearningAdapter:
+    """Return an adapter with the stock factors of another base of its architecture."""
+    network = denoisers(base)[component]
+    built, found = part.info.denoisers.get(component), type(network).__name__
+    if built and built != found:
+        raise BaseMismatchError(
+            f"The adapter {part.info.concept!r} was built on a {built}, and {component} of the base is a {found}: "
+            "its directions mean nothing there. Give a base of that architecture, or build the adapter on this one."
+        )
+    check_sites(base, part)
+    fused = {f"{component}.{path}" for path in editor_of(network).records}
+    with torch.no_grad():
+        return with_stock_factors(base, replace(part.with_strength(part.strength or 1.0), lora_B={}), fused)
+
+
+def joint_factors(parts: Sequence[UnlearningAdapter], strengths: Sequence[float]) -> dict[str, Factors]:
+    """Return the joint edit of each layer as LoRA factors, by its path."""
+    factors: dict[str, Factors] = {}
+    for site in dict.fromkeys(site for part in parts for site in part.sites):
+        here = [(part, strength) for part, strength in zip(parts, strengths, strict=True) if site in part.directions]
+        lora_A, lora_B = stacked_factors(
+            [part.directions[site] for part, _ in here],
+            [strength for _, strength in here],
+            [_outputs(part, site) for part, _ in here],
+        )
+        if len(lora_A):
+            factors[site.partition(".")[2]] = lora_A, lora_B
+    return factors
+
+
+def joint_mixes(parts: Sequence[UnlearningAdapter], strengths: Sequence[float]) -> dict[str, Tensor]:
+    """Return what the joint edit takes away per read-out, `V G^-1 L`, of each layer, by its path."""
+    mixes: dict[str, Tensor] = {}
+    for site in dict.fromkeys(site for part in parts for site in part.sites):
+        here = [(part, strength) for part, strength in zip(parts, strengths, strict=True) if site in part.directions]
+        edit = stack_directions([part.directions[site] for part, _ in here], [strength for _, strength in here])
+        if edit.rank:
+            mixes[site.partition(".")[2]] = edit.mix
+    return mixes
+
+
+def _outputs(part: UnlearningAdapter, site: str) -> Tensor:
+    """Return what the weight of a site makes of its writes, from the factor; zeros, which nobody reads, at gain 0."""
+    factor = -part.lora_B[site].double()
+    amount = part.strength_at(site)
+    return factor / amount if amount else torch.zeros_like(factor)
+
+
+def warn_of_twins(parts: Sequence[UnlearningAdapter], strengths: Sequence[float]) -> None:
+    """Say which adapters act as one, since they remove nearly the same direction."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    sites = dict.fromkeys(site for part in parts for site in part.sites)
+    for site in sites:
+        here = [number for number, part in enumerate(parts) if site in part.directions]
+        report = stack_report([parts[number].directions[site] for number in here], [strengths[n] for n in here])
+        pairs.update((here[strong], here[weak]) for strong, weak in report.merged)
+    for (strong, weak), layers in pairs.items():
+        warnings.warn(
+            f"The adapters {parts[strong].info.concept!r} and {parts[weak].info.concept!r} remove nearly the same "
+            f"direction at {layers} of {len(sites)} sites; the LoRA removes it there once, at the larger strength "
+            f"({strengths[strong]:g}{', times the gain of the site' if parts[strong].gains else ''}).",
+            stacklevel=3,
+        )
