@@ -28,7 +28,7 @@ COLUMNS = (*RATES, "motion_ratio")
 
 def config_of(method: str) -> BuildConfig:
     """Return the settings of one arm; "cpca" takes as many components as five pairs support."""
-    return BuildConfig(method=method, pairs=PAIRS)  # type: ignore[arg-type]
+    return BuildConfig(method=method, pairs=PAIRS)
 
 
 def measure_concept(pipe: Any, name: str, methods: list[str], clips: int, synonyms: bool) -> dict[str, Any]:

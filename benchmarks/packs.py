@@ -18,7 +18,8 @@ from torch import Tensor
 
 import unlearning_adapters as ua
 from unlearning_adapters.evaluation.reports.markdown import table_row
-from unlearning_adapters.methods.registry import GroupRows, find_direction, find_strength
+from unlearning_adapters.methods.registry import find_direction, find_strength
+from unlearning_adapters.methods.rows import GroupRows, NeutralRows
 
 FILE = Path(__file__).parent / "packs.json"
 CONCEPTS = ("nudity", "graphic-violence", "copyrighted-characters", "trademarks", "public-figures")
@@ -47,13 +48,13 @@ def measure(pipe: Any, name: str) -> list[dict[str, Any]]:
     """
     concept = ua.load_concept(name)
     shown, beside = encode(pipe, concept.evaluation), encode(pipe, concept.neighbours)
-    neutral, empty = encode(pipe, concept.neutral), encode(pipe, [""])
+    neutral = NeutralRows(encode(pipe, concept.neutral), guidance=encode(pipe, [""]))
     found = []
     for method in METHODS:
         for count in PAIRS:
             pairs = concept.pairs[:count]
             sides = (encode(pipe, [pair.unsafe for pair in pairs]), encode(pipe, [pair.safe for pair in pairs]))
-            rows, config = GroupRows(*sides, neutral, empty), ua.BuildConfig(method=method)
+            rows, config = GroupRows.of_sides(*sides, neutral), ua.BuildConfig(method=method)
             read = find_direction(rows, config, torch.Generator()).read
             strength = find_strength(rows, config, torch.Generator())
             taken, kept = (

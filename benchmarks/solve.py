@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from unlearning_adapters.methods.directions import cpca_direction
+from unlearning_adapters.methods.paper import cpca_direction
 
 from .measure import in_turn
 from .report import Row, compare

@@ -8,8 +8,19 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
-Method = Literal["mean", "pca", "cpca", "ridge", "leace", "uce", "rece", "cure", "random"]
-METHODS: tuple[str, ...] = get_args(Method)
+# The settings of `BuildConfig` that each method has beside those of all; `methods/registry.py` holds what it computes.
+METHOD_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "mean": (),
+    "pca": ("rank", "components"),
+    "cpca": ("components", "contrast"),
+    "ridge": ("rank", "epsilon", "landing"),
+    "leace": (),
+    "uce": (),
+    "rece": ("rounds",),
+    "cure": ("sharpness",),
+    "random": (),
+}
+METHODS = tuple(METHOD_SETTINGS)
 MAX_STRENGTH = 4.0
 MAX_RANK = 64
 Landing = Literal["majority", "mean"]
@@ -48,7 +59,7 @@ class BuildConfig:
         batch_size: Number of prompts per call of the pipeline.
     """
 
-    method: Method = "ridge"
+    method: str = "ridge"
     rank: int = 1
     components: int = 100
     contrast: float = 1.0
@@ -92,7 +103,7 @@ class BuildConfig:
             raise ConfigError(f"Expected `sharpness` to be a number >= 1, but got {self.sharpness!r}.")
         if self.strength is not None:
             check_strength(self.strength)
-        if self.rank > 1 and self.method not in ("ridge", "pca"):
+        if self.rank > 1 and "rank" not in METHOD_SETTINGS[self.method]:
             raise ConfigError(f"Expected `rank` to be 1 for the method {self.method!r}, but got {self.rank}.")
         if self.sites is not None and not isinstance(self.sites, str):
             object.__setattr__(self, "sites", tuple(self.sites))

@@ -21,8 +21,9 @@ from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import Concept, Pair
 from unlearning_adapters.config import METHODS, BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError, SiteError
-from unlearning_adapters.methods import registry as methods
-from unlearning_adapters.methods.registry import GroupRows, find_direction
+from unlearning_adapters.methods import ridge
+from unlearning_adapters.methods.registry import find_direction
+from unlearning_adapters.methods.rows import GroupRows, NeutralRows
 from unlearning_adapters.pipelines.sites import site_module
 from unlearning_adapters.runtime.joint_edit import apply_edit, stack_directions
 
@@ -212,7 +213,7 @@ def test_a_neutral_prompt_with_the_concept_does_not_turn_its_counterpart_into_it
     assert to_red(held, red) < -0.8
     assert to_red(held, others).abs().max() < 0.2
     # Without the guard the read knows red by the lack of blue, and the edit adds red where blue was.
-    monkeypatch.setattr(methods, "HELD", ())
+    monkeypatch.setattr(ridge, "HELD", ())
     turned = build(pipe, shown)
     assert to_red(turned, blue) > 0.4
     assert to_red(turned, red) > -0.6
@@ -402,7 +403,7 @@ def test_concepts_that_land_on_each_other_stack() -> None:
 @pytest.mark.parametrize(("kind", "is_mean"), [("text", False), ("image", True), ("hidden", True)])
 def test_only_text_sites_let_pairs_decide_where_the_concept_lands(kind: str, is_mean: bool) -> None:
     rows = torch.randn(9, 4, 16, generator=torch.Generator().manual_seed(0)).unbind()
-    group = GroupRows(tuple(rows[:4]), tuple(rows[4:8]), (rows[8],), kind=kind)
+    group = GroupRows.of_sides(rows[:4], rows[4:8], NeutralRows((rows[8],)), kind)
     majority, mean = (
         find_direction(group, BuildConfig(landing=landing), torch.Generator()) for landing in ("majority", "mean")
     )

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearning_adapters.building.outlier_pairs import _written_once
-from unlearning_adapters.methods.directions import ridge_direction
+from unlearning_adapters.methods.ridge import ridge_direction
 
 
 @settings(max_examples=25, deadline=None)

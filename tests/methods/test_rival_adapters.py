@@ -24,7 +24,7 @@ from unlearning_adapters.config import MAX_RANK, BuildConfig
 from unlearning_adapters.errors import ConfigError, DenoiserError
 from unlearning_adapters.evaluation.arms.controls import random_adapter
 from unlearning_adapters.export.lora import export_lora
-from unlearning_adapters.methods.registry import _tokens
+from unlearning_adapters.methods.uce import edited_tokens
 from unlearning_adapters.pipelines.sites import site_module
 from unlearning_adapters.runtime.verbs import (
     fuse_unlearning_adapters,
@@ -171,7 +171,7 @@ def test_an_edit_of_more_tokens_than_a_file_holds_rows_is_built_and_exact(method
     pipe, concept = unmasked_cogvideox()
     config = BuildConfig(method, sites="text", steps=1, pairs=7)
     rows = gather(pipe, concept, config, progress=False, call_kwargs=COG_CALL).rows(0)
-    concepts, guides, preserved = _tokens(rows)
+    concepts, guides, preserved = edited_tokens(rows)
     assert len(concepts) > MAX_RANK >= concepts.shape[1]  # more tokens than rows, and their rank is within the limit
     with warnings.catch_warnings():
         warnings.simplefilter("error")

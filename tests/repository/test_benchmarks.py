@@ -120,7 +120,7 @@ def test_extra_memory_is_that_of_the_peak():
 def test_the_dense_solve_finds_the_same_direction():
     from benchmarks.solve import _dense, _rows
 
-    from unlearning_adapters.methods.directions import cpca_direction
+    from unlearning_adapters.methods.paper import cpca_direction
 
     problem = _rows(12, 96, 0), _rows(30, 96, 1), _rows(1, 96, 2)[0]
     thin = cpca_direction(*problem, 100, 1.0).read[0]

@@ -11,7 +11,7 @@ from unlearning_adapters.concepts.concept import shared_neutral
 from unlearning_adapters.concepts.lint import lint_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConfigError, DenoiserError
-from unlearning_adapters.methods import registry as methods
+from unlearning_adapters.methods import ridge
 from unlearning_adapters.shapeworld.models import language_model
 from unlearning_adapters.shapeworld.models.generate import generate_clips
 from unlearning_adapters.shapeworld.world.captions import is_held_out, name_thing
@@ -167,7 +167,7 @@ def test_everyday_prompts_that_show_the_concept_turn_no_neighbour_into_it(pipe, 
         return sum(factors == prompt.factors for factors, prompt in zip(seen, neighbours, strict=True))
 
     held, text = build()
-    monkeypatch.setattr(methods, "HELD", ())
+    monkeypatch.setattr(ridge, "HELD", ())
     turned, _ = build()
     assert "'a balloon rises into the sky'" in text
     assert kept(held) >= 10

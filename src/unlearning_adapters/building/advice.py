@@ -5,6 +5,7 @@ from statistics import median
 
 from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.config import MAX_CALIBRATED_STRENGTH, MAX_RANK, BuildConfig
+from unlearning_adapters.methods.registry import METHODS
 
 from .inputs import Material
 
@@ -39,7 +40,7 @@ def doubts(
             f"The edit of the method {config.method!r} has more than {MAX_RANK} rows, the limit: the best {MAX_RANK} "
             f"leave out {100 * left_out:.1f} % of it. Lower `pairs` for an exact edit."
         )
-    if config.method != "ridge" or config.strength is not None:
+    if not METHODS[config.method].calibrates or config.strength is not None:
         return
     if strength >= MAX_CALIBRATED_STRENGTH:
         yield (

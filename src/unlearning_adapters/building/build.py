@@ -18,7 +18,8 @@ from unlearning_adapters.adapter.direction import AdapterInfo, Direction
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.config import BuildConfig, site_strength
 from unlearning_adapters.errors import DenoiserError
-from unlearning_adapters.methods.registry import NEEDS_GRAM, find_direction, find_strength, shares
+from unlearning_adapters.methods.registry import METHODS, find_direction, find_strength
+from unlearning_adapters.methods.strength import pair_shares
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.pipelines.weights import layer_response, weight_gram
 
@@ -80,18 +81,17 @@ def build_adapter(
     by_group: list[Direction] = []
     strengths: list[float] = []
     parts: list[list[float]] = []
-    knows_pairs = config.method == "ridge" and config.rank == 1 and config.strength is None
+    method = METHODS[config.method]
+    knows_pairs = method.find_with_extra_rows is not None and config.rank == 1 and config.strength is None
     networks = denoisers(pipe)
     for group in tqdm(range(material.groups), desc="Directions", unit="group", disable=not progress):
         rows = material.rows(group)
-        if config.method in NEEDS_GRAM:
+        if method.needs_gram:
             rows = replace(rows, gram=_gram(networks, material.recorded.members(group), config.method))
         with material.named(group):
-            if config.method == "ridge":  # which solves once more for each pair that calibration leaves out
-                rows = rows.condensed()
             by_group.append(find_direction(rows, config, generator))
             strengths.append(find_strength(rows, config, generator))
-            parts.append(shares(rows, by_group[-1]) if knows_pairs and rows.kind == "text" else [])
+            parts.append(pair_shares(rows, by_group[-1]) if knows_pairs and rows.kind == "text" else [])
     strength = median(strengths)
     by_group, own, kept = with_own_rows(material, by_group, parts, strength, config)
     for doubt in doubts(material, config, by_group, strength, own, kept):

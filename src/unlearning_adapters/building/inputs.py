@@ -16,7 +16,8 @@ from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.concepts.wording import find_word, tokens
 from unlearning_adapters.config import DEFAULT_PAIRS, BuildConfig
 from unlearning_adapters.errors import ConceptError
-from unlearning_adapters.methods.registry import NEEDS_NEUTRAL, GroupRows
+from unlearning_adapters.methods.registry import METHODS
+from unlearning_adapters.methods.rows import GroupRows, NeutralRows, Sides
 from unlearning_adapters.pipelines.activations import Recording, record
 from unlearning_adapters.pipelines.moving_sites import few_steps, find_feeds
 from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers
@@ -83,23 +84,22 @@ class Material:
     def rows(self, group: int) -> GroupRows:
         """Return what a group reads, without pairs that differ in nothing that sites of its kind read."""
         count = len(self.pairs)
-        unsafe, safe = self.recorded.rows[group][:count], self.recorded.rows[group][count:]
-        steps, by_call = 1, self.recorded.by_call.get(group)
-        if by_call:  # each call is a pair of its own, so that both sides are compared at one timestep
-            steps, sides = len(by_call[0]), (by_call[:count], by_call[count:])
-            unsafe, safe = (tuple(rows for calls in side for rows in calls) for side in sides)
-        rows = GroupRows(unsafe, safe, *self._kept(group), steps=steps, kind=self.kind_of(group))
-        return rows.pairs(self.telling(group))
+        # Both sides of a pair are compared at one timestep, so that each call counts by itself.
+        sides = self.recorded.by_call.get(group) or tuple((rows,) for rows in self.recorded.rows[group])
+        pairs = tuple(
+            tuple(Sides(*both) for both in zip(unsafe, safe, strict=True))
+            for unsafe, safe in zip(sides[:count], sides[count:], strict=True)
+        )
+        return GroupRows(pairs, self._neutral_rows(group), self.kind_of(group)).only(self.telling(group))
 
-    def _kept(self, group: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the rows of the neutral prompts, one of no rows if there are none, and those of guidance."""
+    def _neutral_rows(self, group: int) -> NeutralRows:
+        """Return what a group reads for the neutral prompts, one of no rows if there are none, and for guidance."""
         none = (self.recorded.rows[group][0][:0],)
         if self.neutral is None:
-            return none, ()
+            return NeutralRows(none)
         read = list(zip(self.neutral.of(self.recorded.members(group)[0]), self.guidance, strict=True))
-        return tuple(rows for rows, guided in read if not guided) or none, tuple(
-            rows for rows, guided in read if guided
-        )
+        prompts = tuple(rows for rows, guided in read if not guided)
+        return NeutralRows(prompts or none, tuple(rows for rows, guided in read if guided))
 
     @contextmanager
     def named(self, group: int) -> Iterator[None]:
@@ -134,7 +134,7 @@ def _chosen_pairs(concept: Concept, config: BuildConfig) -> tuple[Pair, ...]:
             f"Expected the concept {concept.name!r} to have the {config.pairs} pairs that `pairs` asks for, but it has "
             f"{len(concept.pairs)}. Lower `pairs`, or add pairs."
         )
-    if not (concept.neutral or concept.neutral_images) and config.method in NEEDS_NEUTRAL:
+    if not (concept.neutral or concept.neutral_images) and METHODS[config.method].needs_neutral:
         kind = "prompts" if any(pair.text_differs for pair in concept.pairs) else "pictures"
         warnings.warn(
             f"The concept {concept.name!r} has no neutral {kind}: the method {config.method!r} protects only what the "

@@ -9,7 +9,8 @@ import torch
 from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.methods.refusal import exact_rows
-from unlearning_adapters.methods.registry import find_direction, shares
+from unlearning_adapters.methods.registry import METHODS
+from unlearning_adapters.methods.strength import pair_shares
 
 from .inputs import Material
 
@@ -33,9 +34,9 @@ def with_own_rows(
         material: What the edit was built from.
         directions: The direction of each group, of rank 1 for text sites.
         parts: Of each group of text sites, what strength 1 removes of each pair that differs in what it reads
-            (`methods.shares`); of others nothing.
+            (`pair_shares`); of others nothing.
         strength: The edit's strength.
-        config: How the directions were found; by "ridge" with rank 1.
+        config: How the directions were found.
 
     Returns:
         The directions; the indices of the pairs that have a row of their own; and the pairs of which less than half is
@@ -44,7 +45,8 @@ def with_own_rows(
     removed = _removed_parts(material, parts, strength)
     unknown = {pair: part for pair, part in removed.items() if part < REMOVED}
     found, left, own, kept = list(directions), list(parts), list[int](), unknown
-    while kept:
+    find = METHODS[config.method].find_with_extra_rows
+    while kept and find is not None:
         if 2 * (len(own) + 1) >= len(removed):
             return list(directions), (), unknown
         own.append(min(kept, key=kept.__getitem__))
@@ -52,9 +54,9 @@ def with_own_rows(
             places = tuple(place for place, pair in enumerate(material.telling(group)) if pair in own)
             if parts[group] and places:
                 with material.named(group):
-                    rows = replace(material.rows(group).condensed(), own=places)
-                    found[group] = _written_once(find_direction(rows, config, torch.Generator()), strength)
-                left[group] = shares(rows, found[group])
+                    rows = material.rows(group)
+                    found[group] = _written_once(find(rows, config, places), strength)
+                left[group] = pair_shares(rows, found[group])
         removed = _removed_parts(material, left, strength)
         kept = {pair: part for pair, part in removed.items() if part < REMOVED and pair not in own}
     return found, tuple(own), {}

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unlearning_adapters.config import METHOD_SETTINGS
+
 from .commands import SHAPEWORLD, Report, open_pipeline
 
 OUTPUT = "unlearn-search"
@@ -122,8 +124,8 @@ def _cells(trial: Mapping[str, Any]) -> list[str]:
         str(trial["number"]),
         method,
         str(settings["rank"]),
-        f"{settings['epsilon']:.2g}" if method == "ridge" else "",
-        f"{settings['contrast']:.2g}" if method == "cpca" else "",
+        f"{settings['epsilon']:.2g}" if "epsilon" in METHOD_SETTINGS[method] else "",
+        f"{settings['contrast']:.2g}" if "contrast" in METHOD_SETTINGS[method] else "",
         "all" if blocks is None else f"{blocks[0]}-{blocks[-1]}",
         f"{settings['strength']:.2f}{_factors(settings.get('block_strengths'))}",
         *_numbers(trial, "leftover", "drift"),

@@ -17,7 +17,7 @@ from unlearning_adapters.building.build import assemble, base_model_of
 from unlearning_adapters.building.gains import with_block_strengths
 from unlearning_adapters.building.inputs import Material, gather
 from unlearning_adapters.concepts.concept import Concept
-from unlearning_adapters.config import BuildConfig
+from unlearning_adapters.config import METHOD_SETTINGS, BuildConfig
 from unlearning_adapters.errors import AdapterNameError, ConceptError, ConfigError
 from unlearning_adapters.methods.registry import find_direction, find_strength
 from unlearning_adapters.runtime.verbs import (
@@ -154,7 +154,7 @@ class Search:
         return with_block_strengths(found, chosen, config.block_strengths)
 
     def _direction(self, config: BuildConfig, group: int) -> Direction:
-        key = (group, config.method, config.rank, config.epsilon, config.landing, config.contrast, config.components)
+        key = (group, config.method, *(getattr(config, name) for name in METHOD_SETTINGS[config.method]))
         if key not in self._found:
             generator = torch.Generator("cpu").manual_seed(self.seed)
             with self.material.named(group):

@@ -7,11 +7,9 @@ from typing import Any
 
 from unlearning_adapters.config import DEFAULT_EPSILON, BuildConfig
 from unlearning_adapters.errors import ConfigError
+from unlearning_adapters.methods.method import Range
+from unlearning_adapters.methods.registry import METHODS
 
-SEARCHED_METHODS = ("ridge", "cpca", "mean", "pca", "leace")
-MAX_RANK = 4
-EPSILON = (1e-4, 1.0)
-CONTRAST = (0.1, 10.0)
 STRENGTH = (0.25, 2.0)
 FACTOR = (0.0, 2.0)  # of a block; with the largest strength it reaches the limit of 4
 MAX_KNOTS = 8  # factors that a trial chooses; blocks between knots are interpolated
@@ -61,14 +59,10 @@ def suggest(trial: Any, blocks: Sequence[int], pairs: int, seed: int, one_streng
         seed: Seed of the build.
         one_strength: Whether all blocks have the same strength.
     """
-    method = trial.suggest_categorical("method", SEARCHED_METHODS)
+    searched = {name: method.searched for name, method in METHODS.items() if method.searched is not None}
+    method = trial.suggest_categorical("method", tuple(searched))
     chosen: dict[str, Any] = {"method": method, "strength": trial.suggest_float("strength", *STRENGTH)}
-    if method in ("ridge", "pca"):
-        chosen["rank"] = trial.suggest_int("rank", 1, MAX_RANK)
-    if method == "ridge":
-        chosen["epsilon"] = trial.suggest_float("epsilon", *EPSILON, log=True)
-    if method == "cpca":
-        chosen["contrast"] = trial.suggest_float("contrast", *CONTRAST, log=True)
+    chosen |= {name: _value(trial, name, values) for name, values in searched[method].items()}
     # Without a choice of its own nearly no trial would take all blocks, which is the default.
     if len(blocks) > 1 and not trial.suggest_categorical("every_block", (True, False)):
         ends = [trial.suggest_int(name, 0, len(blocks) - 1) for name in ("one_end", "other_end")]
@@ -78,6 +72,12 @@ def suggest(trial: Any, blocks: Sequence[int], pairs: int, seed: int, one_streng
         factors = dict(zip(blocks, interpolated(at_knots, len(blocks)), strict=True))
         chosen["block_strengths"] = {block: factors[block] for block in chosen.get("blocks", blocks)}
     return BuildConfig(pairs=pairs, seed=seed, **chosen)
+
+
+def _value(trial: Any, name: str, values: Range) -> float:
+    suggest_number = trial.suggest_int if isinstance(values.low, int) else trial.suggest_float
+    number: float = suggest_number(name, values.low, values.high, log=values.log)
+    return number
 
 
 def interpolated(knots: Sequence[float], count: int) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from unlearning_adapters.evaluation.evaluate import evaluate
 from unlearning_adapters.evaluation.reports.markdown import rate_of
 from unlearning_adapters.evaluation.reports.report import Report
 from unlearning_adapters.evaluation.suites.suite import Suite
+from unlearning_adapters.methods import registry
 from unlearning_adapters.shapeworld.models.generate import prompt_length
 
 from .esd import EsdSettings
@@ -25,7 +26,7 @@ from .references import ESD, GOLD, esd_arm, gold_arm
 
 SCHEMA = "unlearning-comparison/1"
 BUILDS = "builds.json"
-COMPARED = tuple(method for method in METHODS if method != "random")
+COMPARED = tuple(name for name in METHODS if not registry.METHODS[name].control)
 DEFAULT = BuildConfig().method
 NEGATIVE, ORACLE = "negative-prompt", "words-left-out"
 # What the table shows of an arm, and where a report keeps it.
