@@ -199,7 +199,7 @@ def _built(
 ) -> tuple[UnlearningAdapter, float]:
     """Build an adapter, store it, and return it with the seconds that the build took."""
     start = time.perf_counter()
-    config = BuildConfig(method=method)  # type: ignore[arg-type]
+    config = BuildConfig(method=method)
     adapter = build_adapter(pipe, concept, config, progress=progress, call_kwargs=length)
     took = round(time.perf_counter() - start, 3)
     adapter.save_pretrained(_adapter_file(folder, method))
