@@ -20,8 +20,8 @@ def test_the_prompts_of_guidance_are_told_from_the_neutral_ones(negative) -> Non
     material = gather(planted_pipeline(), CONCEPT, BuildConfig(), progress=False, call_kwargs=call)
     expected = 1 if negative is None else 2
     assert material.guidance == (False,) * len(NEUTRAL) + (True,) * expected
-    rows = material.rows(0)
-    assert len(rows.neutral) == len(NEUTRAL) and len(rows.guidance) == expected
+    neutral = material.rows(0).neutral
+    assert len(neutral.prompts) == len(NEUTRAL) and len(neutral.guidance) == expected
 
 
 def test_a_neutral_prompt_that_is_the_negative_one_is_one_of_guidance() -> None:
@@ -57,5 +57,5 @@ def test_pictures_have_no_prompt_of_guidance() -> None:
     pipe = planted.wan_pipeline()
     material = gather(pipe, concept("wan"), BuildConfig(), progress=False)
     assert material.neutral is not None and not any(material.guidance)
-    assert all(len(rows) for rows in material.rows(0).neutral)
-    assert torch.cat(material.rows(0).neutral).isfinite().all()
+    assert all(len(rows) for rows in material.rows(0).neutral.prompts)
+    assert torch.cat(material.rows(0).neutral.prompts).isfinite().all()
