@@ -10,27 +10,17 @@ Directions that are `additive` (edits of other works) have no such dials: each t
 The strength of a direction is that of its adapter times its own gain.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unlearning_adapters.adapter.direction import Direction
-from unlearning_adapters.config import site_strength
 from unlearning_adapters.errors import ConfigError
 
-# Two directions whose reads and writes are both closer than this (cosine) are the same concept: with different
-# strengths the exact solve would amplify their difference (norm of the edit 2.3 at 0.9, 7.1 at 0.99, 22 at 0.999).
-NEAR_DUPLICATE = 0.9
-# A row of whose own read-out the stronger ones leave less than this (1 - 0.9^2) has a dial for the rest only.
-INDEPENDENT_FROM = 0.19
-# Below this a row adds nothing but rounding and parts of other tokens, times 1 / 0.05.
-ABSORBED_BELOW = 0.05
-# Files may hold directions in half precision, so `a . w = 1` holds to about 1e-3; anything else is not a direction.
-UNIT_TOLERANCE = 0.02
+from .joint_solve import solve
+
 # Weights are read in float32 in blocks of rows of this many elements (64 MB), not as a whole.
 BLOCK_ELEMENTS = 2**24
 
@@ -112,13 +102,15 @@ def stack_directions(directions: Sequence[Direction], strengths: Sequence[float]
         >>> apply_edit(torch.tensor([4.0, 4.0, 4.0]), edit)
         tensor([0., 2., 4.])
     """
-    rows = _active_rows(directions, strengths)
-    device, in_features = directions[0].read.device, directions[0].in_features
-    if not rows:
-        return StackedEdit(torch.zeros(0, in_features, device=device), torch.zeros(in_features, 0, device=device))
-    kept, dials = _solve(rows)
-    reads, writes = torch.stack([row.read for row in kept]), torch.stack([row.write for row in kept])
-    return StackedEdit(reads.float().to(device), (writes.T @ dials).float().contiguous().to(device))
+    return solved_edit(directions, strengths)[0]
+
+
+def solved_edit(directions: Sequence[Direction], strengths: Sequence[float]) -> tuple[StackedEdit, StackReport]:
+    """Return what `stack_directions` and `stack_report` return, from one solve; arguments as theirs."""
+    solution = solve(directions, strengths)
+    device, rows = directions[0].read.device, solution.rows
+    read, mix = (torch.from_numpy(part).float().to(device) for part in (rows.read, rows.write.T @ solution.mix))
+    return StackedEdit(read, mix.contiguous()), StackReport(solution.merged, solution.absorbed)
 
 
 def stack_report(directions: Sequence[Direction], strengths: Sequence[float]) -> StackReport:
@@ -134,13 +126,7 @@ def stack_report(directions: Sequence[Direction], strengths: Sequence[float]) ->
     Raises:
         ConfigError: As `stack_directions`.
     """
-    rows = [row for row in _active_rows(directions, strengths) if not row.additive]
-    if not rows:
-        return StackReport()
-    plan = _plan(rows)
-    merged = {(rows[strong].owner, rows[weak].owner) for strong, weak in plan.merged}
-    absorbed = {rows[row].owner for row in plan.absorbed}
-    return StackReport(tuple(sorted(pair for pair in merged if pair[0] != pair[1])), tuple(sorted(absorbed)))
+    return solved_edit(directions, strengths)[1]
 
 
 def apply_edit(x: Tensor, edit: StackedEdit) -> Tensor:
@@ -207,7 +193,7 @@ def stacked_factors(
     Raises:
         ConfigError: As `stack_directions`, or if an output does not fit its direction.
     """
-    rows = _active_rows(directions, strengths)
+    solution = solve(directions, strengths)
     heights = {int(output.shape[0]) for output in outputs}
     ranks = [direction.rank for direction in directions]
     if len(heights) != 1 or [int(output.shape[1]) for output in outputs] != ranks:
@@ -215,11 +201,11 @@ def stacked_factors(
             f"Expected outputs of one height and of the ranks {ranks}, "
             f"but got the shapes {[tuple(output.shape) for output in outputs]}."
         )
-    if not rows:
-        return torch.zeros(0, directions[0].in_features), torch.zeros(*heights, 0)
-    kept, dials = _solve(rows)
-    made = torch.stack([outputs[row.owner][:, row.number].detach().cpu().double() for row in kept], dim=1)
-    return torch.stack([row.read for row in kept]).float(), -(made @ dials).float()
+    rows, mix = solution.rows, torch.from_numpy(solution.mix)
+    columns = [outputs[owner][:, number] for owner, number in zip(rows.owner, rows.number, strict=True)]
+    made = torch.stack([column.detach().cpu().double() for column in columns], dim=1) if columns else None
+    left = torch.zeros(*heights, 0) if made is None else -(made @ mix).float()
+    return torch.from_numpy(rows.read).float(), left
 
 
 def edited_weight(weight: Tensor, edit: StackedEdit) -> Tensor:
@@ -233,108 +219,3 @@ def edited_weight(weight: Tensor, edit: StackedEdit) -> Tensor:
         Edited weight of shape (out_features, in_features), float32.
     """
     return weight.float() - weight_factor(weight, edit) @ edit.read
-
-
-class _Row(NamedTuple):
-    owner: int
-    number: int  # which row of its direction
-    strength: float
-    read: Tensor
-    write: Tensor
-    additive: bool
-
-
-class _Plan(NamedTuple):
-    kept: list[int]
-    dials: Tensor  # L, diagonal but for rows that share most of themselves with rows before them
-    merged: list[tuple[int, int]]
-    absorbed: list[int]
-
-
-def _active_rows(directions: Sequence[Direction], strengths: Sequence[float]) -> list[_Row]:
-    """Return the rows of all directions that do something, strongest first, in an order that only the content sets."""
-    if not directions or len(directions) != len(strengths):
-        raise ConfigError(
-            f"Expected at least one direction and as many strengths, but got {len(directions)} and {len(strengths)}."
-        )
-    widths = sorted({direction.in_features for direction in directions})
-    if len(widths) > 1:
-        raise ConfigError(f"Expected directions of one width, but got in_features {', '.join(map(str, widths))}.")
-    amounts = [
-        site_strength(strength, direction.gain) for direction, strength in zip(directions, strengths, strict=True)
-    ]
-    contents = [_content(direction) for direction in directions]
-    order = sorted(range(len(directions)), key=lambda index: (-amounts[index], contents[index]))
-    rows = []
-    for owner in order:
-        if amounts[owner] > 0:
-            for number, read, write in zip(*_checked(directions[owner]), strict=True):
-                rows.append(_Row(owner, number, amounts[owner], read, write, directions[owner].additive))
-    return rows
-
-
-def _content(direction: Direction) -> bytes:
-    digest = hashlib.sha256(b"additive" if direction.additive else b"")
-    for rows in (direction.read, direction.write):
-        digest.update(rows.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.digest()
-
-
-def _checked(direction: Direction) -> tuple[list[int], Tensor, Tensor]:
-    """Return numbers, reads and writes in float64 on the CPU, without the zero rows that pad a file to one rank."""
-    read, write = (rows.detach().cpu().double() for rows in (direction.read, direction.write))
-    used = read.any(dim=1) | write.any(dim=1)
-    read, write = read[used], write[used]
-    for value in [] if direction.additive else (read * write).sum(dim=1).tolist():
-        if not abs(value - 1) <= UNIT_TOLERANCE:  # also true of NaN
-            raise ConfigError(
-                f"Expected read . write = 1 for each row of a direction, but got {value:g}: build the adapter again."
-            )
-    return used.nonzero().flatten().tolist(), read, write
-
-
-def _solve(rows: Sequence[_Row]) -> tuple[list[_Row], Tensor]:
-    """Return the rows that act, and `G^-1 L` of them; those that are additive have their strengths on the diagonal."""
-    joint = [row for row in rows if not row.additive]
-    added = [row for row in rows if row.additive]
-    kept, parts = added, [torch.diag(torch.tensor([row.strength for row in added], dtype=torch.float64))]
-    if joint:
-        plan = _plan(joint)
-        chosen = [joint[row] for row in plan.kept]
-        reads, writes = torch.stack([row.read for row in chosen]), torch.stack([row.write for row in chosen])
-        # float64 on the CPU: m x m problems are tiny, and the result must not depend on the device.
-        kept, parts = [*chosen, *added], [torch.linalg.solve(reads @ writes.T, plan.dials), *parts]
-    return kept, torch.block_diag(*parts)
-
-
-def _plan(rows: Sequence[_Row]) -> _Plan:
-    """Choose the rows of the solve and their strengths: a pass of Gaussian elimination from the strongest down."""
-    reads, writes = torch.stack([row.read for row in rows]), torch.stack([row.write for row in rows])
-    gram, near = reads @ writes.T, _near_duplicates(reads, writes)
-    dials = torch.zeros_like(gram)
-    kept: list[int] = []
-    merged, absorbed = [], []
-    for row, (_, _, strength, _, _, _) in enumerate(rows):
-        twins = [other for other in kept if near[row, other]]
-        if twins:
-            strongest = max(twins, key=lambda other: (float(dials[other, other]), -other))
-            strength = max(strength, float(dials[strongest, strongest]))
-            merged.append((strongest, row))
-        # What the kept rows read of this row: a_row = shared . A_kept + a rest that reads none of their writes.
-        shared = torch.linalg.solve(gram[kept][:, kept].T, gram[row, kept])
-        left = abs(1 - float(shared @ gram[kept, row] / gram[row, row]))
-        if left >= ABSORBED_BELOW:
-            if left < INDEPENDENT_FROM:
-                dials[row, kept] = shared @ dials[kept][:, kept] - strength * shared
-            dials[row, row] = strength
-            kept.append(row)
-        elif not twins:
-            absorbed.append(row)
-    return _Plan(kept, dials[kept][:, kept], merged, absorbed)
-
-
-def _near_duplicates(reads: Tensor, writes: Tensor) -> Tensor:
-    """Return for each two rows whether they are one concept; (-a, -w) is the same direction as (a, w)."""
-    read, write = (torch.nn.functional.normalize(rows, dim=1) for rows in (reads, writes))
-    of_reads, of_writes = read @ read.T, write @ write.T
-    return (of_reads.abs() > NEAR_DUPLICATE) & (of_writes.abs() > NEAR_DUPLICATE) & (of_reads * of_writes > 0)

@@ -15,8 +15,9 @@ from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.config import site_strength
 from unlearning_adapters.errors import FuseError
 
-from .joint_edit import StackedEdit, stack_directions, stack_report
+from .joint_edit import StackedEdit, StackReport
 from .record_choice import RecordChoice
+from .solved_edits import SolvedEdits
 
 SLIGHT = 1e-3  # a strength that is not 0, to see which rows an adapter has
 
@@ -52,6 +53,7 @@ class Stack:
         fused: Names of those whose edit is in the weights.
         enabled: Whether the active ones that are not fused act.
         choice: Which record is kept of weights that are fused from now on.
+        solved: The last joint edits, which the stacks that are made from this one share.
     """
 
     loaded: Mapping[str, Loaded] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Stack:
     fused: tuple[str, ...] = ()
     enabled: bool = True
     choice: RecordChoice = field(default_factory=RecordChoice)
+    solved: SolvedEdits = field(default_factory=SolvedEdits, repr=False, compare=False)
 
     @property
     def attached(self) -> tuple[str, ...]:
@@ -129,7 +132,7 @@ class Stack:
 
 def edit_in_weight(stack: Stack, path: str) -> StackedEdit | None:
     """Return the joint edit of the fused adapters at a layer, or None if there is nothing to fuse."""
-    edit = _joint(stack.at(path, stack.fused), path)
+    edit = _joint(stack, stack.at(path, stack.fused), path)
     return edit if edit is not None and edit.rank else None
 
 
@@ -143,16 +146,16 @@ def edit_on_input(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
     """
     rest, fused = stack.at(path, stack.attached), stack.at(path, stack.fused)
     everything = {**fused, **rest}
-    joint = _joint(everything, path)
+    joint = _joint(stack, everything, path)
     if not rest or joint is None:
         return None
-    padded, on = _padded(joint, everything, path), stack.enabled and any(item.strength for item in rest.values())
+    padded, on = _padded(stack, joint, everything, path), stack.enabled and any(item.strength for item in rest.values())
     if not padded.rank:  # no strength does anything where all gains are 0
         return None
     in_weight = edit_in_weight(stack, path)
     if in_weight is None:
         return padded, on
-    _check_not_outdone(fused, rest, path)
+    _check_not_outdone(stack, fused, rest, path)
     read, mix = torch.cat([padded.read, in_weight.read]), torch.cat([padded.mix, -in_weight.mix], dim=1)
     return StackedEdit(read, mix), on and not same_edit(joint, in_weight)
 
@@ -165,7 +168,7 @@ def whole_edit(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
 def twins(stack: Stack, path: str) -> list[tuple[str, str]]:
     """Return the pairs of active adapters that remove nearly the same direction at a layer, the stronger one first."""
     here = stack.at(path, stack.active)
-    return _merged_and_absorbed(here, path)[0] if len(here) > 1 else []
+    return _merged_and_absorbed(stack, here, path)[0] if len(here) > 1 else []
 
 
 def same_edit(one: StackedEdit | None, other: StackedEdit | None) -> bool:
@@ -175,32 +178,41 @@ def same_edit(one: StackedEdit | None, other: StackedEdit | None) -> bool:
     return torch.equal(one.read, other.read) and torch.equal(one.mix, other.mix)
 
 
-def _joint(adapters: Mapping[str, Loaded], path: str) -> StackedEdit | None:
+def _joint(stack: Stack, adapters: Mapping[str, Loaded], path: str) -> StackedEdit | None:
+    return _solved(stack, adapters, path)[0] if adapters else None
+
+
+def _solved(stack: Stack, adapters: Mapping[str, Loaded], path: str) -> tuple[StackedEdit, StackReport]:
     items = adapters.values()
-    return stack_directions([i.directions[path] for i in items], [i.strength for i in items]) if items else None
+    return stack.solved(path, [item.directions[path] for item in items], [item.strength for item in items])
 
 
-def _padded(joint: StackedEdit, adapters: Mapping[str, Loaded], path: str) -> StackedEdit:
+def _padded(stack: Stack, joint: StackedEdit, adapters: Mapping[str, Loaded], path: str) -> StackedEdit:
     """Return an edit with zeros for the rows that it would have at other strengths."""
-    missing = _rank_at_any_strength(adapters, path) - joint.rank
-    empty = joint.read.new_zeros(max(0, missing), joint.in_features)
+    missing = _rank_at_any_strength(stack, adapters, path) - joint.rank
+    if missing <= 0:
+        return joint
+    empty = joint.read.new_zeros(missing, joint.in_features)
     return StackedEdit(torch.cat([joint.read, empty]), torch.cat([joint.mix, empty.T], dim=1))
 
 
-def _rank_at_any_strength(adapters: Mapping[str, Loaded], path: str) -> int:
-    joint = _joint({name: replace(item, strength=item.strength or SLIGHT) for name, item in adapters.items()}, path)
+def _rank_at_any_strength(stack: Stack, adapters: Mapping[str, Loaded], path: str) -> int:
+    joint = _joint(
+        stack, {name: replace(item, strength=item.strength or SLIGHT) for name, item in adapters.items()}, path
+    )
     return 0 if joint is None else joint.rank
 
 
-def _merged_and_absorbed(adapters: Mapping[str, Loaded], path: str) -> tuple[list[tuple[str, str]], list[str]]:
-    names, items = list(adapters), adapters.values()
-    report = stack_report([item.directions[path] for item in items], [item.strength for item in items])
+def _merged_and_absorbed(
+    stack: Stack, adapters: Mapping[str, Loaded], path: str
+) -> tuple[list[tuple[str, str]], list[str]]:
+    names, report = list(adapters), _solved(stack, adapters, path)[1]
     return [(names[strong], names[weak]) for strong, weak in report.merged], [names[row] for row in report.absorbed]
 
 
-def _check_not_outdone(fused: Mapping[str, Loaded], rest: Mapping[str, Loaded], path: str) -> None:
+def _check_not_outdone(stack: Stack, fused: Mapping[str, Loaded], rest: Mapping[str, Loaded], path: str) -> None:
     """Refuse to remove more of what is fused: no input gives back to a weight what was taken out of it."""
-    merged, absorbed = _merged_and_absorbed({**fused, **rest}, path)
+    merged, absorbed = _merged_and_absorbed(stack, {**fused, **rest}, path)
     for strong, weak in [*merged, *((name, weak) for weak in absorbed for name in rest)]:
         if strong not in rest or weak not in fused:
             continue
