@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
+from command_line import parsed
 from tiny import tiny_wan_pipeline
 
 from unlearning_adapters.adapter.adapter import save_adapter
@@ -12,7 +14,6 @@ from unlearning_adapters.attacks import budget
 from unlearning_adapters.attacks.budget import Budget
 from unlearning_adapters.attacks.run import ATTACKS
 from unlearning_adapters.building.build import build_adapter
-from unlearning_adapters.cli import attack as attack_command
 from unlearning_adapters.concepts.concept import Concept, Pair, save_concept
 from unlearning_adapters.config import BuildConfig
 
@@ -48,7 +49,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_knows_every_attack() -> None:
-    assert attack_command.ATTACKS == tuple(ATTACKS)
+    call = ["attack", "x", "y", "-o", "z", *(word for name in ATTACKS for word in ("--attack", name))]
+    assert parsed(*call)["attacks"] == tuple(ATTACKS)
+    with pytest.raises(click.BadParameter, match="'magic' is not one of 'paraphrase', .*'stack'"):
+        parsed("attack", "x", "y", "-o", "z", "--attack", "magic")
 
 
 def test_attack_runs_all_that_suit_and_says_what_does_not(place: Path, unlearn: Callable[..., Outcome]) -> None:

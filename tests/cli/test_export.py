@@ -7,15 +7,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 import torch
+from command_line import parsed
 from diffusers import DiffusionPipeline
 from tiny import tiny_wan_pipeline
 
 from planted import output, planted
 from unlearning_adapters.adapter.adapter import save_adapter
 from unlearning_adapters.adapter.file import FILE_NAME
-from unlearning_adapters.cli.export import LAYOUTS as CHOICES
 from unlearning_adapters.export.layouts import ALIASES, LAYOUTS
 from unlearning_adapters.export.lora import export_lora
 
@@ -138,4 +139,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_no_draft(made, tmp_path, unl
 
 
 def test_the_layouts_of_the_options_are_those_of_the_function() -> None:
-    assert CHOICES == (*LAYOUTS, *ALIASES)
+    for layout in (*LAYOUTS, *ALIASES):
+        assert parsed("export", "x", "-o", "y", "--layout", layout)["layout"] == layout
+    with pytest.raises(click.BadParameter, match="'latin' is not one of 'diffusers', 'native'"):
+        parsed("export", "x", "-o", "y", "--layout", "latin")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from command_line import parsed
 from PIL import Image
 
-from unlearning_adapters.cli.main import make_parser
 from unlearning_adapters.concepts.concept import Concept, load_concept, save_concept
 from unlearning_adapters.concepts.images import picture_digest, same_picture
 from unlearning_adapters.concepts.pair import Pair
@@ -174,9 +174,9 @@ def test_paths_of_all_kinds_and_grey_pictures_reach_the_pipeline(folder):
 
 
 def test_image_sites_are_chosen_on_the_command_line_too():
-    options = make_parser().parse_args(["build", "model", "red", "-o", "out", "--sites", "text,image"])
-    assert options.sites == ("text", "image")
-    assert BuildConfig(sites=options.sites).to_dict()["sites"] == ["text", "image"]
+    sites = parsed("build", "model", "red", "-o", "out", "--sites", "text,image")["sites"]
+    assert sites == ("text", "image")
+    assert BuildConfig(sites=sites).to_dict()["sites"] == ["text", "image"]
     assert BuildConfig.from_dict(BuildConfig().to_dict()) == BuildConfig()
     with pytest.raises(ConfigError, match=r"it is empty\. The default, None, chooses by the pairs"):
         BuildConfig(sites=())

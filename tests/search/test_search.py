@@ -16,7 +16,7 @@ from planted import planted, snapshot
 from unlearning_adapters.adapter.adapter import load_adapter
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.cli import main as cli
-from unlearning_adapters.cli.search import _text
+from unlearning_adapters.cli.commands.search import _text
 from unlearning_adapters.concepts.concept import Concept, Pair, save_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import AdapterNameError, ConfigError

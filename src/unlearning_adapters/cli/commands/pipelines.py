@@ -1,41 +1,36 @@
-"""The command `unlearn pipelines`: which pipelines of diffusers an adapter runs on, and what was tested."""
+"""`unlearn pipelines`: the video pipelines of diffusers that adapters run on, and what was tested of them."""
 
 import json
-from argparse import ArgumentParser, Namespace
 from importlib import resources
 from typing import Any
 
-from unlearning_adapters.errors import ConfigError
+import click
 
-from .commands import Report
+from unlearning_adapters.cli.command import CommandResult, command
+from unlearning_adapters.errors import ConfigError
 
 TABLE = "pipelines.json"  # written by tests/pipeline_table.py from the tests' own tables
 
 
-def add_pipelines_options(command: ArgumentParser) -> None:
-    """Add the options of `unlearn pipelines`."""
-    command.add_argument(
-        "name", metavar="NAME", nargs="?", default="", help="part of the name of a pipeline or denoiser (default: all)"
-    )
-
-
-def pipelines(options: Namespace) -> Report:
+@command("pipelines", "list the video pipelines of diffusers, and what was tested")
+@click.argument("name", metavar="[NAME]", default="", help="part of the name of a pipeline or denoiser (default: all)")
+def pipelines(name: str) -> CommandResult:
     """List the video pipelines, with their denoisers, text sites, open doors and tests.
 
     Raises:
         ConfigError: If no pipeline has this name.
     """
     table = json.loads(resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8"))
-    wanted = options.name.lower()
+    wanted = name.lower()
     rows = [row for row in table["pipelines"] if wanted in f"{row['pipeline']} {row['denoiser']}".lower()]
     if not rows:
         raise ConfigError(
-            f"No pipeline or denoiser of diffusers {table['diffusers']} has {options.name!r} in its name. "
+            f"No pipeline or denoiser of diffusers {table['diffusers']} has {name!r} in its name. "
             "`unlearn pipelines` lists all."
         )
     tested = sum(row["tested"] == "whole" for row in rows)
     head = f"{len(rows)} pipelines of diffusers {table['diffusers']}, {tested} of them run as a whole by the tests"
-    return Report({**table, "pipelines": rows}, "\n".join([head, *map(_lines, rows)]))
+    return CommandResult({**table, "pipelines": rows}, "\n".join([head, *map(_lines, rows)]))
 
 
 def _lines(row: dict[str, Any]) -> str:

@@ -1,86 +1,87 @@
-"""The command `unlearn search`: its options, and what it does."""
+"""`unlearn search`: the settings that forget most and change least."""
 
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+
+from unlearning_adapters.cli import options
+from unlearning_adapters.cli.command import CommandResult, command
+from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline
 from unlearning_adapters.config import METHOD_SETTINGS
 
-from .commands import SHAPEWORLD, Report, open_pipeline
-
 OUTPUT = "unlearn-search"
-TRIALS = 100
-CALL_OPTIONS = {"height": "height", "width": "width", "frames": "num_frames"}
 COLUMNS = ("trial", "method", "rank", "epsilon", "contrast", "blocks", "strength", "left", "drift")
 INTERRUPTED = 130
 
 
-def search_options(command: ArgumentParser) -> None:
-    """Add the options of `unlearn search`; none is needed."""
-    command.add_argument("pipeline", metavar="PIPELINE", help="'shapeworld', a local folder or a Hub repository")
-    command.add_argument("concept", metavar="CONCEPT", help="a shipped concept, or a .yaml or .jsonl file")
-    add = command.add_argument
-    add(
-        "-o",
-        "--output",
-        metavar="DIR",
-        default=OUTPUT,
-        help=f"folder to write to; a search in it is gone on with (default: {OUTPUT})",
-    )
-    add("--trials", type=_count, default=TRIALS, help=f"settings to try, with those tried before (default: {TRIALS})")
-    add("--seed", type=int, default=0, help="seed of the noise and of the search (default: 0)")
-    add(
-        "--clips",
-        type=_count,
-        metavar="N",
-        help="prompts of each kind that are judged (ShapeWorld alone; default: 12); elsewhere, given at all, it asks "
-        "for clips of the front",
-    )
-    add("--one-strength", action="store_true", help="the same strength for all blocks")
-    for name in CALL_OPTIONS:
-        add(f"--{name}", type=_count, default=SUPPRESS, help=f"{name} of the video (default: the pipeline's own)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="number type of the weights (default: by device)")
-    add("--device", help="where to run, such as cuda (default: a GPU if there is one)")
-
-
-def search(options: Namespace) -> Report:
+@command("search", "find the settings that forget most and change least, and build with them")
+@options.pipeline
+@options.concept
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    default=OUTPUT,
+    help=f"folder to write to; a search that it holds is continued (default: {OUTPUT})",
+)
+@click.option(
+    "--trials", type=options.COUNT, metavar="N", help="settings to try, with those tried before (default: 100)"
+)
+@click.option("--seed", type=int, default=0, help="seed of the noise and of the search (default: 0)")
+@click.option(
+    "--clips",
+    type=options.COUNT,
+    metavar="N",
+    help="ShapeWorld: prompts of each kind that are judged (default: 12); elsewhere: make clips of the front",
+)
+@click.option("--one-strength", is_flag=True, help="the same strength for all blocks")
+@options.frame_size
+@options.placement
+def search(
+    pipeline: str,
+    concept: str,
+    output: str,
+    trials: int | None,
+    seed: int,
+    clips: int | None,
+    one_strength: bool,
+    dtype: str | None,
+    device: str | None,
+    **call: int | None,
+) -> CommandResult:
     """Search settings, save the adapter of the chosen ones, and generate for the front alone."""
     from unlearning_adapters.concepts.concept import load_concept
 
-    concept = load_concept(options.concept)
-    from unlearning_adapters.search.search import Search, load_optuna, run_search, write_record
-
-    load_optuna()  # before the pipeline, which takes longer
-    pipe = open_pipeline(options.pipeline, options.dtype, options.device)
-    arguments = _arguments(pipe, options)
-    few = {name: value for name, value in arguments.items() if name != "num_inference_steps"}  # the proxy has its own
-    searched = Search(pipe, concept, seed=options.seed, one_strength=options.one_strength, call_kwargs=few)
-    folder = Path(options.output)
-    result = run_search(searched, folder, options.trials)
-    record = dict(result.record)
-    if not result.interrupted:
-        record |= _generation(options, searched, result, folder, arguments)
-        write_record(folder, record)
-    return Report(record, _text(record, folder), INTERRUPTED if result.interrupted else 0)
-
-
-def _arguments(pipe: Any, options: Namespace) -> dict[str, Any]:
+    forgotten = load_concept(concept)
+    from unlearning_adapters.search.search import TRIALS, Search, load_optuna, run_search, write_record
     from unlearning_adapters.shapeworld.models.generate import generation_of
 
-    given = {argument: getattr(options, name) for name, argument in CALL_OPTIONS.items() if hasattr(options, name)}
-    return {**generation_of(pipe), **given}
+    load_optuna()  # before the pipeline, which takes longer
+    pipe = open_pipeline(pipeline, dtype, device)
+    arguments = {**generation_of(pipe), **options.given(call)}
+    few = {name: value for name, value in arguments.items() if name != "num_inference_steps"}  # the proxy has its own
+    settings_search = Search(pipe, forgotten, seed=seed, one_strength=one_strength, call_kwargs=few)
+    folder = Path(output)
+    result = run_search(settings_search, folder, trials or TRIALS)
+    record = dict(result.record)
+    if not result.interrupted:
+        embedded = Path(pipeline).name.startswith(SHAPEWORLD)
+        record |= _generation(settings_search, result, folder, arguments, clips, embedded)
+        write_record(folder, record)
+    return CommandResult(record, _text(record, folder), INTERRUPTED if result.interrupted else 0)
 
 
 def _generation(
-    options: Namespace, searched: Any, result: Any, folder: Path, arguments: Mapping[str, Any]
+    search: Any, result: Any, folder: Path, arguments: Mapping[str, Any], clips: int | None, embedded: bool
 ) -> dict[str, Any]:
     """Return what full generation gave for the front: rates on ShapeWorld, clips elsewhere if they are asked for."""
     from unlearning_adapters.search.front import JUDGED_CLIPS, judge_front, show_front
 
-    if Path(options.pipeline).name.startswith(SHAPEWORLD) and searched.split.concept.target:
-        return {"generation": judge_front(searched, result, options.clips or JUDGED_CLIPS)}
-    return {"clips": show_front(searched, result, folder, arguments)} if options.clips else {}
+    if embedded and search.split.concept.target:
+        return {"generation": judge_front(search, result, clips or JUDGED_CLIPS)}
+    return {"clips": show_front(search, result, folder, arguments)} if clips else {}
 
 
 def _text(record: Mapping[str, Any], folder: Path) -> str:
@@ -106,12 +107,12 @@ def _text(record: Mapping[str, Any], folder: Path) -> str:
         "left: what is left of the concept in single predictions (0.9 quantile); drift: relative change elsewhere",
     ]
     if judged:
-        base, found = generation["base"], generation["rank_correlation"]
+        base, correlations = generation["base"], generation["rank_correlation"]
         lines += [
             f"shown, kept: rates in {generation['clips']} + {generation['clips']} generated clips; "
             f"base {base['concept_rate']:.2f}, {base['preservation']:.2f}",
             "rank correlation with full generation: "
-            + ", ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in found.items()),
+            + ", ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in correlations.items()),
         ]
     names = ("best", "front.svg", "trials.jsonl", "search.json", *(("clips",) if "clips" in record else ()))
     return "\n".join([*lines, "", *(str(folder / name) for name in names)])
@@ -144,9 +145,3 @@ def _numbers(values: Mapping[str, Any], *names: str) -> list[str]:
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"expected a number of at least 1, but got {text!r}")
-    return int(text)

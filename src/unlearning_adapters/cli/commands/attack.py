@@ -1,0 +1,160 @@
+"""`unlearn attack`: try to bring a concept back from an edited pipeline."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unlearning_adapters.cli import options
+from unlearning_adapters.cli.command import CommandResult, command
+from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline, shapeworld_value
+from unlearning_adapters.errors import ConceptError
+
+BATCH = 16  # clips per call in the embedded world
+
+
+@command("attack", "try to bring a concept back from an edited pipeline")
+@options.pipeline
+@options.adapter
+@options.output("DIR", "folder of attacks.json and attacks.md")
+@click.option(
+    "--attack",
+    "attacks",
+    type=options.NameIn("unlearning_adapters.attacks.run", "ATTACKS"),
+    multiple=True,
+    help="repeat it for more (default: all that suit)",
+)
+@click.option(
+    "--budget", type=click.Choice(["small", "medium"]), default="small", help="how much each may try (default: small)"
+)
+@options.suite("the adapter's concept")
+@click.option("--reference", metavar="SUITE", help="a concept that was not erased (ShapeWorld has a default)")
+@options.gold
+@click.option(
+    "--second", metavar="ADAPTER", help="another adapter, for the attack on a stack (ShapeWorld has a default)"
+)
+@click.option("--second-suite", metavar="SUITE", help="suite of the second adapter (default: its concept)")
+@options.detectors
+@options.call_arguments
+@options.batch(None, f"1; ShapeWorld: {BATCH}")
+@options.placement
+def attack(
+    pipeline: str,
+    adapter: str,
+    output: str,
+    attacks: tuple[str, ...],
+    budget: str,
+    suite: str | None,
+    reference: str | None,
+    gold: str | None,
+    second: str | None,
+    second_suite: str | None,
+    detectors: tuple[str, ...],
+    call: dict[str, Any],
+    batch: int | None,
+    dtype: str | None,
+    device: str | None,
+) -> CommandResult:
+    """Attack a pipeline with the adapter fused, and write the result."""
+    from unlearning_adapters.adapter.adapter import load_adapter
+
+    edit = load_adapter(adapter)
+    from unlearning_adapters.attacks.budget import find_budget
+    from unlearning_adapters.attacks.run import run_attacks
+    from unlearning_adapters.shapeworld.models.generate import generation_of
+
+    spend = find_budget(budget)
+    target, generation, judges = _target(suite or edit.info.concept, spend.prompts, detectors)
+    pipe = open_pipeline(pipeline, dtype, device)
+    arguments = generation_of(pipe) or generation
+    embedded = shapeworld_value(target.concept)
+    if embedded and spend.denoising_steps:
+        arguments["num_inference_steps"] = spend.denoising_steps
+    control = reference or _default(target, "reference")
+    stacked = not attacks or "stack" in attacks
+    data = run_attacks(
+        pipe,
+        edit,
+        target,
+        judges,
+        list(attacks) or None,
+        budget,
+        None if control is None else _target(control, spend.prompts, detectors)[0],
+        None if gold is None else open_pipeline(gold, dtype, device),
+        _second(second, second_suite, pipe, target, spend.prompts, detectors) if stacked else None,
+        {**arguments, **call},
+        batch or (BATCH if embedded else 1),
+    )
+    return _written(data, Path(output))
+
+
+def _written(data: dict[str, Any], folder: Path) -> CommandResult:
+    """Write the result as JSON and as Markdown."""
+    from unlearning_adapters.attacks.table import to_markdown
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text, files = to_markdown(data), [folder / "attacks.json", folder / "attacks.md"]
+    for file, content in zip(files, (json.dumps(data, indent=1, allow_nan=False) + "\n", text), strict=True):
+        file.write_text(content, encoding="utf-8")
+    names = [str(file) for file in files]
+    return CommandResult({**data, "files": names}, "\n".join((text, *names)))
+
+
+def _target(name: str, count: int, detectors: tuple[str, ...]) -> tuple[Any, dict[str, Any], Any]:
+    """Return the target of a suite, its call arguments and its detectors."""
+    from unlearning_adapters.attacks.shapeworld_target import shapeworld_target
+    from unlearning_adapters.attacks.target import target_of
+    from unlearning_adapters.evaluation.detectors.detector import as_detectors
+    from unlearning_adapters.evaluation.evaluate import default_detectors, with_validity
+    from unlearning_adapters.evaluation.suites.file import read_suite
+    from unlearning_adapters.shapeworld.models.generate import GENERATION
+
+    if value := shapeworld_value(name):
+        judges = as_detectors(list(detectors) or ["shapes", "validity"])
+        return shapeworld_target(value, count), dict(GENERATION), judges
+    suite = read_suite(name)
+    judges = with_validity(as_detectors(list(detectors))) if detectors else default_detectors(suite)
+    return target_of(suite, _pairs(name), count), dict(suite.generation), judges
+
+
+def _pairs(name: str) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of a concept; none for a suite that is no concept."""
+    from unlearning_adapters.concepts.concept import load_concept
+
+    try:
+        return tuple((pair.unsafe, pair.safe) for pair in load_concept(name).pairs if pair.unsafe and pair.safe)
+    except ConceptError:
+        return ()
+
+
+def _second(
+    source: str | None, suite: str | None, pipe: Any, target: Any, count: int, detectors: tuple[str, ...]
+) -> Any:
+    """Return the second adapter and its target; in the embedded world one is built."""
+    if source is not None:
+        from unlearning_adapters.adapter.adapter import load_adapter
+
+        adapter = load_adapter(source)
+        return adapter, _target(suite or adapter.info.concept, count, detectors)[0]
+    name = _default(target, "second")
+    if name is None:
+        return None
+    from unlearning_adapters.building.build import build_adapter
+    from unlearning_adapters.concepts.concept import load_concept
+    from unlearning_adapters.config import BuildConfig
+    from unlearning_adapters.shapeworld.models.generate import generation_of, prompt_length
+
+    length = prompt_length(generation_of(pipe))
+    adapter = build_adapter(pipe, load_concept(name), BuildConfig(), progress=False, call_kwargs=length)
+    return adapter, _target(name, count, detectors)[0]
+
+
+def _default(target: Any, role: str) -> str | None:
+    """Return the concept that serves as a control, or as the second of a stack, in the embedded world."""
+    from unlearning_adapters.attacks.shapeworld_target import reference_value, second_value
+
+    value = shapeworld_value(target.concept)
+    if not value:
+        return None
+    return f"{SHAPEWORLD}-{reference_value(value) if role == 'reference' else second_value(value)}"

@@ -1,0 +1,87 @@
+"""`unlearn build`: an adapter from the pairs of a concept."""
+
+import time
+from typing import Any
+
+import click
+
+from unlearning_adapters.cli import options
+from unlearning_adapters.cli.command import CommandResult, command
+from unlearning_adapters.cli.open import open_pipeline
+from unlearning_adapters.config import METHODS
+
+
+def site_names(text: str) -> str | tuple[str, ...]:
+    """Read the kinds or patterns of sites, such as "text,image"; a single one stays a string."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return names[0] if len(names) == 1 else names
+
+
+@command("build", "build an adapter from a concept's pairs")
+@options.pipeline
+@options.concept
+@options.output("DIR", "folder or .safetensors file to write")
+@click.option("--method", type=click.Choice(METHODS), help="how directions are found (default: ridge)")
+@click.option("--strength", type=float, help="part of the direction that is removed (default: calibrated on the pairs)")
+@click.option("--rank", type=int, help="directions per site (default: 1)")
+@click.option("--epsilon", type=float, help="regularisation of ridge (default: 0.001)")
+@click.option(
+    "--landing",
+    type=click.Choice(["majority", "mean"]),
+    help="where ridge leads the concept: to what most safe sides agree on (default), or to their mean",
+)
+@click.option("--components", type=int, help="principal components of pca and cpca (default: 100)")
+@click.option("--contrast", type=float, help="weight of the neutral covariance in cpca (default: 1)")
+@click.option(
+    "--sites",
+    type=options.FromText(site_names),
+    metavar="NAME,NAME",
+    help="'text', 'image', 'hidden' or name patterns, comma-separated (default: by the pairs)",
+)
+@click.option(
+    "--blocks",
+    type=options.FromText(options.block_numbers),
+    metavar="N,N-N",
+    help="blocks to use, such as 0,4-7 (default: all)",
+)
+@click.option(
+    "--block-strengths",
+    type=options.FromText(options.block_factors),
+    metavar="N=X,N=X",
+    help="multiply the strength in some blocks, such as 0=0.5,3=1.2 (default: 1 in all)",
+)
+@click.option("--pairs", type=int, metavar="N", help="use the first N pairs (default: 5, or all if there are fewer)")
+@click.option("--seed", type=int, help="seed of the noise and of the random method (default: 0)")
+@options.placement
+def build(
+    pipeline: str, concept: str, output: str, dtype: str | None, device: str | None, **settings: Any
+) -> CommandResult:
+    """Build an adapter and save it; `settings` are fields of `BuildConfig`."""
+    from unlearning_adapters.concepts.concept import load_concept
+    from unlearning_adapters.config import BuildConfig
+
+    config, pairs = BuildConfig(**options.given(settings)), load_concept(concept)
+    from unlearning_adapters.building.build import build_adapter
+
+    pipe = open_pipeline(pipeline, dtype, device)
+    from unlearning_adapters.shapeworld.models.generate import generation_of, prompt_length
+
+    start = time.perf_counter()
+    adapter = build_adapter(pipe, pairs, config, call_kwargs=prompt_length(generation_of(pipe)))
+    seconds = time.perf_counter() - start
+    file = adapter.save_pretrained(output)
+    data = {
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        "concept": adapter.info.concept,
+        "method": adapter.info.method,
+        "strength": adapter.strength,
+        "rank": adapter.rank,
+        "sites": len(adapter.sites),
+        "seconds": round(seconds, 3),
+    }
+    text = (
+        f"{file}: {adapter.info.concept}, {adapter.info.method}, strength {adapter.strength:.3g}, rank {adapter.rank}, "
+        f"{len(adapter.sites)} sites, {data['bytes']:,} bytes, built in {seconds:.1f} s"
+    )
+    return CommandResult(data, text)

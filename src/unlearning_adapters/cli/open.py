@@ -1,0 +1,89 @@
+"""Opens what the command line names: pipelines, suites and measured results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unlearning_adapters.errors import ConfigError, UnlearningError
+
+SHAPEWORLD = "shapeworld"
+EMBEDDED = (SHAPEWORLD, "shapeworld-language")
+CLIPS = 24  # prompts of each set of ShapeWorld
+
+
+def open_pipeline(source: str, dtype: str | None = None, device: str | None = None) -> Any:
+    """Return a pipeline.
+
+    Args:
+        source: "shapeworld" or "shapeworld-language", which are embedded, a local folder, or a Hub repository.
+        dtype: Number type of its weights; None takes float32 for ShapeWorld and on a CPU, otherwise bfloat16.
+        device: Where it runs, such as "cuda"; None takes a GPU if there is one.
+
+    Raises:
+        ConfigError: If it cannot be opened, or there is no such device.
+    """
+    import torch
+
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    wide = source in EMBEDDED or place.startswith("cpu")
+    try:
+        return _load_pipeline(source, getattr(torch, dtype or ("float32" if wide else "bfloat16"))).to(place)
+    except UnlearningError:
+        raise
+    except Exception as error:  # diffusers and the Hub's client have errors of a dozen kinds for the same thing
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"Cannot open the pipeline {source!r} on {place!r}: {reason[:240].rstrip('.')}. "
+            "Give 'shapeworld', a folder in diffusers' layout, or a Hub repository 'org/name'."
+        ) from error
+
+
+def open_suite(source: Any, clips: int | None = None) -> Any:
+    """Return the suite of a concept, or the one that `--suite` names.
+
+    Args:
+        source: A `Concept`, its name, or what `--suite` takes.
+        clips: Prompts of each set at most; None takes all, and 24 on ShapeWorld.
+    """
+    from unlearning_adapters.evaluation.suites.file import read_suite
+    from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
+    from unlearning_adapters.evaluation.suites.suite import Suite
+
+    if value := shapeworld_value(getattr(source, "name", source)):
+        return shapeworld_suite(value, clips or CLIPS)
+    suite = read_suite(source) if isinstance(source, str) else Suite.from_concept(source)
+    return suite if clips is None else suite.limited(clips)
+
+
+def shapeworld_value(name: str) -> str:
+    """Return the value of the embedded world that a concept is about, such as "red"; "" if it is about none."""
+    from unlearning_adapters.evaluation.suites.shapeworld import values
+
+    value = name.removeprefix(f"{SHAPEWORLD}-")
+    return value if value in values() else ""
+
+
+def read_result(path: str) -> Any:
+    """Return the content of a result.json.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Cannot read the measured result {path!r}: {error}. Give a result.json.") from error
+
+
+def _load_pipeline(source: str, dtype: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    from unlearning_adapters.shapeworld.models.language_model import load_shapeworld_language
+    from unlearning_adapters.shapeworld.models.load import load_shapeworld
+
+    if source in EMBEDDED:
+        return (load_shapeworld if source == SHAPEWORLD else load_shapeworld_language)(dtype)
+    folder = Path(source)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise ConfigError(f"{source!r} holds no pipeline in diffusers' layout: there is no model_index.json in it.")
+    return DiffusionPipeline.from_pretrained(source, dtype=dtype)
