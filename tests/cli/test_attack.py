@@ -59,7 +59,7 @@ def test_attack_runs_all_that_suit_and_says_what_does_not(place: Path, unlearn: 
     call = ["attack", place / "pipeline", place / "no-red", "--suite", place / "red.yaml", *SIZE]
     detector = [
         "--detector",
-        "test_attack_command:brightness",
+        f"{__name__}:brightness",
         "--second",
         place / "no-red",
         "--second-suite",
@@ -83,6 +83,6 @@ def test_a_named_attack_that_does_not_suit_is_an_error(place: Path, unlearn: Cal
     call = ["attack", place / "pipeline", place / "no-red", "--suite", place / "red.yaml", *SIZE, "-o", place / "x"]
     code, out, err = unlearn(*call)
     assert (code, out) == (1, "") and "No detector was given for the suite 'tiny-red'" in err
-    code, out, err = unlearn(*call, "--detector", "test_attack_command:brightness", "--attack", "paraphrase")
+    code, out, err = unlearn(*call, "--detector", f"{__name__}:brightness", "--attack", "paraphrase")
     assert (code, out) == (1, "") and "error: The suite of 'tiny-red' has no paraphrases" in err
     assert not (place / "x").exists()

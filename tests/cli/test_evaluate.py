@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_eval_writes_all_forms_of_the_report(place: Path, unlearn: Callable[..., Outcome]) -> None:
     """A pipeline that is not ShapeWorld, with a detector of the user's own; random weights show no concept."""
     call = ["eval", place / "pipeline", place / "no-red", "-o", place / "run", "--suite", place / "suite.yaml", *SIZE]
-    detector = ["--detector", "test_evaluate_command:brightness", "--threshold", "brightness=0.9"]
+    detector = ["--detector", f"{__name__}:brightness", "--threshold", "brightness=0.9"]
     further = [
         "--negative-prompt",
         "red",
