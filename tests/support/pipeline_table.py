@@ -159,7 +159,7 @@ TAIL = """
 
 `wrap_denoiser` makes a pipeline of any `nn.Module` with Linear layers and a callable that runs it on prompts. Building,
 attaching, fusing, stacking and files then work as on a pipeline of diffusers, and the verbs are methods of it. For a
-model like STDiT, the denoiser of Open-Sora, as `tests/test_any_module.py` has it:
+model like STDiT, the denoiser of Open-Sora, as `tests/runtime/test_any_module.py` has it:
 
 ```python
 def run(model, prompts, generators):  # a list of prompts, and the source of the noise of each
@@ -190,8 +190,8 @@ PICTURES = """
 For each row structure and measurement agree (an input that changes with the picture, and neither with the prompt nor
 with the noise), a build learns what the site reads, and attached, fused and unfused edits are those of dense matrices.
 
-What is removed, on tiny models in which a red cell of the picture is planted (`tests/test_image_concepts.py`; shares of
-the distance between the videos of a picture with red cells and of the same picture with blue ones):
+What is removed, on tiny models in which a red cell of the picture is planted (`tests/building/test_image_concepts.py`;
+shares of the distance between the videos of a picture with red cells and of the same picture with blue ones):
 
 - Wan 2.1 and Stable Video Diffusion, with image tokens as the only way in: the distance that is left is 0.03 and 0.004;
   the video of a neutral picture moves by 0.07 and 0.08, with `epsilon` 0.001 and 0.0001. With the default, 0.001,
