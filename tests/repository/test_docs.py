@@ -71,6 +71,17 @@ def test_python_of_a_page_imports_what_exists(name: str) -> None:
                 assert hasattr(unlearning_adapters, node.attr), node.attr
 
 
+def test_the_rooms_of_the_architecture_are_those_of_the_package() -> None:
+    """In the order of the contract that import-linter checks."""
+    text = TEXT["docs/architecture.md"]
+    assert len(text.splitlines()) <= 90
+    tree = re.search(r"```text\n(.*?)```", text, re.DOTALL)
+    rooms = [set(re.findall(r"[a-z_]+(?=/|\.py)", line[:36])) for line in tree[1].splitlines()]
+    floors = re.search(r"layers = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.DOTALL)
+    layers = [set(layer.split(" | ")) for layer in re.findall(r'"(.*?)"', floors[1]) if layer != "__main__"]
+    assert rooms == layers
+
+
 def test_the_tables_of_results_are_those_that_were_measured() -> None:
     from benchmarks import tables
 
