@@ -91,10 +91,16 @@ def test_what_is_fused_cannot_be_outdone_by_an_input():
     one, near = mixed(1, 0.4), mixed(1, 0.42)
     for stronger in (one, near):
         with pytest.raises(
-            FuseError, match=r"'n1' at strength 1.5 removes what 'n0' .* fused at strength 1. Call unfuse"
+            FuseError,
+            match="'n1' at strength 1.5 on the input and 'n0' at strength 1 in the weight .* Fuse them together",
         ):
             edit_on_input(stack_of([one, stronger], [1.0, 1.5], fused=[0]), PATH)
     assert edit_on_input(stack_of([one, near], [1.0, 1.5]), PATH)[1]
+
+
+def test_what_is_fused_in_part_can_be_outdone_by_an_input():
+    stack = stack_of([mixed(1, 0.4)] * 2, [0.5, 1.5], fused=[0])
+    np.testing.assert_allclose(total(stack), total(stack_of([mixed(1, 0.4)], [1.5])), atol=2e-6)
 
 
 def test_disabled_adapters_do_nothing_on_the_input():

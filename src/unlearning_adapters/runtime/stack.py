@@ -1,8 +1,8 @@
 """What a denoiser carries, as plain data: the adapters that are loaded, active and fused, and their joint edits.
 
-Where some adapters are fused (their joint edit is F) and others attached, the attached part is the rest E - F of the
-joint edit E of all: `(I - F) (I - (E - F)) = I - E + F (E - F)`, and `F (E - F) = 0`, since E scales what F reads just
-as F does. So the joint edit is the same, whatever is fused.
+Where some adapters are fused and others attached, the input gets what makes weight and input together the joint edit
+of all (`remainder.py`), so that the edit is the same, whatever is fused; a stack for which there is no such edit of the
+input is refused.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +17,7 @@ from unlearning_adapters.errors import FuseError
 
 from .joint_edit import StackedEdit, StackReport
 from .record_choice import RecordChoice
+from .remainder import remaining_edit
 from .solved_edits import SolvedEdits
 
 SLIGHT = 1e-3  # a strength that is not 0, to see which rows an adapter has
@@ -142,22 +143,24 @@ def edit_on_input(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
     An adapter at strength 0 has its rows in the edit too, as zeros, so that the shape does not depend on the strengths.
 
     Raises:
-        FuseError: If an attached adapter would over-correct what a fused one has removed.
+        FuseError: If no edit of the input makes the attached adapters act beside the fused ones.
     """
     rest, fused = stack.at(path, stack.attached), stack.at(path, stack.fused)
     everything = {**fused, **rest}
     joint = _joint(stack, everything, path)
     if not rest or joint is None:
         return None
-    padded, on = _padded(stack, joint, everything, path), stack.enabled and any(item.strength for item in rest.values())
-    if not padded.rank:  # no strength does anything where all gains are 0
+    rank = _rank_at_any_strength(stack, everything, path)
+    if not rank:  # no strength does anything where all gains are 0
         return None
+    on = stack.enabled and any(item.strength for item in rest.values())
     in_weight = edit_in_weight(stack, path)
     if in_weight is None:
-        return padded, on
-    _check_not_outdone(stack, fused, rest, path)
-    read, mix = torch.cat([padded.read, in_weight.read]), torch.cat([padded.mix, -in_weight.mix], dim=1)
-    return StackedEdit(read, mix), on and not same_edit(joint, in_weight)
+        return _padded(joint, rank), on
+    remainder = remaining_edit(joint, in_weight)
+    if remainder is None:
+        raise FuseError(_no_remainder(fused, rest, path))
+    return _padded(remainder, rank + in_weight.rank), on and not same_edit(joint, in_weight)
 
 
 def whole_edit(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
@@ -187,13 +190,12 @@ def _solved(stack: Stack, adapters: Mapping[str, Loaded], path: str) -> tuple[St
     return stack.solved(path, [item.directions[path] for item in items], [item.strength for item in items])
 
 
-def _padded(stack: Stack, joint: StackedEdit, adapters: Mapping[str, Loaded], path: str) -> StackedEdit:
-    """Return an edit with zeros for the rows that it would have at other strengths."""
-    missing = _rank_at_any_strength(stack, adapters, path) - joint.rank
-    if missing <= 0:
-        return joint
-    empty = joint.read.new_zeros(missing, joint.in_features)
-    return StackedEdit(torch.cat([joint.read, empty]), torch.cat([joint.mix, empty.T], dim=1))
+def _padded(edit: StackedEdit, rank: int) -> StackedEdit:
+    """Return an edit with rows of zeros up to the rank that it may have at other strengths."""
+    if edit.rank >= rank:
+        return edit
+    empty = edit.read.new_zeros(rank - edit.rank, edit.in_features)
+    return StackedEdit(torch.cat([edit.read, empty]), torch.cat([edit.mix, empty.T], dim=1))
 
 
 def _rank_at_any_strength(stack: Stack, adapters: Mapping[str, Loaded], path: str) -> int:
@@ -210,15 +212,14 @@ def _merged_and_absorbed(
     return [(names[strong], names[weak]) for strong, weak in report.merged], [names[row] for row in report.absorbed]
 
 
-def _check_not_outdone(stack: Stack, fused: Mapping[str, Loaded], rest: Mapping[str, Loaded], path: str) -> None:
-    """Refuse to remove more of what is fused: no input gives back to a weight what was taken out of it."""
-    merged, absorbed = _merged_and_absorbed(stack, {**fused, **rest}, path)
-    for strong, weak in [*merged, *((name, weak) for weak in absorbed for name in rest)]:
-        if strong not in rest or weak not in fused:
-            continue
-        asked, held = rest[strong].strength_at(path), fused[weak].strength_at(path)
-        if asked > held:
-            raise FuseError(
-                f"{strong!r} at strength {asked:g} removes what {weak!r} removes at {path} too, "
-                f"fused at strength {held:g}. Call unfuse_unlearning_adapters() first, then fuse both."
-            )
+def _no_remainder(fused: Mapping[str, Loaded], rest: Mapping[str, Loaded], path: str) -> str:
+    """Return what to say where no edit of the input completes a weight: it does not bring back what was taken out."""
+    in_weight, on_input = (
+        ", ".join(f"{name!r} at strength {item.strength_at(path):g}" for name, item in part.items())
+        for part in (fused, rest)
+    )
+    return (
+        f"At {path}, {on_input} on the input and {in_weight} in the weight overlap, and no edit of the input adds up "
+        "with this weight to their joint edit. Fuse them together: call unfuse_unlearning_adapters() if adapters are "
+        "fused, load all of them, then call fuse_unlearning_adapters()."
+    )

@@ -63,7 +63,7 @@ def load_unlearning_adapter(
         DenoiserError: If the pipeline has no denoiser, or one that bypasses the sites.
         SiteError: If the pipeline lacks sites of the adapter.
         BaseMismatchError: If a layer has another width than the adapter.
-        FuseError: If it would over-correct what a fused adapter has removed already.
+        FuseError: If no edit of the input makes it act beside what is fused (docs/maths.md 5); fuse all together.
 
     Example:
         >>> pipe.load_unlearning_adapter("org/no-nudity")
@@ -108,7 +108,7 @@ def set_unlearning_adapters(
     Raises:
         AdapterNameError: If there is no adapter of that name.
         ConfigError: If a strength is out of range, or their number is not that of the names.
-        FuseError: If that would change a fused adapter.
+        FuseError: If that would change a fused adapter, or no edit of the input makes the others act beside it.
 
     Example:
         >>> pipe.set_unlearning_adapters(["no-nudity", "no-violence"], [1.0, 0.5])
@@ -217,7 +217,7 @@ def fuse_unlearning_adapters(
     """Write adapters into the weights, `W' = W - (W V G^-1 L) A`, so that they cost nothing per call.
 
     `pipe.save_pretrained` then writes an ordinary checkpoint without the concepts. Other adapters can be attached
-    beside fused ones; the joint edit is the same.
+    beside fused ones: weight and input together are the joint edit of all, or the call is refused (docs/maths.md 5).
 
     Args:
         pipe: A diffusers pipeline.
@@ -230,7 +230,8 @@ def fuse_unlearning_adapters(
     Raises:
         AdapterNameError: If there is no adapter of that name, or none that acts.
         ConfigError: If there is no such record, or the share is out of range.
-        FuseError: If weights are quantised or offloaded to a file, or adapters are disabled.
+        FuseError: If weights are quantised or offloaded to a file, adapters are disabled, or no edit of the input makes
+            the adapters that stay attached act beside these.
     """
     choice, editors = RecordChoice(record, copy_share), _editors(pipe)
     names = get_active_unlearning_adapters(pipe) if adapter_names is None else as_names(adapter_names)
@@ -251,7 +252,7 @@ def unfuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | N
 
     Raises:
         AdapterNameError: If there is no fused adapter of that name.
-        FuseError: If a weight changed since it was fused.
+        FuseError: If a weight changed since it was fused, or no edit of the input makes these act beside the rest.
     """
     editors = _editors(pipe)
     fused = list(dict.fromkeys(name for editor in editors.values() for name in editor.stack.fused))
