@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .adapter.adapter import UnlearningAdapter, load_adapter, save_adapter
     from .adapter.direction import AdapterInfo, Direction
     from .adapter.file import inspect_adapter
+    from .adapter.source import HubOptions, SourceOptions
     from .building.build import build_adapter
     from .concepts.concept import Concept, load_concept
     from .concepts.pair import Pair
@@ -83,9 +84,11 @@ __all__ = [
     "ForEngine",
     "FuseError",
     "HubError",
+    "HubOptions",
     "Pair",
     "Reading",
     "SiteError",
+    "SourceOptions",
     "Suite",
     "UnlearningAdapter",
     "UnlearningError",
@@ -124,6 +127,7 @@ _MODULES = {
     "adapter.adapter": ("UnlearningAdapter", "load_adapter", "save_adapter"),
     "adapter.direction": ("AdapterInfo", "Direction"),
     "adapter.file": ("inspect_adapter",),
+    "adapter.source": ("HubOptions", "SourceOptions"),
     "building.build": ("build_adapter",),
     "concepts.concept": ("Concept", "load_concept"),
     "config": ("BuildConfig",),

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 from forge import planted_adapter, small_weights
+from tiny import tiny_wan_pipeline
 
-from unlearning_adapters.adapter.adapter import load_adapter, save_adapter
+from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter, save_adapter
 from unlearning_adapters.adapter.file import FILE_NAME, inspect_adapter
 from unlearning_adapters.adapter.source import find_adapter_file
 from unlearning_adapters.errors import AdapterFileError, AdapterNotFoundError, ConfigError
+from unlearning_adapters.hub.hub import pull_adapter
+from unlearning_adapters.runtime.verbs import load_unlearning_adapter
 
 
 @pytest.fixture
@@ -143,3 +146,44 @@ def test_a_hub_id_is_inspected_without_torch(tmp_path):
     source = str(Path(__file__).resolve().parents[2] / "src")
     command = [sys.executable, "-c", script, str(tmp_path)]
     assert subprocess.check_output(command, env={"PYTHONPATH": source}, text=True).strip() == "False"
+
+
+# The keywords of the Hub, declared once.
+
+TAKES_OPTIONS = {
+    "load_adapter": lambda **options: load_adapter("org/none", **options),
+    "inspect_adapter": lambda **options: inspect_adapter("org/none", **options),
+    "from_pretrained": lambda **options: UnlearningAdapter.from_pretrained("org/none", **options),
+    "find_adapter_file": lambda **options: find_adapter_file("org/none", **options),
+    "pull_adapter": lambda **options: pull_adapter("org/none", "nowhere", **options),
+    "the verb": lambda **options: load_unlearning_adapter(tiny_wan_pipeline(), "org/none", **options),
+}
+
+
+@pytest.mark.parametrize("name", TAKES_OPTIONS)
+def test_a_keyword_that_is_misspelt_is_an_error(name):
+    call = TAKES_OPTIONS[name]
+    with pytest.raises(TypeError, match="Unexpected keyword argument 'revison'. Known: revision, token, cache_dir"):
+        call(revison="v1")
+    with pytest.raises(AdapterNotFoundError, match="`local_files_only` is set"):
+        call(revision="v1", token=False, cache_dir=None, local_files_only=True)
+
+
+def test_only_functions_that_load_an_adapter_take_a_subfolder():
+    for name, call in TAKES_OPTIONS.items():
+        error = TypeError if name == "pull_adapter" else AdapterNotFoundError
+        with pytest.raises(error):
+            call(subfolder="v2", local_files_only=True)
+
+
+def test_a_type_checker_sees_the_keywords(tmp_path):
+    file = tmp_path / "user.py"
+    file.write_text(
+        "from unlearning_adapters import load_adapter\n"
+        "load_adapter('org/name', revision='v1', token=False, subfolder=None)\n"
+        "load_adapter('org/name', revison='v1')\n"
+        "load_adapter('org/name', local_files_only='yes')\n"
+    )
+    call = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache"), str(file)]
+    lines = subprocess.run(call, capture_output=True, text=True).stdout.splitlines()
+    assert [line.split(":")[1] for line in lines if ": error:" in line] == ["3", "4"], lines

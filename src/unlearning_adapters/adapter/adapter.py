@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from unlearning_adapters.config import site_strength
 from unlearning_adapters.errors import AdapterFileError, ConfigError
@@ -14,7 +15,7 @@ from unlearning_adapters.errors import AdapterFileError, ConfigError
 from .direction import EQUAL_GAINS, FORMAT_VERSION, AdapterInfo, Direction, Edit
 from .file import contradiction, decode, encode, file_at, read_file, write_whole
 from .header import FileHeader, read_header
-from .source import find_adapter_file
+from .source import SourceOptions, find_adapter_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,34 +115,18 @@ class UnlearningAdapter:
     def from_pretrained(
         cls,
         source: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        subfolder: str | None = None,
+        **options: Unpack[SourceOptions],
     ) -> "UnlearningAdapter":
         """Read an adapter from a file, a folder or the Hub; see `load_adapter`.
 
         Args:
             source: A ".safetensors" file, a folder, or a Hub repository "org/name".
-            revision: Branch, tag or commit of a Hub repository.
-            token: Access token for a Hub repository.
-            cache_dir: Folder that keeps what was downloaded.
-            local_files_only: Whether to make no request.
-            subfolder: Folder inside the source.
+            **options: See `SourceOptions`.
 
         Returns:
             The adapter.
         """
-        return load_adapter(
-            source,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            subfolder=subfolder,
-        )
+        return load_adapter(source, **options)
 
     def __repr__(self) -> str:
         return (
@@ -177,22 +162,13 @@ def save_adapter(adapter: UnlearningAdapter, destination: str | Path) -> Path:
 
 def load_adapter(
     source: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
+    **options: Unpack[SourceOptions],
 ) -> UnlearningAdapter:
     """Read an adapter from a file, a folder or the Hub; everything in it is checked before anything is returned.
 
     Args:
         source: A ".safetensors" file, a folder that holds `FILE_NAME`, or a Hub repository "org/name".
-        revision: Branch, tag or commit of a Hub repository.
-        token: Access token for a Hub repository; None uses the one of `hf auth login`, False sends none.
-        cache_dir: Folder that keeps what was downloaded, instead of the Hub client's own.
-        local_files_only: Whether to use only what is already in that folder, without any request.
-        subfolder: Folder inside the source.
+        **options: `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder`, see `SourceOptions`.
 
     Returns:
         The adapter, with the directions as they were saved, bit for bit, in float32 on the CPU.
@@ -201,14 +177,7 @@ def load_adapter(
         AdapterNotFoundError: If there is no such file, or the Hub cannot give it.
         AdapterFileError: If the file is not a valid adapter; the text says what was found and what to do.
     """
-    path = find_adapter_file(
-        source,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-    )
+    path = find_adapter_file(source, **options)
     header, blob = read_file(path, with_data=True)
     return _adapter_of(blob, header, str(path))
 

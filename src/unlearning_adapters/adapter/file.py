@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import Unpack
+
 from unlearning_adapters.errors import AdapterFileError, AdapterNotFoundError, ConfigError
 
 from .header import FileHeader, encode_header, factor_key, read_header, read_key, write_key
 from .record import bad_file
-from .source import FILE_NAME, PICKLES, find_adapter_file
+from .source import FILE_NAME, PICKLES, SourceOptions, find_adapter_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,22 +68,13 @@ def file_at(destination: str | Path) -> Path:
 
 def inspect_adapter(
     source: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
+    **options: Unpack[SourceOptions],
 ) -> dict[str, Any]:
     """Return what an adapter's header says, without reading a tensor and without importing torch.
 
     Args:
-        source: As for `load_adapter`, and so are the others.
-        revision: Branch, tag or commit of a Hub repository.
-        token: Access token for a Hub repository.
-        cache_dir: Folder that keeps what was downloaded.
-        local_files_only: Whether to make no request.
-        subfolder: Folder inside the source.
+        source: A ".safetensors" file, a folder that holds `FILE_NAME`, or a Hub repository "org/name".
+        **options: See `SourceOptions`.
 
     Returns:
         Plain values: "file", "bytes", "rank" (padding included), "components", "edit" ("projection" or "additive"),
@@ -92,14 +85,7 @@ def inspect_adapter(
         AdapterNotFoundError: If there is no such file, or the Hub cannot give it.
         AdapterFileError: If the header is not that of a valid adapter.
     """
-    path = find_adapter_file(
-        source,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-    )
+    path = find_adapter_file(source, **options)
     header, _ = read_file(path, with_data=False)
     return {
         "file": str(path),

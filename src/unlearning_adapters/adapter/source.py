@@ -1,7 +1,11 @@
 """Where an adapter file is: a file, a folder, or a repository on the Hub; imports no torch."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
+from typing import Any, TypedDict
+
+from typing_extensions import Unpack
 
 from unlearning_adapters.errors import AdapterFileError, AdapterNotFoundError, ConfigError
 
@@ -10,24 +14,54 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
+class HubOptions(TypedDict, total=False):
+    """Keyword arguments of every function that reads from the Hub; each may be left out.
+
+    Args:
+        revision: Branch, tag or commit of a Hub repository; without it, "main".
+        token: Access token for a Hub repository; None uses the one of `hf auth login`, False sends none.
+        cache_dir: Folder that keeps what was downloaded, instead of the Hub client's own.
+        local_files_only: Whether to use only what is already in that folder, without any request.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+
+
+class SourceOptions(HubOptions, total=False):
+    """Keyword arguments of every function that loads an adapter: those of `HubOptions`, and one for folders as well.
+
+    Args:
+        subfolder: Folder inside the source; a path that stays inside it.
+    """
+
+    subfolder: str | None
+
+
+def check_options(options: Mapping[str, Any], kind: type = SourceOptions) -> None:
+    """Raise TypeError for a keyword that functions with `**options` do not take.
+
+    Args:
+        options: The keywords that were given.
+        kind: `HubOptions` or `SourceOptions`.
+    """
+    known = kind.__annotations__
+    for name in options:
+        if name not in known:
+            raise TypeError(f"Unexpected keyword argument {name!r}. Known: {', '.join(known)}.")
+
+
 def find_adapter_file(
     source: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
+    **options: Unpack[SourceOptions],
 ) -> Path:
     """Return the path of the adapter file of a source; a local path wins over a Hub repository of the same name.
 
     Args:
         source: A `.safetensors` file, a folder that holds `FILE_NAME`, or a Hub repository "org/name".
-        revision: Branch, tag or commit of a Hub repository.
-        token: Access token for a Hub repository; None uses the one of `hf auth login`, False sends none.
-        cache_dir: Folder that keeps what was downloaded, instead of the Hub client's own.
-        local_files_only: Whether to use only what is already in that folder, without any request.
-        subfolder: Folder inside the source; a path that stays inside it.
+        **options: See `SourceOptions`.
 
     Raises:
         AdapterNotFoundError: If there is no such file, or the Hub cannot give it.
@@ -36,6 +70,8 @@ def find_adapter_file(
     """
     if not isinstance(source, (str, Path)) or not str(source).strip():
         raise ConfigError(f"Expected a file, a folder or a Hub repository as the source, but got {source!r}.")
+    check_options(options)
+    subfolder = options.get("subfolder")
     _check_subfolder(subfolder)
     path = Path(source)
     kind = _kind(path)
@@ -49,7 +85,7 @@ def find_adapter_file(
     if kind == "file":
         return _single_file(path, subfolder)
     if isinstance(source, str) and path.suffix != ".safetensors" and REPOSITORY.fullmatch(source):
-        return _download(source, revision, token, cache_dir, local_files_only, subfolder)
+        return _download(source, options)
     raise AdapterNotFoundError(
         f"No unlearning adapter at {str(source)!r}: there is no such file or folder. "
         "Check the path, or name a Hub repository as 'org/name'."
@@ -97,43 +133,27 @@ def _in_folder(folder: Path, subfolder: str | None) -> Path:
     )
 
 
-def _download(
-    repository: str,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-    subfolder: str | None,
-) -> Path:
+def _download(repository: str, options: SourceOptions) -> Path:
     """Fetch the file from the Hub; one call, so that the revision is resolved to a commit once."""
     from huggingface_hub import hf_hub_download
 
     try:
-        path = hf_hub_download(
-            repository,
-            FILE_NAME,
-            subfolder=subfolder or None,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        path = hf_hub_download(repository, FILE_NAME, **{**options, "subfolder": options.get("subfolder") or None})
     except Exception as error:  # the client raises errors of a dozen kinds, and all of them mean: not found
-        reason = explain_hub_error(error, repository, revision, local_files_only)
+        reason = explain_hub_error(error, repository, options)
         raise AdapterNotFoundError(
             f"No unlearning adapter from the Hub repository {repository!r} (nor is it a local folder): {reason}"
         ) from error
     return Path(path)
 
 
-def explain_hub_error(error: Exception, repository: str, revision: str | None, local_files_only: bool) -> str:
+def explain_hub_error(error: Exception, repository: str, options: HubOptions) -> str:
     """Say in one sentence why the Hub gave no file, and in another what to do.
 
     Args:
         error: What the Hub's client raised.
         repository: The repository "org/name".
-        revision: The branch, tag or commit that was asked for.
-        local_files_only: Whether the caller forbade requests.
+        options: How it was asked.
     """
     from huggingface_hub import constants, errors
 
@@ -143,10 +163,10 @@ def explain_hub_error(error: Exception, repository: str, revision: str | None, l
     if isinstance(error, errors.RepositoryNotFoundError):
         return "it does not exist or is private. Check the name; if it is private, run `hf auth login` or pass `token`."
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"it has no revision {revision!r}. Choose a branch, tag or commit that {page} lists."
+        return f"it has no revision {options.get('revision')!r}. Choose a branch, tag or commit that {page} lists."
     if isinstance(error, errors.LocalEntryNotFoundError):
-        if local_files_only or constants.HF_HUB_OFFLINE:
-            why = "`local_files_only` is set" if local_files_only else "HF_HUB_OFFLINE is set"
+        if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
+            why = "`local_files_only` is set" if options.get("local_files_only") else "HF_HUB_OFFLINE is set"
             return f"it is not in the local cache, and {why}. Load it once with a network, or name a local folder."
         cause = " ".join(str(error.__cause__ or error).split())[:120]
         return (

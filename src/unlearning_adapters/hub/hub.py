@@ -8,9 +8,11 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
+from typing_extensions import Unpack
+
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter, save_adapter
 from unlearning_adapters.adapter.file import FILE_NAME, inspect_adapter
-from unlearning_adapters.adapter.source import REPOSITORY, explain_hub_error
+from unlearning_adapters.adapter.source import REPOSITORY, HubOptions, check_options, explain_hub_error
 from unlearning_adapters.concepts.concept import Concept, list_concepts, load_concept
 from unlearning_adapters.errors import AdapterNotFoundError, ConfigError, HubError, UnlearningError
 
@@ -107,11 +109,7 @@ def push_adapter(
 def pull_adapter(
     repository: str,
     folder: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
+    **options: Unpack[HubOptions],
 ) -> Pulled:
     """Download an adapter, its card and its clips from one commit of a repository into a folder.
 
@@ -121,10 +119,7 @@ def pull_adapter(
     Args:
         repository: Repository on the Hub, "org/name".
         folder: Folder to write to; missing ones are made.
-        revision: Branch, tag or commit; None is "main".
-        token: Access token; None uses the one of `hf auth login`, False sends none.
-        cache_dir: Folder that keeps what was downloaded, instead of the Hub client's own.
-        local_files_only: Whether to use only what is already in that folder, without any request.
+        **options: `revision`, `token`, `cache_dir` and `local_files_only`, see `HubOptions`.
 
     Returns:
         Path of the adapter's file, and the commit.
@@ -135,20 +130,13 @@ def pull_adapter(
     """
     from huggingface_hub import snapshot_download
 
+    check_options(options, HubOptions)
     _check_repository(repository)
+    wanted = [FILE_NAME, CARD, f"{CLIPS}/*.mp4"]
     try:
-        snapshot = Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=[FILE_NAME, CARD, f"{CLIPS}/*.mp4"],
-            )
-        )
+        snapshot = Path(snapshot_download(repository, allow_patterns=wanted, **options))
     except Exception as error:  # the client raises errors of a dozen kinds, and all of them mean: not found
-        reason = explain_hub_error(error, repository, revision, local_files_only)
+        reason = explain_hub_error(error, repository, options)
         raise AdapterNotFoundError(f"No unlearning adapter from the Hub repository {repository!r}: {reason}") from error
     if not (snapshot / FILE_NAME).is_file():
         raise AdapterNotFoundError(

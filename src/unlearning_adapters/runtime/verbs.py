@@ -10,7 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter, save_adapter
+from unlearning_adapters.adapter.source import SourceOptions, check_options
 from unlearning_adapters.config import check_strength
 from unlearning_adapters.errors import AdapterNameError, ConfigError, FuseError
 from unlearning_adapters.hub.hub import push_adapter
@@ -29,12 +32,7 @@ def load_unlearning_adapter(
     source: str | Path | UnlearningAdapter,
     adapter_name: str | None = None,
     strength: float | None = None,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
+    **options: Unpack[SourceOptions],
 ) -> str:
     """Attach an adapter to the pipeline; it acts at once, beside those that act already, and touches no weight.
 
@@ -47,11 +45,7 @@ def load_unlearning_adapter(
         source: A Hub repository "org/name", a folder, a ".safetensors" file, or an adapter.
         adapter_name: Name on this pipeline, without "."; None takes the concept's name.
         strength: Part of the direction that is removed, 0 to 4; None takes the one that the builder calibrated.
-        revision: Branch, tag or commit of a Hub repository.
-        token: Access token for a Hub repository.
-        cache_dir: Folder that keeps what was downloaded.
-        local_files_only: Whether to make no request.
-        subfolder: Folder inside the source.
+        **options: `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder`, see `SourceOptions`.
 
     Returns:
         Name of the adapter on this pipeline.
@@ -72,15 +66,9 @@ def load_unlearning_adapter(
     editors = _editors(pipe)
     if adapter_name is not None:
         check_new_name(adapter_name, _loaded(editors))
+    check_options(options)
     if not isinstance(source, UnlearningAdapter):
-        source = load_adapter(
-            source,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            subfolder=subfolder,
-        )
+        source = load_adapter(source, **options)
     name = default_name(source.info.concept, _loaded(editors)) if adapter_name is None else adapter_name
     strength = source.strength if strength is None else source.allowed_strength(strength)
     changes = [
