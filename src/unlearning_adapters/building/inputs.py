@@ -141,7 +141,7 @@ def _chosen_pairs(concept: Concept, config: BuildConfig) -> tuple[Pair, ...]:
             f"safe sides of its pairs show. Add neutral {kind} to keep more.",
             stacklevel=4,
         )
-    return concept.pairs[: config.pairs or DEFAULT_PAIRS]
+    return tuple(concept.pairs[: config.pairs or DEFAULT_PAIRS])
 
 
 def _record(

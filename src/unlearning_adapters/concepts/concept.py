@@ -43,14 +43,14 @@ class Concept:
     """
 
     name: str
-    pairs: tuple[Pair, ...]
-    neutral: tuple[str, ...] = ()
-    evaluation: tuple[str, ...] = ()
-    neighbours: tuple[str, ...] = ()
+    pairs: Sequence[Pair]
+    neutral: Sequence[str] = ()
+    evaluation: Sequence[str] = ()
+    neighbours: Sequence[str] = ()
     description: str = ""
     target: Mapping[str, str] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
-    neutral_images: tuple[Any, ...] = ()
+    words: Sequence[str] = ()
+    neutral_images: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         _check_name(self.name)

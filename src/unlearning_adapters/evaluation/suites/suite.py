@@ -161,7 +161,7 @@ class Suite:
             PromptSet.of(name, role, texts[: limit or None], held_out) for name, role, texts, held_out in parts if texts
         ]
         sides = dict.fromkeys(side for pair in concept.pairs for side in (pair.unsafe, pair.safe))
-        return cls(concept.name, tuple(sets), concept.target, generation or {}, concept.words, tuple(sides))
+        return cls(concept.name, tuple(sets), concept.target, generation or {}, tuple(concept.words), tuple(sides))
 
     @property
     def factor(self) -> str | None:
