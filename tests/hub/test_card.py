@@ -6,15 +6,16 @@ from copy import deepcopy
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, RepoCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearning_adapters.adapter.direction import AdapterInfo
 from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.hub.card import ARMS, Measured, escape, pipeline_tag, render_card
-from unlearning_adapters.hub.card_merge import merge_card, split_card
+from unlearning_adapters.hub.card import escape, pipeline_tag, render_card
+from unlearning_adapters.hub.card_merge import merge_card
+from unlearning_adapters.hub.measured import ARMS, Measured
 
 INFO = AdapterInfo(
     concept="no-red",
@@ -41,6 +42,12 @@ def arm(hits: int) -> dict:
 
 DEMO = {"concept": "no-red", "n": 40, "base": arm(39), "attached": arm(3), "fused": arm(3), "random_direction": arm(38)}
 BENCHMARK = {"clips": 40, "arms": {"base": arm(39), "ridge": {"strength": 0.5, **arm(3)}, "random": arm(38)}}
+
+
+def split_card(card: str) -> tuple[dict, str]:
+    """The front matter and the body of a card, as the Hub's own client reads them."""
+    parsed = RepoCard(card)
+    return parsed.data.to_dict(), parsed.text
 
 
 def section(card: str, name: str) -> str:
@@ -237,7 +244,8 @@ def test_an_empty_card_is_replaced():
 
 
 @pytest.mark.parametrize(
-    ("front", "text"), [("a: [", "is not YAML: .*Correct it"), ("- a", "is a list, not a mapping"), ("x", "is a str")]
+    ("front", "text"),
+    [("a: [", "is not a YAML mapping: .*Correct it"), ("- a", "should be a dict"), ("1: x", "must be strings")],
 )
 def test_broken_front_matter_is_refused(front, text):
     with pytest.raises(ConfigError, match=text):
@@ -245,7 +253,7 @@ def test_broken_front_matter_is_refused(front, text):
 
 
 def test_front_matter_is_data():
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match="is not a YAML mapping"):
         merge_card("---\na: !!python/object/apply:os.getcwd []\n---\n", render_card(INFO))
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from forge import planted_adapter, small_weights
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import EvalResultEntry, HfApi, ModelCard, constants, parse_eval_result_entries
 from loopback_hub import READ, WRITE
 from tiny import tiny_wan_pipeline
 
@@ -23,7 +24,8 @@ from unlearning_adapters.cli import main as cli
 from unlearning_adapters.concepts.concept import Concept, Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import AdapterFileError, AdapterNotFoundError, ConfigError, HubError
-from unlearning_adapters.hub.hub import pull_adapter, push_adapter
+from unlearning_adapters.hub.hub import RESULTS, pull_adapter, push_adapter
+from unlearning_adapters.hub.measured import BENCHMARK, RATES
 from unlearning_adapters.shapeworld.models.generate import GENERATION
 
 REPOSITORY = "org/no-red"
@@ -157,7 +159,7 @@ def test_a_card_that_changes_during_the_push_is_not_lost(hub, adapter, pushed):
 
 def test_a_broken_card_is_not_overwritten(hub, adapter, pushed):
     hub.repositories[REPOSITORY].commit({"README.md": b"---\na: [\n---\nmine"}, "edit")
-    text = "The front matter of the card is not YAML: .* Correct it, then push again"
+    text = "The front matter of the card is not a YAML mapping: .* Correct it, then push again"
     refused(ConfigError, text, push_adapter, adapter.with_strength(2.0), REPOSITORY, token=WRITE)
     assert hub.repositories[REPOSITORY].files()["README.md"] == b"---\na: [\n---\nmine"
 
@@ -251,6 +253,63 @@ def test_the_command_writes_to_a_branch_and_opens_a_pull_request(hub, adapter, p
     assert found == [1.25, 0.5, 2.0]
     assert cli.main(["pull", REPOSITORY, "-o", str(tmp_path / "to"), "--revision", "weak"]) == 0
     assert load_adapter(tmp_path / "to").strength == 0.5
+
+
+RESULT = {
+    "n": 40,
+    **{
+        name: {
+            **{rate: hits / 40 for rate in RATES},
+            "intervals": {rate: [0.125, 0.875] for rate in RATES},
+            "counts": {rate: [hits, 40] for rate in RATES},
+        }
+        for name, hits in {"base": 39, "attached": 3, "random_direction": 38}.items()
+    },
+}
+
+
+def results_of(repository) -> list[EvalResultEntry]:
+    """The results that the Hub reads, by its own client's parser."""
+    return parse_eval_result_entries(yaml.safe_load(repository.files()[RESULTS]))
+
+
+def test_what_was_measured_goes_to_the_card_and_to_the_folder_that_the_hub_reads(hub, adapter, tmp_path, capsys):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    file = str(save_adapter(adapter, tmp_path))
+    assert cli.main(["push", file, REPOSITORY, "--token", WRITE, "--result", str(tmp_path / "result.json")]) == 0
+    repository = hub.repositories[REPOSITORY]
+    assert repository.messages == ["initial commit", "Upload the unlearning adapter red"], "one commit for all"
+    entries = {entry.task_id: entry for entry in results_of(repository)}
+    assert list(entries) == list(RATES) and {entry.dataset_id for entry in entries.values()} == {BENCHMARK}
+    on_card = ModelCard(repository.files()["README.md"].decode()).data.eval_results
+    assert {item.metric_type: item.metric_value for item in on_card} == {
+        rate: entry.value for rate, entry in entries.items()
+    }
+    assert entries["concept_rate"].value == 0.075
+    assert entries["concept_rate"].notes == (
+        "concept shown (lower is better); 0.07 [0.12, 0.88] (3/40); base 0.97 [0.12, 0.88] (39/40); "
+        "concept red, method ridge, strength 1.25"
+    )
+
+
+def test_results_of_others_stay_and_ours_go_with_their_adapter(hub, adapter):
+    theirs = b"- dataset: {id: org/theirs, task_id: default}\n  value: 1\n"
+    push_adapter(adapter, REPOSITORY, token=WRITE, result=RESULT)
+    repository = hub.repositories[REPOSITORY]
+    first = repository.files()[RESULTS]
+    repository.commit({".eval_results/theirs.yaml": theirs}, "their own")
+    better = {**RESULT, "attached": RESULT["random_direction"]}
+    push_adapter(adapter, REPOSITORY, token=WRITE, result=better)
+    assert repository.files()[RESULTS] != first and results_of(repository)[0].value == 0.95
+    push_adapter(adapter.with_strength(2.0), REPOSITORY, token=WRITE)
+    assert RESULTS not in repository.files(), "numbers of another adapter are not left beside this one"
+    assert repository.files()[".eval_results/theirs.yaml"] == theirs
+    assert ModelCard(repository.files()["README.md"].decode()).data.eval_results is None
+
+
+def test_a_result_that_cannot_be_read_is_refused_before_any_request(hub, adapter):
+    refused(ConfigError, "cannot go on a card", push_adapter, adapter, REPOSITORY, token=WRITE, result={"n": 1})
+    assert not hub.requests
 
 
 # Load and pull.

@@ -25,9 +25,10 @@ class Repository:
     refs: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
 
-    def commit(self, files: dict[str, bytes], message: str, ref: str = "main") -> str:
-        """Add a commit that replaces or adds files on top of a branch."""
-        tree = {**self.commits.get(self.refs.get(ref, ""), {}), **files}
+    def commit(self, files: dict[str, bytes | None], message: str, ref: str = "main") -> str:
+        """Add a commit that replaces, adds or (None) deletes files on top of a branch."""
+        changed = {**self.commits.get(self.refs.get(ref, ""), {}), **files}
+        tree = {path: data for path, data in changed.items() if data is not None}
         oid = hashlib.sha1(f"{len(self.commits)} {ref} {sorted(tree.items())}".encode()).hexdigest()
         self.commits[oid], self.refs[ref] = tree, oid
         self.messages.append(message)
@@ -246,12 +247,12 @@ class _Handler(BaseHTTPRequestHandler):
         head = self._commit_of(repository, revision)
         if header.get("parentCommit") not in (None, head):
             raise _Refusal(412, "", "A commit has happened since. Please refresh and try again.")
-        files = {}
-        for line in lines[1:]:
-            value = line["value"]
-            files[value["path"]] = (
-                base64.b64decode(value["content"]) if line["key"] == "file" else self.hub.blobs[value["oid"]]
-            )
+        content = {
+            "file": lambda value: base64.b64decode(value["content"]),
+            "lfsFile": lambda value: self.hub.blobs[value["oid"]],
+            "deletedFile": lambda value: None,
+        }
+        files = {line["value"]["path"]: content[line["key"]](line["value"]) for line in lines[1:]}
         ref = unquote(revision)
         if opened:
             number = 1 + sum(key.startswith("refs/pr/") for key in repository.refs)

@@ -1,17 +1,17 @@
-"""Renew our sections of a model card that somebody edited, and keep every other word of it."""
+"""`merge_card` renews our sections of a model card that somebody edited, and keeps every other word of it."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from huggingface_hub import CardData, RepoCard
 
 from unlearning_adapters.errors import ConfigError
 
-DATASET = "unlearning-adapters"  # type of the data set of our own entries in `model-index`
+from .measured import DATASET
+
 FACTS = ("library_name", "pipeline_tag", "base_model", "base_model_relation")  # of the file; renewed each time
 
-_FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _SECTION = re.compile(
     r"<!-- unlearning-adapters: begin (?P<name>[a-z]+) -->.*?<!-- unlearning-adapters: end (?P=name) -->", re.DOTALL
 )
@@ -34,52 +34,41 @@ def merge_card(existing: str, rendered: str) -> str:
     Raises:
         ConfigError: If the front matter of the existing card is not a YAML mapping.
     """
-    (front, body), (new_front, new_body) = split_card(existing), split_card(rendered)
-    sections = {match["name"]: match[0] for match in _SECTION.finditer(new_body)}
-    if _SECTION.search(body):
-        body = _SECTION.sub(lambda match: sections.get(match["name"], match[0]), body)
+    card, new = read_card(existing), RepoCard(rendered)
+    sections = {match["name"]: match[0] for match in _SECTION.finditer(new.text)}
+    if _SECTION.search(card.text):
+        body = _SECTION.sub(lambda match: sections.get(match["name"], match[0]), card.text)
     else:
-        body = f"{body.rstrip()}\n\n{new_body.lstrip()}"
-    return join_card(_merge_front(front, new_front), body)
+        body = f"{card.text.rstrip()}\n\n{new.text.lstrip()}"
+    card.text = f"\n{body.lstrip()}"
+    card.data = CardData(**_merge_front(card.data.to_dict(), new.data.to_dict()))
+    return str(card)
 
 
-def split_card(card: str) -> tuple[dict[str, Any], str]:
-    """Return the front matter and the body of a card, or raise `ConfigError` if the first is not a YAML mapping."""
-    match = _FRONT.match(card)
-    if match is None:
-        return {}, card
+def read_card(text: str) -> RepoCard:
+    """Return a card with its front matter, which may be missing.
+
+    Raises:
+        ConfigError: If the front matter is not a YAML mapping.
+    """
+    text = text.replace("\r\n", "\n")
     try:
-        front = yaml.safe_load(match[1])
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return RepoCard(text if text.lstrip().startswith("---") else f"---\n\n---\n{text}")
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(
-            f"The front matter of the card is not YAML: {reason}. Correct it, then push again."
+            f"The front matter of the card is not a YAML mapping: {reason}. Correct it, then push again."
         ) from error
-    if front is not None and not isinstance(front, dict):
-        raise ConfigError(
-            f"The front matter of the card is a {type(front).__name__}, not a mapping. Correct it, then push again."
-        )
-    return front or {}, card[match.end() :]
 
 
-def join_card(front: Mapping[str, Any], body: str) -> str:
-    """Return a card of front matter and body."""
-    text = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True, width=10_000)
-    return f"---\n{text}---\n\n{body.lstrip()}"
-
-
-def _merge_front(front: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_front(front: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     merged = {key: value for key, value in front.items() if key not in FACTS or key in new}
     for key, value in new.items():
         if key in (*FACTS, "widget") or key not in merged:
             merged[key] = value
     merged["tags"] = list(dict.fromkeys([*_as_list(front.get("tags")), *new.get("tags", [])]))
-    index = [entry for entry in _as_list(front.get("model-index")) if not _is_ours(entry)]
-    index += new.get("model-index", [])
-    if index:
-        merged["model-index"] = index
-    else:
-        merged.pop("model-index", None)
+    results = [entry for entry in _as_list(front.get("model-index")) if not _is_ours(entry)]
+    merged["model-index"] = [*results, *new.get("model-index", [])] or None  # None is left out
     return merged
 
 

@@ -18,9 +18,11 @@ from unlearning_adapters.errors import AdapterNotFoundError, ConfigError, HubErr
 
 from .card import render_card
 from .card_merge import merge_card
+from .measured import Measured, result_file
 
 CARD = "README.md"
 CLIPS = "clips"
+RESULTS = ".eval_results/unlearning-adapters.yaml"  # other files of that folder belong to others
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def push_adapter(
     """Push an adapter and its card to the Hub, in one commit on top of the one whose card was read.
 
     A repository or branch that does not exist is made. A card that somebody edited is kept: only the sections of this
-    package are renewed. A base that is a folder of this machine is not named.
+    package are renewed. A base that is a folder of this machine is not named. What was measured goes to the card and to
+    the file `RESULTS`, which a push without a result deletes, since its numbers are those of another adapter.
 
     Args:
         adapter: The adapter, or its file or folder, which is checked first.
@@ -70,7 +73,7 @@ def push_adapter(
         AdapterFileError: If it is not a valid adapter.
         HubError: If the Hub cannot be reached, or refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     _check_repository(repository)
     adapter = _published(adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter))
@@ -88,16 +91,22 @@ def push_adapter(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder, _plain_errors(repository):
         file = save_adapter(adapter, folder)
-        parent = _prepare(api, repository, private, revision)
+        parent, files = _prepare(api, repository, private, revision)
         existing = _read_card(api, repository, parent)
         text = card if existing is None else merge_card(existing, card)
+        changes: list[Any] = [
+            CommitOperationAdd(FILE_NAME, file),
+            CommitOperationAdd(CARD, text.encode()),
+            *(CommitOperationAdd(f"{CLIPS}/{clip.name}", clip) for _, clip in shown),
+        ]
+        if result is not None:
+            measured = Measured.from_result(result, adapter.info.method)
+            changes.append(CommitOperationAdd(RESULTS, result_file(adapter.info, measured).encode()))
+        elif RESULTS in files:
+            changes.append(CommitOperationDelete(RESULTS))
         info = api.create_commit(
             repository,
-            [
-                CommitOperationAdd(FILE_NAME, file),
-                CommitOperationAdd(CARD, text.encode()),
-                *(CommitOperationAdd(f"{CLIPS}/{clip.name}", clip) for _, clip in shown),
-            ],
+            changes,
             commit_message=commit_message or f"Upload the unlearning adapter {adapter.info.concept}",
             revision=revision,
             create_pr=create_pr,
@@ -169,28 +178,28 @@ def _shipped_concept(adapter: UnlearningAdapter) -> Concept | None:
 
 
 def _check_clips(clips: Sequence[tuple[str, str | Path]]) -> list[tuple[str, Path]]:
-    found = [(text, Path(file)) for text, file in clips]
-    for _, file in found:
+    shown = [(text, Path(file)) for text, file in clips]
+    for _, file in shown:
         if file.suffix != ".mp4" or not file.is_file():
             raise ConfigError(f"Expected a clip to be an .mp4 file, but got {str(file)!r}. Write it with save_clip.")
-    names = [file.name for _, file in found]
+    names = [file.name for _, file in shown]
     if len(set(names)) != len(names):
         raise ConfigError(f"Expected clips of different file names, but got {', '.join(names)}. Rename them.")
-    return found
+    return shown
 
 
-def _prepare(api: Any, repository: str, private: bool | None, branch: str | None) -> str:
-    """Make the repository and the branch if they are missing, and return the commit to build on."""
+def _prepare(api: Any, repository: str, private: bool | None, branch: str | None) -> tuple[str, set[str]]:
+    """Make the repository and the branch if they are missing; return the commit to build on, and its files."""
     api.create_repo(repository, private=private, exist_ok=True)
     if branch is not None:
         api.create_branch(repository, branch=branch, exist_ok=True)
-    found = api.model_info(repository, revision=branch)
-    if private and not found.private:
+    state = api.model_info(repository, revision=branch)
+    if private and not state.private:
         raise HubError(
             f"Did not push to {repository!r}: it is public, and `private` asks for a private one. "
             "Change its visibility on the Hub, or choose another name."
         )
-    return str(found.sha)
+    return str(state.sha), {file.rfilename for file in state.siblings or ()}
 
 
 def _read_card(api: Any, repository: str, commit: str) -> str | None:
