@@ -25,6 +25,7 @@ from unlearning_adapters.evaluation.arms.arm import adapter_arm, check_unedited
 from unlearning_adapters.evaluation.arms.generate import check_call, model_name
 from unlearning_adapters.evaluation.detectors.detector import Detector
 from unlearning_adapters.evaluation.metrics import rate_to_dict
+from unlearning_adapters.pipelines.edits import check_no_lora
 
 from .budget import Budget, find_budget
 from .denoising_loss import Examples
@@ -118,6 +119,7 @@ def run_attacks(
 
     Raises:
         EvaluationError: If there is no such attack, the pipeline is edited, or an attack that was named does not suit.
+        DenoiserError: If a LoRA acts on the pipeline.
     """
     chosen = tuple(ATTACKS) if names is None else tuple(dict.fromkeys(names))
     for name in chosen:
@@ -127,6 +129,7 @@ def run_attacks(
     loaded = adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter)
     arguments = dict(call or {})
     check_unedited(pipe)
+    check_no_lora(pipe, "A report of attacks")
     check_call(pipe, arguments)
     start, base = time.perf_counter(), Subject(pipe, tuple(detectors), arguments, batch, second=second)
     examples = {"edited": examples_of(base, target)}

@@ -47,8 +47,9 @@ def build_adapter(
        its factor in `config.block_strengths`. A pair of which less than half is then removed, since it says the concept
        in another way than the others, gets a row of its own at the text sites.
 
-    The pipeline is left as it was, its random state and its scheduler included. Default method: `ridge`; the paper's
-    methods `mean` and `cpca` (arXiv 2506.07891) keep its strength of 1.
+    The pipeline is left as it was, its random state and its scheduler included. What is built is of the base: beside
+    other adapters and LoRAs, attached or fused, it is the same adapter, bit for bit, or it is refused by name.
+    Default method: `ridge`; the paper's methods `mean` and `cpca` (arXiv 2506.07891) keep its strength of 1.
 
     Args:
         pipe: A diffusers pipeline.
@@ -68,8 +69,9 @@ def build_adapter(
     Raises:
         ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
             differ, or if there are fewer pairs than `config.pairs`.
-        DenoiserError: If the pipeline has no denoiser that can be edited, or the method needs weights that are
-            quantised or out of reach.
+        DenoiserError: If the pipeline has no denoiser that can be edited, the method needs weights that are quantised
+            or out of reach, or a site reads what a LoRA or another adapter, attached or fused, has changed.
+        FuseError: If a LoRA is fused into a site's weight, so that the base's own is unknown.
         SiteError: If the selection names no site, a block has none, or a site was never called.
 
     Example:

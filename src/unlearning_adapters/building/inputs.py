@@ -19,8 +19,10 @@ from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.methods.registry import METHODS
 from unlearning_adapters.methods.rows import GroupRows, NeutralRows, Sides
 from unlearning_adapters.pipelines.activations import Recording, record
+from unlearning_adapters.pipelines.edits import check_no_fused_lora
 from unlearning_adapters.pipelines.moving_sites import few_steps, find_feeds
-from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers
+from unlearning_adapters.pipelines.reading_base import check_reads_base
+from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers, site_module
 
 from .gains import check_blocks
 from .site_selection import choose_sites
@@ -125,6 +127,7 @@ def gather(
     networks = denoisers(pipe)
     for site in sites:
         check_not_empty(networks[site.component], site.module)
+        check_no_fused_lora(site_module(pipe, site.name), site.name)
     return Material(pairs, sites, *_record(pipe, concept, pairs, sites, config, progress, call_kwargs))
 
 
@@ -167,6 +170,15 @@ def _record(
     feeds = find_feeds(pipe, sites, pairs[0].unsafe, pairs[0].unsafe_image, seed=config.seed, call_kwargs=call_kwargs)
     if feeds.moving:
         settings |= {"calls": feeds.moving, "call_kwargs": few_steps(call_kwargs)}
+    hidden = {site.name: range(config.steps) for site in sites if site.kind == "hidden"}
+    check_reads_base(
+        pipe,
+        sites,
+        {**hidden, **feeds.moving},
+        pairs[0].unsafe,
+        pairs[0].unsafe_image,
+        call_kwargs=settings["call_kwargs"],
+    )
     recorded = record(
         pipe,
         [pair.unsafe for pair in pairs] + [pair.safe for pair in pairs],
@@ -182,7 +194,6 @@ def _record(
     prompts, images = _neutral_inputs(concept, pairs, guidance)
     if not prompts:
         return recorded, None, (), ()
-    hidden = any(site.kind == "hidden" for site in sites)
     neutral = record(
         pipe,
         prompts,

@@ -14,7 +14,6 @@ from unlearning_adapters.building.build import base_model_of, base_revision_of
 from unlearning_adapters.errors import BaseMismatchError, ConfigError, FuseError
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.runtime.compatibility import check_sites, with_stock_factors
-from unlearning_adapters.runtime.editor import editor_of
 from unlearning_adapters.runtime.joint_edit import stack_directions, stack_report, stacked_factors
 
 from .fused_layers import Factors
@@ -127,9 +126,8 @@ def rendered(base: Any, part: UnlearningAdapter, component: str) -> UnlearningAd
             "its directions mean nothing there. Give a base of that architecture, or build the adapter on this one."
         )
     check_sites(base, part)
-    fused = {f"{component}.{path}" for path in editor_of(network).records}
     with torch.no_grad():
-        return with_stock_factors(base, replace(part.with_strength(part.strength or 1.0), lora_B={}), fused)
+        return with_stock_factors(base, replace(part.with_strength(part.strength or 1.0), lora_B={}))
 
 
 def joint_factors(parts: Sequence[UnlearningAdapter], strengths: Sequence[float]) -> dict[str, Factors]:

@@ -116,7 +116,7 @@ def export_lora(
         BaseMismatchError: If the adapters were built on different bases, or on another architecture than `base`.
         ConfigError: If a setting is out of range, or the component has to be named.
         EngineError: If the engine would not read all of the file.
-        FuseError: If a factor is needed and cannot be computed: a weight is quantised, offloaded or fused.
+        FuseError: If a factor is needed and cannot be computed: a weight is quantised, offloaded, or holds a LoRA.
         SiteError: If `base` lacks sites, or a layer has no name in the layout.
 
     Example:

@@ -7,6 +7,7 @@ from accelerate.hooks import SequentialHook
 from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, align_module_device, has_offloaded_params
 from torch import Tensor, nn
 
+from .edits import check_no_fused_lora, editor_on
 from .sites import base_linear
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -38,6 +39,25 @@ def kept_weight(layer: nn.Module) -> Tensor | None:
     return weight
 
 
+def original_weight(denoiser: nn.Module, path: str) -> Tensor | None:
+    """Return a layer's weight as it was before adapters were fused into it, bit for bit; otherwise as `kept_weight`.
+
+    All that is computed from weights starts here: stock factors, Gram matrices, the check of the base.
+
+    Args:
+        denoiser: The network that the path starts from.
+        path: Path of a Linear of any kind.
+
+    Raises:
+        FuseError: If a LoRA is fused into it, or it changed after an adapter was fused: the one before is unknown.
+    """
+    layer = denoiser.get_submodule(path)
+    check_no_fused_lora(layer, path)
+    editor = editor_on(denoiser)
+    fused = None if editor is None else editor.original_weight(path)
+    return kept_weight(base_linear(layer)) if fused is None else fused
+
+
 def is_in_a_file(denoiser: nn.Module, path: str) -> bool:
     """Whether diffusers' group offloading keeps a layer's weight in a file, and memory that means nothing in its place.
 
@@ -59,7 +79,7 @@ def is_in_a_file(denoiser: nn.Module, path: str) -> bool:
 
 
 def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | None:
-    """Return what the weight of a layer makes of rows, `rows @ W.T`, or None if the weight is out of reach.
+    """Return what a layer's original weight makes of rows, `rows @ W.T`, or None if the weight is out of reach.
 
     Quantised weights are asked through the layer's own forward, in whatever way they are stored; hooks take no part.
 
@@ -70,9 +90,12 @@ def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | Non
 
     Returns:
         Shape (r, out_features), float32, on the CPU.
+
+    Raises:
+        FuseError: If the original weight is unknown (`original_weight`).
     """
     layer: Any = base_linear(denoiser.get_submodule(path))
-    weight = kept_weight(layer)
+    weight = original_weight(denoiser, path)
     if weight is None or is_in_a_file(denoiser, path) or (weight.is_meta and not has_offloaded_params(layer)):
         return None
     with torch.no_grad(), align_module_device(layer):
@@ -89,7 +112,7 @@ def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | Non
 
 
 def weight_gram(denoiser: nn.Module, path: str) -> Tensor | None:
-    """Return `W^T W` of a layer, or None if its weight is quantised or out of reach.
+    """Return `W^T W` of a layer's original weight, or None if it is quantised or out of reach.
 
     Args:
         denoiser: The network that the path starts from.
@@ -97,8 +120,11 @@ def weight_gram(denoiser: nn.Module, path: str) -> Tensor | None:
 
     Returns:
         Shape (in_features, in_features), float64, on the CPU.
+
+    Raises:
+        FuseError: If the original weight is unknown (`original_weight`).
     """
-    weight = kept_weight(base_linear(denoiser.get_submodule(path)))
+    weight = original_weight(denoiser, path)
     if weight is None or weight.is_meta or not is_plain(weight) or is_in_a_file(denoiser, path):
         return None
     gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Whether an adapter fits a pipeline: its sites, their widths, and the weights that it was built on."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +10,11 @@ from torch import Tensor
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.errors import BaseMismatchError, FuseError, SiteError
-from unlearning_adapters.pipelines.sites import base_linear, denoisers, site_module
+from unlearning_adapters.pipelines.edits import fused_lora
+from unlearning_adapters.pipelines.sites import base_linear, denoisers, linear_layers, site_module
 from unlearning_adapters.pipelines.weights import is_in_a_file, is_plain, kept_weight, layer_response
+
+from .editor import editor_of
 
 # `base_deviation` is 1e-6 to 0.12 on the base that an adapter was built on, also quantised, and about 1 on another.
 OTHER_BASE = 0.3
@@ -56,16 +59,16 @@ def warn_of_partial_cover(pipe: Any, adapter: UnlearningAdapter) -> None:
         )
 
 
-def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter, fused: Collection[str]) -> None:
+def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter) -> None:
     """Warn if the weights are not those that the adapter was built on, or its file was changed.
 
     Only a warning: directions mean much the same on a fine-tuned base, and the edit is made from the weights at hand.
 
     Args:
         pipe: A diffusers pipeline.
-        adapter: The adapter.
-        fused: Names of the sites whose weights are edited now and say nothing.
+        adapter: The adapter; sites whose weights hold an adapter or a LoRA say nothing.
     """
+    fused = fused_sites(pipe)
     known = [site for site in adapter.lora_B if site not in fused and adapter.strength]
     weights = {site: weight for site in known if (weight := _plain_weight(pipe, site)) is not None}
     part = replace(adapter, lora_B={site: _some_rows(adapter.lora_B[site]) for site in weights})
@@ -78,23 +81,35 @@ def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter, fused: Collection[
         )
 
 
-def with_stock_factors(pipe: Any, adapter: UnlearningAdapter, fused: Collection[str]) -> UnlearningAdapter:
+def fused_sites(pipe: Any) -> set[str]:
+    """Return the names of all layers whose weights hold an adapter of this package, or one of PEFT."""
+    fused = set()
+    for component, denoiser in denoisers(pipe).items():
+        editor = editor_of(denoiser)
+        layers = linear_layers(denoiser)
+        fused |= {f"{component}.{path}" for path, layer in layers if path in editor.records or fused_lora(layer)}
+    return fused
+
+
+def with_stock_factors(pipe: Any, adapter: UnlearningAdapter) -> UnlearningAdapter:
     """Return the adapter with a stock LoRA factor `-strength * gain * W write^T` per site, computed where it lacks one.
 
+    W is the original weight, before any adapter was fused into it.
+
     Raises:
-        FuseError: If a factor is missing where the weight is fused, or cannot be reached.
+        FuseError: If a factor is missing where the original weight is unknown, or cannot be reached.
     """
     factors, networks = dict(adapter.lora_B), denoisers(pipe)
     for site, direction in adapter.directions.items():
         if site in factors:
             continue
         component, _, path = site.partition(".")
-        response = None if site in fused else layer_response(networks[component], path, direction.write)
+        response = layer_response(networks[component], path, direction.write)
         if response is None:
-            cure = "quantised or offloaded out of reach. Load the base without quantisation and offloading."
-            if site in fused:
-                cure = "fused. Call unfuse_unlearning_adapters() first."
-            raise FuseError(f"The stock LoRA factor of {site} cannot be computed, since its weight is {cure}")
+            raise FuseError(
+                f"The stock LoRA factor of {site} cannot be computed, since its weight is quantised or offloaded out "
+                "of reach. Load the base without quantisation and offloading."
+            )
         factors[site] = (-adapter.strength_at(site) * response.T).contiguous()
     return replace(adapter, lora_B={site: factors[site] for site in adapter.directions})
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from unlearning_adapters.errors import FuseError
+from unlearning_adapters.pipelines.edits import EDITOR
 from unlearning_adapters.pipelines.sites import base_linear, check_not_empty
 from unlearning_adapters.pipelines.weights import is_in_a_file, kept_weight
 
@@ -30,6 +31,7 @@ from .fuse import (
     check_fused,
     fuse_edit,
     looks_fused,
+    original_of,
     restore_weight,
     sample_rows,
 )
@@ -37,8 +39,6 @@ from .fused_weight import FusedWeight
 from .joint_edit import BLOCK_ELEMENTS, StackedEdit
 from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
 from .weight_copy import WeightCopy
-
-ATTRIBUTE = "_unlearning_adapters"
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,24 @@ class Editor:
         """The adapters that the denoiser carries now."""
         return self.plan.stack
 
+    def original_weight(self, path: str) -> torch.Tensor | None:
+        """Return a layer's weight as it was before adapters were fused into it, as a copy; None if none is.
+
+        Raises:
+            FuseError: If it changed since, so that it cannot be known.
+        """
+        if path in self.changed:
+            raise FuseError(changed_since_fused(path))
+        record = self.records.get(path)
+        with _editing():
+            return None if record is None else original_of(self._linear(path), record[1], path)
+
+    def acting_at(self) -> dict[str, str]:
+        """Return the path of each layer that an adapter edits now, attached or fused, and the name of one of them."""
+        stack = self.stack
+        items = {name: stack.loaded[name] for name in stack.acting if stack.loaded[name].strength}
+        return {path: name for name, item in reversed(items.items()) for path in item.directions}
+
     def make_plan(self, stack: Stack) -> Plan:
         """Return what a stack would mean; raise if it cannot be, and change nothing."""
         if self.seats.moved():
@@ -115,10 +133,10 @@ class Editor:
         self.seats.seat()
         self.plan = plan
         if plan.stack.loaded:
-            setattr(self.denoiser, ATTRIBUTE, self)
+            setattr(self.denoiser, EDITOR, self)
             self.save_warning = self.save_warning or SaveWarning(self.denoiser, self._acting_attached)
-        elif hasattr(self.denoiser, ATTRIBUTE):
-            delattr(self.denoiser, ATTRIBUTE)
+        elif hasattr(self.denoiser, EDITOR):
+            delattr(self.denoiser, EDITOR)
             if self.save_warning is not None:
                 self.save_warning.remove()
                 self.save_warning = None
@@ -228,7 +246,7 @@ class Editor:
 
 def editor_of(denoiser: nn.Module) -> Editor:
     """Return the editor of a denoiser; a new one leaves no trace until something is loaded."""
-    editor = denoiser.__dict__.get(ATTRIBUTE)
+    editor = denoiser.__dict__.get(EDITOR)
     return editor if isinstance(editor, Editor) else Editor(denoiser)
 
 

@@ -134,6 +134,17 @@ def restore_weight(weight: Tensor, record: FusedWeight | WeightCopy, name: str) 
         )
 
 
+def original_of(linear: nn.Module, record: FusedWeight | WeightCopy, name: str) -> Tensor:
+    """Return what a fused weight was before, bit for bit, as a copy.
+
+    Raises:
+        FuseError: If the weight is not, bit for bit, the fused one any more.
+    """
+    weight = check_fused(linear, record, name).detach().clone()
+    restore_weight(weight, record, name)
+    return weight
+
+
 def sample_rows(weight: Tensor) -> Tensor:
     """Return a few rows of a weight, as a view."""
     return weight.detach()[:: max(1, weight.shape[0] // ROWS_COMPARED)]

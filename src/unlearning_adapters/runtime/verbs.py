@@ -76,7 +76,7 @@ def load_unlearning_adapter(
         for component, part in check_sites(pipe, source).items()
     ]
     warn_of_partial_cover(pipe, source)
-    warn_of_other_base(pipe, source, _fused_sites(editors))
+    warn_of_other_base(pipe, source)
     change_stacks(changes)
     return name
 
@@ -265,7 +265,7 @@ def save_unlearning_adapter(pipe: Any, save_directory: str | Path, adapter_name:
 
     Raises:
         AdapterNameError: If there is no adapter of that name, or no name is given and not exactly one is loaded.
-        FuseError: If the stock LoRA factor has to be computed from weights that are fused, or offloaded to a file.
+        FuseError: If the stock LoRA factor has to be computed from a weight that is out of reach, or holds a LoRA.
     """
     return save_adapter(_as_it_acts(pipe, adapter_name), save_directory)
 
@@ -284,7 +284,7 @@ def push_unlearning_adapter(pipe: Any, repo_id: str, adapter_name: str | None = 
 
     Raises:
         AdapterNameError: If there is no adapter of that name, or no name is given and not exactly one is loaded.
-        FuseError: If the stock LoRA factor has to be computed from weights that are fused, or offloaded to a file.
+        FuseError: If the stock LoRA factor has to be computed from a weight that is out of reach, or holds a LoRA.
         HubError: If the Hub cannot be reached, or refuses.
     """
     return push_adapter(_as_it_acts(pipe, adapter_name), repo_id, **options)
@@ -302,7 +302,7 @@ def _as_it_acts(pipe: Any, adapter_name: str | None) -> UnlearningAdapter:
     check_loaded([name], loaded)
     item = next(editor.stack.loaded[name] for editor in editors.values() if name in editor.stack.loaded)
     adapter = item.adapter if item.strength == item.adapter.strength else item.adapter.with_strength(item.strength)
-    return with_stock_factors(pipe, adapter, _fused_sites(editors))
+    return with_stock_factors(pipe, adapter)
 
 
 VERBS: tuple[Callable[..., Any], ...] = (
@@ -342,10 +342,6 @@ def _editors(pipe: Any) -> dict[str, Editor]:
 
 def _loaded(editors: Mapping[str, Editor]) -> list[str]:
     return list(dict.fromkeys(name for editor in editors.values() for name in editor.stack.loaded))
-
-
-def _fused_sites(editors: Mapping[str, Editor]) -> set[str]:
-    return {f"{component}.{path}" for component, editor in editors.items() for path in editor.records}
 
 
 def _check_not_fused(editors: Mapping[str, Editor], names: Sequence[str], done: str) -> None:

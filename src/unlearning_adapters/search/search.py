@@ -20,6 +20,7 @@ from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.config import METHOD_SETTINGS, BuildConfig
 from unlearning_adapters.errors import AdapterNameError, ConceptError, ConfigError
 from unlearning_adapters.methods.registry import find_direction, find_strength
+from unlearning_adapters.pipelines.edits import check_no_lora
 from unlearning_adapters.runtime.verbs import (
     delete_unlearning_adapters,
     get_list_unlearning_adapters,
@@ -73,6 +74,7 @@ class Search:
 
     Raises:
         AdapterNameError: If adapters are loaded on the pipeline.
+        DenoiserError: If a LoRA acts on it.
         ConceptError: If too little of the concept can be held out.
 
     Example:
@@ -222,6 +224,7 @@ def _check_bare(pipe: Any) -> None:
             f"A search compares with the base, but the pipeline has the adapter {loaded[0]!r}. "
             "Call unload_unlearning_adapters() first."
         )
+    check_no_lora(pipe, "A search")
 
 
 def _open_study(search: Search, folder: Path) -> Any:
