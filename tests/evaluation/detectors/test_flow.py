@@ -23,8 +23,6 @@ def sliding(shift: int, side: int = 96, frames: int = 4, grain: int = 6) -> Clip
 
 
 def measure(method: str, side: int = 96) -> Detector:
-    if method == "farneback":
-        pytest.importorskip("cv2", reason="opencv-python-headless")
     return flow(method, side)
 
 

