@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .evaluation.suites.suite import Suite
     from .export.check import check_lora
     from .export.for_engine import ForEngine, export_for_engine
+    from .export.fused_pipeline import FusedPipeline, export_fused
     from .export.lora import ExportedLora, export_lora
     from .export.reading import Reading
     from .pipelines.sites import find_sites
@@ -83,6 +84,7 @@ __all__ = [
     "ExportedLora",
     "ForEngine",
     "FuseError",
+    "FusedPipeline",
     "HubError",
     "HubOptions",
     "Pair",
@@ -100,6 +102,7 @@ __all__ = [
     "enable_unlearning_adapters",
     "evaluate",
     "export_for_engine",
+    "export_fused",
     "export_lora",
     "find_sites",
     "fuse_unlearning_adapters",
@@ -133,6 +136,7 @@ _MODULES = {
     "config": ("BuildConfig",),
     "export.check": ("check_lora",),
     "export.for_engine": ("ForEngine", "export_for_engine"),
+    "export.fused_pipeline": ("FusedPipeline", "export_fused"),
     "export.lora": ("ExportedLora", "export_lora"),
     "export.reading": ("Reading",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),

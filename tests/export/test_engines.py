@@ -22,12 +22,12 @@ from unlearning_adapters.adapter.adapter import UnlearningAdapter, save_adapter
 from unlearning_adapters.errors import AdapterFileError, ConfigError, EngineError
 from unlearning_adapters.export.check import check_lora
 from unlearning_adapters.export.engines import ENGINES, Engine, Reads, engine_named
-from unlearning_adapters.export.families import FAMILIES
 from unlearning_adapters.export.for_engine import export_for_engine
-from unlearning_adapters.export.fused_layers import factors_in
 from unlearning_adapters.export.layouts import LAYOUTS, Layout
+from unlearning_adapters.export.layouts.fused_layers import factors_in
 from unlearning_adapters.export.lora import export_lora
-from unlearning_adapters.export.naming import Naming, Part, expand
+from unlearning_adapters.export.names.families import FAMILIES
+from unlearning_adapters.export.names.naming import Naming, Part, expand
 from unlearning_adapters.export.reading import guess_family, read_keys
 
 PAIRS = [(engine, family) for engine in ENGINES.values() for family in engine.reads]

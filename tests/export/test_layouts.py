@@ -18,8 +18,8 @@ from tiny_denoisers import TINY
 from torch import Tensor
 
 from unlearning_adapters.errors import ConfigError, SiteError
-from unlearning_adapters.export.fused_layers import Factors, factors_in
 from unlearning_adapters.export.layouts import LAYOUTS
+from unlearning_adapters.export.layouts.fused_layers import Factors, factors_in
 from unlearning_adapters.pipelines.sites import linear_layers
 
 READERS = {

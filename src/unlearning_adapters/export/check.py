@@ -5,9 +5,9 @@ from pathlib import Path
 from unlearning_adapters.errors import ConfigError
 
 from .engines import engine_named, reads_of
-from .families import FAMILIES, family_of
-from .header import read_any_header
-from .model_layers import model_layers, weights_at
+from .names.families import FAMILIES, family_of
+from .names.header import read_any_header
+from .names.model_layers import model_layers, weights_at
 from .reading import Reading, guess_family, read_keys
 
 _PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -7,11 +7,11 @@ import torch
 
 from unlearning_adapters.errors import EngineError
 
-from .engine import Engine, Reads
-from .families import family_of
-from .fused_layers import Factors
-from .layout import Layout
-from .naming import expand
+from .engines.engine import Engine, Reads
+from .layouts.fused_layers import Factors
+from .layouts.layout import Layout
+from .names.families import family_of
+from .names.naming import expand
 from .reading import read_keys
 
 

@@ -16,7 +16,7 @@ from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.runtime.compatibility import check_sites, with_stock_factors
 from unlearning_adapters.runtime.joint_edit import stack_directions, stack_report, stacked_factors
 
-from .fused_layers import Factors
+from .layouts.fused_layers import Factors
 
 
 def chosen_component(adapters: Sequence[UnlearningAdapter], component: str | None) -> str:

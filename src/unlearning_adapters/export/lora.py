@@ -11,8 +11,6 @@ from unlearning_adapters.errors import ConfigError
 
 from .engine_file import EngineFile, fit_to_engine
 from .engines import engine_named, reads_of
-from .families import FAMILIES, family_of
-from .fused_layers import factors_in
 from .joint_lora import (
     base_named,
     base_of,
@@ -25,7 +23,9 @@ from .joint_lora import (
     warn_of_twins,
 )
 from .layouts import layout_named
+from .layouts.fused_layers import factors_in
 from .lora_file import lora_name, place_of, write_lora
+from .names.families import FAMILIES, family_of
 from .style import read_lora, with_style
 
 EXPORT_VERSION = 2

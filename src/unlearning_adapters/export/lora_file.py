@@ -13,8 +13,8 @@ from unlearning_adapters.adapter.file import file_at, write_whole
 from unlearning_adapters.adapter.header import encode_lora_header
 from unlearning_adapters.errors import AdapterFileError
 
-from .fused_layers import Factors
-from .layout import Layout
+from .layouts.fused_layers import Factors
+from .layouts.layout import Layout
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NO_WORD = re.compile(r"[^A-Za-z0-9.-]+")

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from .engine import Engine, Reads, Spelling
-from .families import FAMILIES
-from .model_layers import ModelLayers
-from .naming import expand
+from .engines.engine import Engine, Reads, Spelling
+from .names.families import FAMILIES
+from .names.model_layers import ModelLayers
+from .names.naming import expand
 
 KOHYA = "lora_unet_"
 _ALPHA = ".alpha"

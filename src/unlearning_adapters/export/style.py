@@ -15,9 +15,9 @@ from torch import Tensor
 from unlearning_adapters.errors import AdapterFileError, ConfigError
 
 from .engines import ENGINES
-from .families import family_of
-from .fused_layers import Factors
-from .header import read_any_header
+from .layouts.fused_layers import Factors
+from .names.families import family_of
+from .names.header import read_any_header
 from .reading import read_keys
 
 _LINEAR1 = 4

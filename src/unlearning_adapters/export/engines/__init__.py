@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.export.engine import Engine, Reads
 
 from .comfyui import COMFYUI, KIJAI
 from .diffsynth import DIFFSYNTH
 from .diffusers import DIFFUSERS, XDIT
+from .engine import Engine, Reads
 from .fastvideo import FASTVIDEO
 from .lightx2v import LIGHTX2V
 from .ltx import LTX

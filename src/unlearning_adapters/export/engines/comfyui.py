@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-from unlearning_adapters.export.families import FAMILIES
+from unlearning_adapters.export.names.families import FAMILIES
 
+from .engine import Engine, Reads, Spelling
 from .rows import HUNYUAN_15_NATIVE, HUNYUAN_NATIVE, LTX_2_NATIVE, LTX_NATIVE, WAN_NATIVE
 
 _SOURCE = "comfy/lora.py::model_lora_keys_unet"

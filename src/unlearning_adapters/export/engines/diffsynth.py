@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-
+from .engine import Engine, Reads, Spelling
 from .rows import LTX_2_NATIVE, WAN_NATIVE
 
 _SOURCE = "diffsynth/utils/lora/general.py::GeneralLoRALoader.get_name_dict"

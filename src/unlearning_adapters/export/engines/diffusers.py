@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-from unlearning_adapters.export.families import FAMILIES, Family
-from unlearning_adapters.export.naming import same
+from unlearning_adapters.export.names.families import FAMILIES, Family
+from unlearning_adapters.export.names.naming import same
 
+from .engine import Engine, Reads, Spelling
 from .rows import HUNYUAN_NATIVE, LTX_2_NATIVE, LTX_NATIVE, WAN_NATIVE
 
 _SOURCE = "diffusers/loaders/lora_pipeline.py"

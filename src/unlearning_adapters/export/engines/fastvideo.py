@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-from unlearning_adapters.export.naming import Rows, same
+from unlearning_adapters.export.names.naming import Rows, same
 
+from .engine import Engine, Reads, Spelling
 from .rows import (
     HUNYUAN_15_NATIVE,
     HUNYUAN_NATIVE,

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-from unlearning_adapters.export.naming import Rows
+from unlearning_adapters.export.names.naming import Rows
 
+from .engine import Engine, Reads, Spelling
 from .rows import HUNYUAN_15_NATIVE, LTX_2_NATIVE, WAN_NATIVE
 
 _SOURCE = "lightx2v/utils/lora_loader.py::LoRALoader.apply_lora"

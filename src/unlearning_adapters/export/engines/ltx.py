@@ -1,7 +1,6 @@
 """Lightricks' own ltx-core and ltx-pipelines."""
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-
+from .engine import Engine, Reads, Spelling
 from .rows import LTX_2_NATIVE
 
 LTX = Engine(

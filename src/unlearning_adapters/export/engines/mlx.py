@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-
+from .engine import Engine, Reads, Spelling
 from .rows import LTX_2_NATIVE, WAN_ATTENTION_DIFFUSERS, WAN_IMAGE_DIFFUSERS, WAN_NATIVE
 
 _OPTIONS = {"": "--lora", "high_noise": "--lora-high", "low_noise": "--lora-low"}

@@ -1,7 +1,7 @@
 """Rows that several engines share: the names of the first releases, and those of diffusers."""
 
-from unlearning_adapters.export.families import FAMILIES
-from unlearning_adapters.export.naming import Rows, same
+from unlearning_adapters.export.names.families import FAMILIES
+from unlearning_adapters.export.names.naming import Rows, same
 
 WAN_NATIVE: Rows = tuple(row for row in FAMILIES["wan"].native.rows if row[0].startswith("blocks."))
 WAN_IMAGE_NATIVE: Rows = tuple(row for row in WAN_NATIVE if "add_" in row[0])

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from pathlib import PurePath
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-
+from .engine import Engine, Reads, Spelling
 from .rows import HUNYUAN_15_NATIVE, LTX_2_NATIVE, WAN_NATIVE
 
 _SOURCE = "src/name_conversion.cpp::convert_tensor_name"

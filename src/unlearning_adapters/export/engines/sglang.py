@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-from unlearning_adapters.export.naming import same
+from unlearning_adapters.export.names.naming import same
 
+from .engine import Engine, Reads, Spelling
 from .fastvideo import with_own_feed_forward
 from .rows import HUNYUAN_NATIVE, LTX_2_NATIVE, WAN_DIFFUSERS, WAN_TEXT_NATIVE
 

@@ -1,8 +1,8 @@
 """VisualGen of TensorRT-LLM."""
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-from unlearning_adapters.export.naming import Rows
+from unlearning_adapters.export.names.naming import Rows
 
+from .engine import Engine, Reads, Spelling
 from .rows import WAN_ATTENTION_DIFFUSERS, WAN_SELF_ATTENTION
 
 _WAN: Rows = (*WAN_ATTENTION_DIFFUSERS, ("blocks.N.attn2.add_{k,v}_proj", "blocks.N.add_{k,v}_proj"))

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from unlearning_adapters.export.engine import Engine, Reads, Spelling
-
+from .engine import Engine, Reads, Spelling
 from .rows import HUNYUAN_15_DIFFUSERS, LTX_2_NATIVE, WAN_DIFFUSERS, WAN_NATIVE, WAN_SELF_ATTENTION
 
 _REQUEST = "vllm_omni/diffusion/lora/manager.py::DiffusionLoRAManager._load_adapter"

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.export.layout import Layout
 
 from .diffusers import DIFFUSERS
 from .kohya import KOHYA
+from .layout import Layout
 from .native import NATIVE, NATIVE_FOR_DIFFUSERS
 from .peft_folder import PEFT_FOLDER
 from .sglang import SGLANG

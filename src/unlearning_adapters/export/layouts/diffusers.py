@@ -1,7 +1,8 @@
 """The names of diffusers after `transformer.`, which `pipe.load_lora_weights` reads for every model."""
 
-from unlearning_adapters.export.layout import Layout
-from unlearning_adapters.export.naming import Part
+from unlearning_adapters.export.names.naming import Part
+
+from .layout import Layout
 
 
 def _name(_denoiser: str, path: str) -> Part:

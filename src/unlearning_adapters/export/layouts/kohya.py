@@ -1,8 +1,8 @@
 """The names of kohya's trainers, `lora_unet_` and a path with underscores; without the alpha that they write."""
 
-from unlearning_adapters.export.layout import Layout
-from unlearning_adapters.export.naming import Part
+from unlearning_adapters.export.names.naming import Part
 
+from .layout import Layout
 from .native import PREFIX, native_name
 
 

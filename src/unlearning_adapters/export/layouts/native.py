@@ -1,8 +1,9 @@
 """The names of the first releases after `diffusion_model.`, which most engines read."""
 
-from unlearning_adapters.export.families import FAMILIES, family_of
-from unlearning_adapters.export.layout import Layout
-from unlearning_adapters.export.naming import Part
+from unlearning_adapters.export.names.families import FAMILIES, family_of
+from unlearning_adapters.export.names.naming import Part
+
+from .layout import Layout
 
 PREFIX = "diffusion_model."
 

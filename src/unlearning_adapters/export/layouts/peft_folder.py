@@ -1,7 +1,8 @@
 """A folder of PEFT: `adapter_config.json`, and `adapter_model.safetensors` with diffusers' names."""
 
-from unlearning_adapters.export.layout import Layout
-from unlearning_adapters.export.naming import Part
+from unlearning_adapters.export.names.naming import Part
+
+from .layout import Layout
 
 
 def _name(_denoiser: str, path: str) -> Part:

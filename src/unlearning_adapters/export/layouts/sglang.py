@@ -5,9 +5,9 @@ These are the image keys of Wan, and the feed-forwards of HunyuanVideo.
 
 import re
 
-from unlearning_adapters.export.layout import Layout
-from unlearning_adapters.export.naming import Part
+from unlearning_adapters.export.names.naming import Part
 
+from .layout import Layout
 from .native import PREFIX, native_name
 
 _DIFFUSERS = re.compile(

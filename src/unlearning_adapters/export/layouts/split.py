@@ -1,8 +1,8 @@
 """The names of the first releases with q, k and v apart, as LightX2V keeps those of HunyuanVideo 1.5."""
 
-from unlearning_adapters.export.layout import Layout
-from unlearning_adapters.export.naming import Naming, Part
+from unlearning_adapters.export.names.naming import Naming, Part
 
+from .layout import Layout
 from .native import PREFIX, native_name
 
 _HUNYUAN = Naming(

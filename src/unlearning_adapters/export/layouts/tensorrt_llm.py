@@ -2,8 +2,9 @@
 
 import re
 
-from unlearning_adapters.export.layout import Layout
-from unlearning_adapters.export.naming import Part
+from unlearning_adapters.export.names.naming import Part
+
+from .layout import Layout
 
 _IMAGE_KEY = re.compile(r"(blocks\.\d+)\.attn2\.(add_[kv]_proj)")
 

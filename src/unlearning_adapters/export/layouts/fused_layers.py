@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from unlearning_adapters.errors import ConfigError, SiteError
+from unlearning_adapters.export.names.families import FAMILIES, family_of
 
-from .families import FAMILIES, family_of
 from .layout import Layout
 
 Factors = tuple[Tensor, Tensor]  # lora_A of shape (r, in_features), lora_B of shape (out_features, r)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .naming import Part
+from unlearning_adapters.export.names.naming import Part
 
 # Which layer of the file a layer of a class of denoisers is, None if the layout has no name for it.
 Names = Callable[[str, str], Part | None]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .naming import Naming, Rows
+from unlearning_adapters.export.names.naming import Naming, Rows
 
 # From the files that were written, by what users call the denoiser ("" if there is one), to the lines to run there.
 Instructions = Callable[[Mapping[str, str]], str]

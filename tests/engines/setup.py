@@ -1,0 +1,57 @@
+"""Make the environments in which the tests of this folder run the engines, each with pinned versions.
+
+    python tests/engines/setup.py FOLDER [ENGINE ...] [--source comfyui=PATH] [--source lightx2v=PATH]
+
+Packages come from PyPI; what PyPI lacks is a copy of the named commit that the call points to. `ENGINES` beside this
+file says which. The tests find the folder in the environment variable UNLEARNING_ENGINES.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ENGINES = json.loads((HERE / "engines.json").read_text(encoding="utf-8"))
+
+
+def make(folder: Path, name: str, source: str | None) -> None:
+    """Make the environment of one engine, or bring it up to date."""
+    wanted = ENGINES[name]
+    if wanted.get("source") and source is None:
+        sys.exit(f"{name} is not on PyPI: give a copy of {wanted['source']} with --source {name}=PATH.")
+    place = folder / name
+    python = place / "bin" / "python"
+    if not python.exists():
+        base = wanted.get("python")
+        if base is None:
+            venv.create(place, with_pip=True)
+        else:
+            subprocess.run([base, "-m", "venv", place], check=True)
+    requirements = HERE / "requirements" / f"{name}.txt"
+    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*install, "-r", requirements], check=True)
+    for package in wanted.get("without_dependencies", []):  # whose own dependencies need a GPU
+        subprocess.run([*install, "--no-deps", package], check=True)
+    facts = {"version": wanted["version"], "source": None if source is None else str(Path(source).resolve())}
+    (place / "engine.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("engines", nargs="*", default=list(ENGINES), metavar="ENGINE")
+    parser.add_argument("--source", action="append", default=[], metavar="ENGINE=PATH")
+    options = parser.parse_args()
+    sources = dict(item.split("=", 1) for item in options.source)
+    for name in options.engines:
+        print(f"{name} {ENGINES[name]['version']}", flush=True)
+        make(options.folder, name, sources.get(name))
+
+
+if __name__ == "__main__":
+    main()
