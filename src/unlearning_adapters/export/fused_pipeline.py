@@ -209,10 +209,10 @@ def _shards(source: Path, edits: Mapping[str, StackedEdit]) -> dict[Path, ShardE
             if here:
                 shards[file.relative_to(source)] = {tensor: edits[site] for tensor, site in here.items()}
     if missing:
-        found = sorted(path.name for path in source.iterdir() if path.is_dir())
+        folders = sorted(path.name for path in source.iterdir() if path.is_dir())
         raise SiteError(
             f"No safetensors file of {str(source)!r} holds the weight of {min(missing)}, one of {len(missing)} such "
-            f"sites of {len(edits)}; it has {', '.join(found)}. Give the base that the adapter was built on, saved as "
+            f"sites of {len(edits)}; it has {', '.join(folders)}. Give the base that the adapter was built on, saved as "
             "safetensors and with no LoRA loaded."
         )
     return shards
