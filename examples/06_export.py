@@ -39,6 +39,6 @@ after = latents(stock)
 print(f"the LoRA changes the latents by up to {(after - before).abs().max():.1f}")
 print(f"and they differ from those of the adapters by at most {(after - expected).abs().max():.1e}")
 
-comfyui = export_lora(adapters, folder / "no-red-no-left.safetensors", layout="comfyui", strengths=[1.0, 1.5])
+comfyui = export_lora(adapters, folder / "no-red-no-left.safetensors", layout="native", strengths=[1.0, 1.5])
 with safe_open(comfyui.file, framework="pt") as file:
     print(f"wrote {comfyui.file} with {next(iter(file.keys()))}, ...")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from command_line import parsed
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 from tiny import tiny_wan_pipeline
 
 from planted import output, planted
@@ -82,7 +83,8 @@ def test_a_fused_pipeline_is_a_checkpoint_of_diffusers(made, tmp_path, unlearn) 
     assert code == 0
     assert json.loads(out) == {
         "folder": str(tmp_path / "edited"), "base": str(made["base"]), "concepts": ["red", "left"],
-        "strengths": [1.5, 0.5], "fused": True,
+        "strengths": [1.5, 0.5], "fused": True, "layers": 8, "files": len(list((tmp_path / "edited").rglob("*.*"))) - 1,
+        "deviation": pytest.approx(1e-7, abs=1e-6), "commit": "",
     }  # fmt: skip
     pipe = tiny_wan_pipeline(two_denoisers=True)
     base = {component: output(pipe, component) for component in ("transformer", "transformer_2")}
@@ -109,6 +111,8 @@ def test_a_fused_pipeline_is_a_checkpoint_of_diffusers(made, tmp_path, unlearn) 
         ("{no-red} -o {tmp}/x --component transformer --base {tmp}", "no model_index.json"),
         ("{no-red} -o {tmp}/x --fused", "--fused writes a whole pipeline and needs one to edit. Name it with --base"),
         ("{no-red} -o {tmp}/x --fused --base {base} --layout comfyui", "--fused .* takes no --layout. Leave it out"),
+        ("{no-red} -o {tmp}/x --fused --base {base} --engine sglang", "--fused .* takes no --engine"),
+        ("{no-red} -o {tmp}/x --push-to org/x --component transformer", "--push-to uploads a whole pipeline. Add"),
         ("{no-red} -o {tmp}/x --fused --base {base} --component unet", "--fused .* takes no --component"),
         ("{no-red} -o {tmp}/taken --fused --base {base}", "taken' exists already and was not changed. Choose another"),
         ("{no-red} -o {tmp}/x --fused --base {base} --strength 1 --strength 2", "Got 2 values of --strength for 1"),
@@ -126,16 +130,51 @@ def test_refusals_are_one_line_and_leave_no_trace(made, tmp_path, unlearn, argum
     assert (tmp_path / "taken" / FILE_NAME).read_bytes() == b"mine"
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_no_draft(made, tmp_path, unlearn, monkeypatch) -> None:
-    def full(pipe: DiffusionPipeline, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "half").write_bytes(b"x")
-        raise OSError(28, "No space left on device")
+def test_a_fused_pipeline_can_be_cast(made, tmp_path, unlearn) -> None:
+    call = ["export", made["no-red"], "--fused", "--base", made["base"], "-o", tmp_path / "edited"]
+    assert unlearn(*call, "--dtype", "bfloat16", "--device", "cpu")[0] == 0
+    saved = load_file(tmp_path / "edited" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert saved["blocks.0.attn2.to_k.weight"].dtype == torch.bfloat16
 
-    monkeypatch.setattr(DiffusionPipeline, "save_pretrained", full)
-    code, _, err = unlearn("export", made["no-red"], "--fused", "--base", made["base"], "-o", tmp_path / "edited")
-    assert code == 1 and "No space left" in err.splitlines()[-1]
-    assert not list(tmp_path.iterdir())
+
+def test_an_engine_gets_a_file_for_each_denoiser_and_the_line_that_loads_them(made, tmp_path, unlearn) -> None:
+    code, out, err = unlearn(
+        "export", made["no-red"], made["no-left"], "--engine", "diffsynth", "-o", tmp_path / "lora"
+    )
+    assert (code, err) == (0, "")
+    high, low = (tmp_path / "lora" / f"without-red-left-joint_{name}_noise.safetensors" for name in ("high", "low"))
+    assert high.is_file() and low.is_file() and out.count("8 of 8 keys are read by diffsynth") == 2
+    assert out.endswith(
+        f'In diffsynth:\npipe.load_lora(pipe.dit, "{high}", alpha=1)\npipe.load_lora(pipe.dit2, "{low}", alpha=1)\n'
+    )
+    code, out, _ = unlearn("check", high, "--engine", "diffsynth")
+    assert code == 0
+    assert out == f"{high}: 8 of 8 keys are read by DiffSynth-Studio 2.1.12 (wan, 4 layers)\n"
+
+
+def test_a_file_that_an_engine_would_ignore_is_checked_and_refused(made, tmp_path, unlearn) -> None:
+    file = made["no-red"] / FILE_NAME
+    code, out, _ = unlearn("check", file, "--engine", "comfyui", "--json")
+    found = json.loads(out)
+    assert code == 1 and (found["keys"], found["keys_read"], found["family"]) == (24, 0, "wan")
+    code, out, _ = unlearn("check", file, "--engine", "mlx")
+    assert "0 of 24 keys are read by mlx-video-with-audio 0.1.37" in out
+    assert re.search(r"16 not read, such as transformer\.blocks.*: ", out) and "it is no LoRA factor" in out
+    call = ["export", made["no-red"], "--component", "transformer", "--engine", "comfyui", "--layout", "diffusers"]
+    code, out, err = unlearn(*call, "-o", tmp_path / "x")
+    assert (code, out) == (1, "") and "would not read 4 of 4 layers in the layout 'diffusers'" in err
+
+
+def test_other_loras_are_folded_in(made, tmp_path, unlearn) -> None:
+    site = "transformer.blocks.0.attn1.to_q"
+    style = {f"{site}.lora_A.weight": torch.ones(1, 48), f"{site}.lora_B.weight": torch.ones(48, 1)}
+    save_file(style, tmp_path / "style.safetensors")
+    call = ["export", made["no-red"], "--component", "transformer", "--with", tmp_path / "style.safetensors"]
+    code, _, _ = unlearn(*call, "--scale", 0.5, "-o", tmp_path / "both.safetensors")
+    both = load_file(tmp_path / "both.safetensors")
+    assert code == 0 and torch.equal(both[f"{site}.lora_B.weight"], torch.full((48, 1), 0.5))
+    code, _, err = unlearn(*call, "--scale", 0.5, "--scale", 1, "-o", tmp_path / "x")
+    assert code == 1 and "Got 2 values of --scale for 1 of --with" in err
 
 
 def test_the_layouts_of_the_options_are_those_of_the_function() -> None:

@@ -12,6 +12,7 @@ from .command import SETTINGS, InOrder
 from .commands.apply import apply
 from .commands.attack import attack
 from .commands.build import build
+from .commands.check import check
 from .commands.compare import compare
 from .commands.concepts import concepts
 from .commands.demo import demo
@@ -23,7 +24,7 @@ from .commands.pipelines import pipelines
 from .commands.search import search
 
 COMMANDS: tuple[click.Command, ...] = (
-    demo, build, search, inspect, apply, export, evaluate, compare, attack, push, pull, concepts, pipelines,
+    demo, build, search, inspect, apply, export, check, evaluate, compare, attack, push, pull, concepts, pipelines,
 )  # fmt: skip
 INTERRUPTED = 130
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.adapter.file import encode
-from unlearning_adapters.adapter.source import PICKLES, REPOSITORY, explain_hub_error
+from unlearning_adapters.adapter.source import PICKLES, REPOSITORY, HubOptions, check_options, explain_hub_error
 from unlearning_adapters.errors import (
     AdapterFileError,
     AdapterNotFoundError,
@@ -66,12 +68,9 @@ def export_fused(
     *,
     base: Any,
     strengths: float | Sequence[float | None] | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
     push_to: str | None = None,
     private: bool | None = None,
+    **options: Unpack[HubOptions],
 ) -> FusedPipeline:
     """Write a pipeline with the joint edit of adapters in its weights, `W' = W - (W V) G^-1 L A`.
 
@@ -83,12 +82,9 @@ def export_fused(
         destination: Folder to write; nothing may be there but what an interrupted call with the same arguments left.
         base: A folder in diffusers' layout, a Hub repository, or a pipeline, which is saved to a temporary folder.
         strengths: One for all, or one for each adapter; None is an adapter's own.
-        revision: Branch, tag or commit of a base on the Hub.
-        token: Access token for the Hub; None uses the one of `hf auth login`.
-        cache_dir: Folder that keeps what was downloaded.
-        local_files_only: Whether to make no request for the base.
         push_to: Repository on the Hub, "org/name", to which the folder is uploaded once it is complete.
         private: Whether a new repository is private.
+        options: How a base on the Hub is read, see `HubOptions`; its token is the one of the upload too.
 
     Returns:
         What was written, and where.
@@ -106,6 +102,7 @@ def export_fused(
         >>> export_fused(["no-red", "no-left"], "edited", base="org/wan-diffusers").folder
         PosixPath('edited')
     """
+    check_options(options, HubOptions)
     sources = [adapters] if isinstance(adapters, (UnlearningAdapter, str, Path)) else list(adapters)
     if not sources:
         raise ConfigError("Expected at least one adapter to fuse, but got none.")
@@ -113,7 +110,7 @@ def export_fused(
         raise ConfigError(f"Expected `push_to` as 'org/name', but got {push_to!r}.")
     loaded = [item if isinstance(item, UnlearningAdapter) else load_adapter(item) for item in sources]
     amounts = chosen_strengths(loaded, strengths)
-    with _folder_of(base, revision, token, cache_dir, local_files_only) as (source, name):
+    with _folder_of(base, options) as (source, name):
         edits = _joint_edits(loaded, amounts)
         shards = _shards(source, edits)
         _check_classes(source, loaded)
@@ -127,7 +124,7 @@ def export_fused(
             "sites": sorted(edits),
         }
         done = _write(source, Path(destination), shards, plan, record)
-    commit = "" if push_to is None else _push(Path(destination), push_to, token, private)
+    commit = "" if push_to is None else _push(Path(destination), push_to, options.get("token"), private)
     return FusedPipeline(
         Path(destination), tuple(adapter.info.concept for adapter in loaded), amounts,
         sum(len(edit) for edit in shards.values()), done["files"], done["deviation"], commit,
@@ -150,9 +147,7 @@ def _joint_edits(adapters: Sequence[UnlearningAdapter], strengths: Sequence[floa
 
 
 @contextmanager
-def _folder_of(
-    base: Any, revision: str | None, token: str | bool | None, cache_dir: str | Path | None, local_files_only: bool
-) -> Iterator[tuple[Path, str]]:
+def _folder_of(base: Any, options: HubOptions) -> Iterator[tuple[Path, str]]:
     """Yield the folder of a base, and its name."""
     if not isinstance(base, (str, Path)):
         if not hasattr(base, "save_pretrained"):
@@ -173,16 +168,9 @@ def _folder_of(
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(
-            str(base),
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            ignore_patterns=[f"*{suffix}" for suffix in PICKLES],
-        )
+        folder = snapshot_download(str(base), ignore_patterns=[f"*{suffix}" for suffix in PICKLES], **options)
     except Exception as error:  # the client raises errors of a dozen kinds, and all of them mean: not found
-        reason = explain_hub_error(error, str(base), revision, local_files_only)
+        reason = explain_hub_error(error, str(base), options)
         raise AdapterNotFoundError(f"No base from the Hub repository {str(base)!r}: {reason}") from error
     yield Path(folder), f"{base}@{Path(folder).name}"
 
@@ -212,8 +200,8 @@ def _shards(source: Path, edits: Mapping[str, StackedEdit]) -> dict[Path, ShardE
         folders = sorted(path.name for path in source.iterdir() if path.is_dir())
         raise SiteError(
             f"No safetensors file of {str(source)!r} holds the weight of {min(missing)}, one of {len(missing)} such "
-            f"sites of {len(edits)}; it has {', '.join(folders)}. Give the base that the adapter was built on, saved as "
-            "safetensors and with no LoRA loaded."
+            f"sites of {len(edits)}; it has {', '.join(folders)}. Give the base that the adapter was built on, saved "
+            "as safetensors and with no LoRA loaded."
         )
     return shards
 
@@ -318,6 +306,6 @@ def _push(folder: Path, repository: str, token: str | bool | None, private: bool
         )
     except Exception as error:  # the client raises errors of a dozen kinds
         raise HubError(
-            f"Cannot push {str(folder)!r} to {repository!r}: {explain_hub_error(error, repository, None, False)}"
+            f"Cannot push {str(folder)!r} to {repository!r}: {explain_hub_error(error, repository, {})}"
         ) from error
     return str(info.commit_url)

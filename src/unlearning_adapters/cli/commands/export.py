@@ -1,8 +1,6 @@
 """`unlearn export`: adapters as a plain LoRA, or a pipeline with the edit in its weights."""
 
-import os
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,58 +8,117 @@ import click
 
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
-from unlearning_adapters.cli.open import open_pipeline
-from unlearning_adapters.errors import AdapterFileError, ConfigError
+from unlearning_adapters.cli.open import EMBEDDED, open_pipeline
+from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.export.layouts import ALIASES, LAYOUTS
 
 from .apply import load_edits
+from .check import ENGINE
 
 
 @command("export", "write adapters as a plain LoRA, or a pipeline with them fused")
 @options.adapters
 @options.output("OUT", "folder or file to write; nothing is overwritten")
+@click.option("--engine", type=ENGINE, help="program that the LoRA is for; both files for a model of two denoisers")
 @click.option("--component", metavar="NAME", help="denoiser that the LoRA is for (default: the one that is edited)")
 @options.strengths
 @click.option("--base", metavar="PIPELINE", help="another base that the LoRA is for (default: the one of the adapters)")
-@click.option("--layout", type=click.Choice((*LAYOUTS, *ALIASES)), help="names of the tensors (default: diffusers)")
+@click.option(
+    "--layout",
+    type=click.Choice((*LAYOUTS, *ALIASES)),
+    help="names of the tensors (default: the engine's; diffusers)",
+)
+@click.option(
+    "--with", "loras", metavar="[COMPONENT=]FILE", multiple=True, help="another LoRA to fold in; repeat it for more"
+)
+@click.option("--scale", "scales", type=float, multiple=True, help="repeat it for each --with (default: 1)")
+@click.option("--force", is_flag=True, help="leave out what the engine does not read, in place of an error")
 @click.option("--fused", is_flag=True, help="write a whole pipeline with the edit in its weights; needs --base")
+@click.option("--push-to", metavar="REPOSITORY", help="with --fused: upload the pipeline to the Hub")
 @options.placement
 def export(
     adapters: tuple[str, ...],
     output: str,
+    engine: str | None,
     component: str | None,
     strengths: tuple[float, ...],
     base: str | None,
     layout: str | None,
+    loras: tuple[str, ...],
+    scales: tuple[float, ...],
+    force: bool,
     fused: bool,
+    push_to: str | None,
     dtype: str | None,
     device: str | None,
 ) -> CommandResult:
     """Write adapters for programs without this package."""
     if fused:
-        for name, value in {"component": component, "layout": layout}.items():
-            if value is not None:
+        for name, value in {"component": component, "layout": layout, "engine": engine, "with": loras}.items():
+            if value:
                 raise ConfigError(f"--fused writes a whole pipeline and takes no --{name}. Leave it out.")
         if base is None:
             raise ConfigError("--fused writes a whole pipeline and needs one to edit. Name it with --base.")
-        return _fused(adapters, strengths, base, Path(output), dtype, device)
+        return _fused(adapters, strengths, base, Path(output), push_to, dtype, device)
+    if push_to is not None:
+        raise ConfigError("--push-to uploads a whole pipeline. Add --fused, or upload the LoRA by hand.")
+    from unlearning_adapters.export.for_engine import export_for_engine
     from unlearning_adapters.export.lora import export_lora
 
+    others = _others(loras, scales)
+    pipe = None if base is None else open_pipeline(base, dtype, device)
+    amounts = list(strengths) or None
+    if engine is not None and component is None:
+        made = export_for_engine(
+            adapters, output, engine=engine, strengths=amounts, base=pipe, layout=layout, loras=others, force=force
+        )
+        written = [_described(lora) for lora in made.loras]
+        text = "\n".join([*(line for _, line in written), "", f"In {engine}:", made.instructions])
+        data = written[0][0] if len(written) == 1 else {"files": [each for each, _ in written]}
+        return CommandResult({**data, "instructions": made.instructions}, text)
     lora = export_lora(
         adapters,
         output,
         component=component,
-        strengths=list(strengths) or None,
-        base=None if base is None else open_pipeline(base, dtype, device),
-        layout=layout or "diffusers",
+        strengths=amounts,
+        base=pipe,
+        layout=layout,
+        engine=engine,
+        loras=others.get(component or "transformer"),
+        force=force,
     )
-    data = {**vars(lora), "file": str(lora.file), "bytes": lora.file.stat().st_size}
-    return CommandResult(
-        {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()},
+    data, text = _described(lora)
+    if engine is not None:
+        data, text = {**data, "instructions": lora.instructions}, f"{text}\n\nIn {engine}:\n{lora.instructions}"
+    return CommandResult(data, text)
+
+
+def _described(lora: Any) -> tuple[dict[str, Any], str]:
+    """Return what was written, as plain values and as a line."""
+    size = lora.file.stat().st_size
+    data = {**vars(lora), "file": str(lora.file), "bytes": size}
+    text = (
         f"{lora.file}: LoRA of {_named(lora.concepts, lora.strengths)} for {lora.component} of "
         f"{lora.base_model or 'an unknown base'}, names of {lora.layout}, rank {lora.rank}, {lora.layers} layers, "
-        f"{data['bytes']:,} bytes",
+        f"{size:,} bytes"
     )
+    if lora.keys_read is not None:
+        text += f"\n  {lora.keys_read} of {lora.keys} keys are read by {lora.engine}"
+    if lora.left_out:
+        text += f"\n  left out, so that they still know it: {', '.join(lora.left_out)}"
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}, text
+
+
+def _others(files: tuple[str, ...], scales: tuple[float, ...]) -> dict[str, dict[str | Path, float]]:
+    """Return the other LoRAs with their scales, by the denoiser that they are for."""
+    if scales and len(scales) != len(files):
+        raise ConfigError(f"Got {len(scales)} values of --scale for {len(files)} of --with. Give one for each.")
+    others: dict[str, dict[str | Path, float]] = {}
+    for text, scale in zip(files, scales or (1.0,) * len(files), strict=True):
+        component, equals, file = text.partition("=")
+        for name in (component,) if equals and "/" not in component else ("transformer", "transformer_2"):
+            others.setdefault(name, {})[file if equals and "/" not in component else text] = scale
+    return others
 
 
 def _fused(
@@ -69,33 +126,31 @@ def _fused(
     strengths: tuple[float, ...],
     base: str,
     folder: Path,
+    push_to: str | None,
     dtype: str | None,
     device: str | None,
 ) -> CommandResult:
-    """Write the base with the edit in its weights, as `pipe.save_pretrained` does; whole or not at all."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise AdapterFileError(f"{str(folder)!r} exists already and was not changed. Choose another folder.")
+    """Write the base with the edit in its weights; layer by layer, unless it has to be opened to be cast."""
+    from unlearning_adapters.export.fused_pipeline import export_fused
+
     edits = load_edits(adapters, strengths)  # before the pipeline, which takes longer
-    from unlearning_adapters.runtime.verbs import fuse_unlearning_adapters, load_unlearning_adapter
-
-    pipe = open_pipeline(base, dtype, device)
-    for number, (adapter, strength) in enumerate(edits, start=1):
-        load_unlearning_adapter(pipe, adapter, adapter_name=f"adapter-{number}", strength=strength)
-    fuse_unlearning_adapters(pipe)
-    _save(pipe, folder)
-    concepts, amounts = [adapter.info.concept for adapter, _ in edits], [strength for _, strength in edits]
-    data = {"folder": str(folder), "base": base, "concepts": concepts, "strengths": amounts, "fused": True}
-    return CommandResult(data, f"{folder}: {base} without {_named(concepts, amounts)}, fused into its weights")
-
-
-def _save(pipe: Any, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}")
-    try:
-        pipe.save_pretrained(draft)
-        draft.replace(folder)  # an empty folder may be there
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    opened: Any = base if base not in EMBEDDED and dtype is None else open_pipeline(base, dtype, device)
+    made = export_fused(
+        [adapter for adapter, _ in edits],
+        folder,
+        base=opened,
+        strengths=[amount for _, amount in edits],
+        push_to=push_to,
+    )
+    data: Mapping[str, Any] = {
+        "folder": str(folder), "base": base, "concepts": list(made.concepts), "strengths": list(made.strengths),
+        "fused": True, "layers": made.layers, "files": made.files, "deviation": made.deviation, "commit": made.commit,
+    }  # fmt: skip
+    text = (
+        f"{folder}: {base} without {_named(made.concepts, made.strengths)}, fused into its weights: {made.layers} "
+        f"layers of {made.files} files, at most {made.deviation:.1e} off the exact edit"
+    )
+    return CommandResult(dict(data), f"{text}\n{made.commit}" if made.commit else text)
 
 
 def _named(concepts: Iterable[str], strengths: Iterable[float]) -> str:
