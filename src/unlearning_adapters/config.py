@@ -24,6 +24,7 @@ METHODS = tuple(METHOD_SETTINGS)
 MAX_STRENGTH = 4.0
 MAX_RANK = 64
 Landing = Literal["majority", "mean"]
+Scope = Literal["word", "concept"]
 DEFAULT_EPSILON = 0.001
 DEFAULT_PAIRS = 5  # as in the paper
 MAX_CALIBRATED_STRENGTH = 2.0
@@ -50,6 +51,8 @@ class BuildConfig:
             output and feed-forward inputs), a glob pattern over names such as "transformer.blocks.0.attn2.to_k", or
             several of these. None takes "text" if the prompts of the pairs differ, and "image" if their pictures do
             and the pipeline has such sites.
+        scope: What is forgotten: what prompts and pictures say ("word"), or also what the model draws of itself where
+            they leave it open ("concept"). The latter adds directions at video tokens, from clips of the pairs.
         blocks: Indices of the transformer blocks whose sites are used; None uses all.
         block_strengths: By what the strength is multiplied in a block, 0 to 4, by its index; blocks that are left out
             take 1. Strength and factor together are at most 4. None takes 1 everywhere.
@@ -69,6 +72,7 @@ class BuildConfig:
     sharpness: float = 2.0
     strength: float | None = None
     sites: str | tuple[str, ...] | None = None
+    scope: Scope = "word"
     blocks: tuple[int, ...] | None = None
     block_strengths: Mapping[int, float] | None = field(default=None, hash=False)  # a dictionary has no hash
     steps: int = 4
@@ -83,6 +87,8 @@ class BuildConfig:
             raise ConfigError(
                 f"Expected `landing` to be one of {', '.join(get_args(Landing))}, but got {self.landing!r}."
             )
+        if self.scope not in get_args(Scope):
+            raise ConfigError(f"Expected `scope` to be one of {', '.join(get_args(Scope))}, but got {self.scope!r}.")
         for name, low, high in (
             ("rank", 1, MAX_RANK),
             ("rounds", 0, 10),

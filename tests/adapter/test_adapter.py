@@ -1,4 +1,5 @@
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from forge import OTHER, SITE, planted_adapter, planted_direction, small_weights
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter, save_adapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
 from unlearning_adapters.adapter.file import FILE_NAME
-from unlearning_adapters.errors import AdapterNotFoundError, ConfigError
+from unlearning_adapters.errors import AdapterFileError, AdapterNotFoundError, ConfigError
 
 
 def test_a_direction_knows_its_shape():
@@ -37,12 +38,27 @@ def test_an_adapter_needs_a_site():
         UnlearningAdapter(AdapterInfo("red", "ridge"), {})
 
 
-def test_an_adapter_is_additive_as_a_whole_or_not_at_all():
+def test_an_adapter_says_of_which_kind_its_directions_are():
     plain, added = Direction(torch.eye(4)[:1], torch.eye(4)[:1]), Direction(torch.ones(1, 4), torch.ones(1, 4), True)
     assert UnlearningAdapter(AdapterInfo("red", "uce"), {SITE: added, OTHER: added}).edit == "additive"
     assert UnlearningAdapter(AdapterInfo("red", "ridge"), {SITE: plain}).edit == "projection"
-    with pytest.raises(ConfigError, match=f"to be all additive or none, but {OTHER!r} is and {SITE!r} is not"):
-        UnlearningAdapter(AdapterInfo("red", "uce"), {SITE: plain, OTHER: added})
+    both = UnlearningAdapter(AdapterInfo("red", "ridge"), {SITE: plain, OTHER: added})
+    assert both.edit == "mixed" and both.additive == (OTHER,) and both.info.format_version == 3
+
+
+def test_an_adapter_of_both_kinds_is_read_as_it_was_written(tmp_path):
+    weights = small_weights()
+    adapter = planted_adapter(weights)
+    loose = Direction(torch.rand(1, 8), torch.rand(1, 8), additive=True, gain=0.5)
+    mixed = replace(adapter, directions={**adapter.directions, OTHER: loose})
+    loaded = load_adapter(save_adapter(mixed, tmp_path))
+    assert loaded.edit == "mixed" and loaded.info == mixed.info and loaded.gains == {OTHER: 0.5}
+    for site, direction in mixed.directions.items():
+        assert loaded.directions[site].additive == direction.additive
+        assert torch.equal(loaded.directions[site].read, direction.read)
+        assert torch.equal(loaded.directions[site].write, direction.write)
+    with pytest.raises(AdapterFileError, match="holds no direction"):
+        save_adapter(replace(mixed, directions={**mixed.directions, OTHER: replace(loose, additive=False)}), tmp_path)
 
 
 def test_the_stock_factor_follows_the_strength():

@@ -3,7 +3,6 @@
 import json
 import re
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -70,10 +69,11 @@ def texts(value: Any) -> list[str]:
 
 def check_record(record: dict[str, Any]) -> None:
     version = record.get("format_version")
-    need(type(version) is int and version in (1, 2), "another version")
-    need(set(record) == (RECORD if version == 1 else RECORD | {"gains"}), "keys of the record")
+    need(type(version) is int and version in (1, 2, 3), "another version")
+    optional = {"gains"} & set(record) if version == 3 else set()
+    need(set(record) == RECORD | {1: set(), 2: {"gains"}, 3: {"additive"} | optional}[version], "keys of the record")
     edit, sites, strength = record.pop("edit"), record.pop("sites"), record["strength"]
-    need(edit in ("projection", "additive"), "edit")
+    need(edit in (("mixed",) if version == 3 else ("projection", "additive")), "edit")
     need(all(len(text) <= 4096 and not CONTROL.search(text) for text in texts(record)), "a text")
     for key in ("concept", "method", "base_model", "base_revision", "pipeline", "pairs_hash", "description"):
         need(isinstance(record[key], str), key)
@@ -90,6 +90,10 @@ def check_record(record: dict[str, Any]) -> None:
     need(isinstance(gains, dict) and 1 <= len(gains) and set(gains) <= set(sites), "gains of no sites")
     need(all(type(gain) in (int, float) and 0 <= gain <= 4 and gain != 1 for gain in gains.values()), "a gain")
     need("gains" not in record or all(strength * gain <= 4 for gain in gains.values()), "strength times gain")
+    additive = record.get("additive", sites if edit == "additive" else [])
+    need(isinstance(additive, list) and all(isinstance(site, str) for site in additive), "additive sites")
+    need(len(set(additive)) == len(additive) and set(additive) <= set(sites), "additive sites")
+    need(version < 3 or 1 <= len(additive) < len(sites), "all sites are of one kind")
     record["edit"], record["sites"] = edit, sites
 
 
@@ -157,11 +161,11 @@ def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray
     record = strict(metadata["unlearning_adapter"])
     check_record(record)
     check_entries(header, len(data))
-    check = check_direction if record["edit"] == "projection" else check_additive
-    return record, sites_of(record["sites"], header, data, check)
+    additive = record["sites"] if record["edit"] == "additive" else record.get("additive", [])
+    return record, sites_of(record["sites"], header, data, additive)
 
 
-def sites_of(sites: list[str], header: dict[str, Any], data: bytes, check: Callable[..., None]) -> dict[str, Any]:
+def sites_of(sites: list[str], header: dict[str, Any], data: bytes, additive: list[str]) -> dict[str, Any]:
     names = [(f"{site}.lora_A.weight", f"{site}.lora_B.weight", f"unlearning.lora_V.{site}") for site in sites]
     need(set(header) <= {name for three in names for name in three}, "a tensor of no site")
     found, ranks = {}, set()
@@ -174,7 +178,7 @@ def sites_of(sites: list[str], header: dict[str, Any], data: bytes, check: Calla
         used = read.any(axis=1) | write.any(axis=1)
         own = int(used.sum())
         need(own >= 1 and bool(used[:own].all()) and not factor[:, own:].any(), "padding")
-        check(read[:own], write[:own])
+        (check_additive if site in additive else check_direction)(read[:own], write[:own])
         found[site] = (read[:own], write[:own], factor[:, :own])
     need(len(ranks) == 1, "ranks")
     return found

@@ -21,17 +21,28 @@ def blob(tmp_path):
 def test_the_record_has_the_fields_of_adapter_info():
     assert adapter_record.INFO_KEYS == {field.name for field in fields(adapter.AdapterInfo)}
     assert adapter_record.FORMAT_VERSION == adapter.FORMAT_VERSION
-    assert adapter_record.EDITS == get_args(adapter.Edit)
+    assert (*adapter_record.EDITS, adapter_record.MIXED) == get_args(adapter.Edit)
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
         (
-            {"format_version": 3},
-            r"newer version: found format 3, this package reads 2\. Run: pip install -U unlearning-",
+            {"format_version": 4},
+            r"newer version: found format 4, this package reads 3\. Run: pip install -U unlearning-",
         ),
-        ({"format_version": 3, "new_key": 1}, "found format 3, this package reads 2"),
+        ({"format_version": 4, "new_key": 1}, "found format 4, this package reads 3"),
+        ({"format_version": 3}, "its record lacks the key 'additive'"),
+        ({"format_version": 3, "additive": [OTHER], "new_key": 1}, "unknown key 'new_key' in its record"),
+        ({"format_version": 3, "additive": [OTHER]}, "`edit` is 'projection', not 'mixed'"),
+        ({"edit": "mixed"}, "`edit` is 'mixed', not 'projection' or 'additive'"),
+        ({"additive": [OTHER]}, "unknown key 'additive' in its record"),
+        ({"format_version": 3, "edit": "mixed", "additive": []}, "`additive` is 0 sites, not a list of 1 to 4,096"),
+        ({"format_version": 3, "edit": "mixed", "additive": {OTHER: 1}}, "`additive` is {.*}, not a list"),
+        ({"format_version": 3, "edit": "mixed", "additive": ["unet.x"]}, "`additive` names 'unet.x', which is no site"),
+        ({"format_version": 3, "edit": "mixed", "additive": [SITE, OTHER]}, "`additive` names all sites"),
+        ({"format_version": 3, "edit": "mixed", "additive": [SITE, SITE]}, "is named twice"),
+        ({"format_version": 3, "edit": "mixed", "additive": [SITE], "gains": {}}, "`gains` is {}, not an object with"),
         ({"format_version": 2}, "its record lacks the key 'gains'"),
         ({"gains": {SITE: 0.5}}, "unknown key 'gains' in its record"),
         ({"format_version": 2, "gains": {}}, "`gains` is {}, not an object with a number for one or more of its sites"),

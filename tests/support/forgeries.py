@@ -386,9 +386,20 @@ NAMES = (
     Forgery("other-key", record(trust_remote_code=True), "unknown key 'trust_remote_code' in its record."),
     Forgery(
         "newer",
-        record(format_version=3),
-        "it was written by a newer version: found format 3, this package reads 2.",
+        record(format_version=4),
+        "it was written by a newer version: found format 4, this package reads 3.",
         "Run: pip install -U unlearning-adapters",
+    ),
+    Forgery("no-additive-sites", record(format_version=3, edit="mixed"), "its record lacks the key 'additive'."),
+    Forgery(
+        "additive-site-of-no-record",
+        record(format_version=3, edit="mixed", additive=["unet.x"]),
+        "`additive` names 'unet.x', which is no site of its record.",
+    ),
+    Forgery(
+        "all-sites-additive",
+        record(format_version=3, edit="mixed", additive=[SITE, OTHER]),
+        "`additive` names all sites, for which `edit` is 'additive' and the version below 3.",
     ),
     Forgery("gains-of-version-1", record(gains={SITE: 0.5}), "unknown key 'gains' in its record."),
     Forgery(

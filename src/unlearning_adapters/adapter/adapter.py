@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from unlearning_adapters.config import site_strength
 from unlearning_adapters.errors import AdapterFileError, ConfigError
 
-from .direction import EQUAL_GAINS, FORMAT_VERSION, AdapterInfo, Direction, Edit
+from .direction import EQUAL_GAINS, FORMAT_VERSION, WITH_GAINS, AdapterInfo, Direction, Edit
 from .file import contradiction, decode, encode, file_at, read_file, write_whole
 from .header import FileHeader, read_header
 from .source import SourceOptions, find_adapter_file
@@ -39,16 +39,9 @@ class UnlearningAdapter:
     def __post_init__(self) -> None:
         if not self.directions:
             raise ConfigError("An adapter needs a direction for at least one site, but got none.")
-        added = [site for site, direction in self.directions.items() if direction.additive]
-        if added and len(added) < len(self.directions):
-            other = next(site for site in self.directions if site not in added)
-            raise ConfigError(
-                f"Expected the directions of one adapter to be all additive or none, but {added[0]!r} is and {other!r} "
-                "is not. Make an adapter of each kind, and load both."
-            )
         self.allowed_strength(self.info.strength)
-        version = FORMAT_VERSION if self.gains else EQUAL_GAINS
-        if self.info.format_version in (EQUAL_GAINS, FORMAT_VERSION) and self.info.format_version != version:
+        version = FORMAT_VERSION if self.edit == "mixed" else WITH_GAINS if self.gains else EQUAL_GAINS
+        if self.info.format_version <= FORMAT_VERSION and self.info.format_version != version:
             object.__setattr__(self, "info", replace(self.info, format_version=version))
 
     @property
@@ -58,8 +51,15 @@ class UnlearningAdapter:
 
     @property
     def edit(self) -> Edit:
-        """What its directions are: "projection", or "additive" for edits of other works (docs/maths.md 6)."""
-        return "additive" if next(iter(self.directions.values())).additive else "projection"
+        """What its directions are: "projection", "additive" (docs/maths.md 6 and 7), or "mixed" for both."""
+        if len(self.additive) == len(self.directions):
+            return "additive"
+        return "mixed" if self.additive else "projection"
+
+    @property
+    def additive(self) -> tuple[str, ...]:
+        """Names of the sites whose directions are additive."""
+        return tuple(site for site, direction in self.directions.items() if direction.additive)
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from torch import Tensor
 from unlearning_adapters.config import check_gain, check_keys, check_strength
 from unlearning_adapters.errors import ConfigError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # with directions of both kinds
+WITH_GAINS = 2
 EQUAL_GAINS = 1  # format version of adapters whose sites all have the gain 1
-Edit = Literal["projection", "additive"]
+Edit = Literal["projection", "additive", "mixed"]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value, so that == would raise

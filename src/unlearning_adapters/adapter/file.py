@@ -77,8 +77,8 @@ def inspect_adapter(
         **options: See `SourceOptions`.
 
     Returns:
-        Plain values: "file", "bytes", "rank" (padding included), "components", "edit" ("projection" or "additive"),
-        "info" (the fields of `AdapterInfo`) and "sites" (for each, "name", "in_features", "out_features",
+        Plain values: "file", "bytes", "rank" (padding included), "components", "edit" ("projection", "additive" or
+        "mixed"), "info" (the fields of `AdapterInfo`) and "sites" (for each, "name", "in_features", "out_features",
         "orthogonal": it writes what it reads, and "gain": by what it multiplies the strength).
 
     Raises:
@@ -106,7 +106,7 @@ def encode(adapter: UnlearningAdapter) -> bytes:
     """
     tensors = _tensors(adapter)
     shapes = {name: (int(tensor.shape[0]), int(tensor.shape[1])) for name, tensor in tensors.items()}
-    head = encode_header(adapter.info.to_dict(), adapter.edit, adapter.sites, shapes, adapter.gains)
+    head = encode_header(adapter.info.to_dict(), adapter.edit, adapter.sites, shapes, adapter.gains, adapter.additive)
     return head + b"".join(tensors[name].numpy().astype("<f4", copy=False).tobytes() for name in sorted(tensors))
 
 
@@ -207,7 +207,7 @@ def _site_tensors(tensors: Mapping[str, Tensor], site: str, header: FileHeader, 
         orthogonal = write is read
         read, factor = read[:rank].clone(), factor[:, :rank].contiguous()
         write = read if orthogonal else write[:rank].clone()
-    additive = header.edit == "additive"
+    additive = site in header.additive
     (_check_additive if additive else _check_projection)(read, write, site, name)
     return Direction(read, write, additive, gain=header.gains.get(site, 1.0)), factor
 

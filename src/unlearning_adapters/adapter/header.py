@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from unlearning_adapters.config import MAX_RANK
 
-from .record import INFO_KEYS, MAX_SITES, bad_file, canonical_json, check_record, shorten, strict_json
+from .record import ADDITIVE, INFO_KEYS, MAX_SITES, MIXED, bad_file, canonical_json, check_record, shorten, strict_json
 
 HEADER_KEY = "unlearning_adapter"
 EXPORT_KEY = "unlearning_export"  # of a plain LoRA that was made of adapters
@@ -26,9 +26,10 @@ class FileHeader:
 
     Args:
         info: The fields of `AdapterInfo`.
-        edit: "projection" or "additive".
+        edit: "projection", "additive" or "mixed".
         sites: Names of the sites, in the order of the adapter.
         gains: By what sites multiply the strength, for those that do not take it as it is.
+        additive: Names of the sites whose directions are additive.
         shapes: Shape (rows, columns) of each tensor by name.
         rank: Number of rows of every read, zero padding included.
         size: Bytes before the tensor data.
@@ -38,6 +39,7 @@ class FileHeader:
     edit: str
     sites: tuple[str, ...]
     gains: Mapping[str, float]
+    additive: frozenset[str]
     shapes: Mapping[str, tuple[int, int]]
     rank: int
     size: int
@@ -74,6 +76,7 @@ def encode_header(
     sites: Sequence[str],
     shapes: Mapping[str, tuple[int, int]],
     gains: Mapping[str, float] = MappingProxyType({}),
+    additive: Sequence[str] = (),
 ) -> bytes:
     """Return all bytes before the data of float32 tensors that follow in the order of their names.
 
@@ -82,6 +85,8 @@ def encode_header(
     record = {**info, "strength": float(info["strength"]), "edit": edit, "sites": list(sites)}
     if gains:  # without any, the file is one of the first version
         record["gains"] = {site: float(gain) for site, gain in gains.items()}
+    if edit == MIXED:
+        record[ADDITIVE] = list(additive)
     return _encode(HEADER_KEY, record, shapes)
 
 
@@ -117,13 +122,13 @@ def read_header(file: BinaryIO, size: int, name: str) -> FileHeader:
     text = _read_text(file, size, name)
     entries = strict_json(text, name, "header")
     record = _metadata(entries, name)
-    sites, gains = check_record(record, name)
+    sites, gains, additive = check_record(record, name)
     tensors = {key: value for key, value in entries.items() if key != "__metadata__"}
     length = 8 + len(text.encode())
     shapes = _check_layout(tensors, size - length, name)
     rank = _check_sites(shapes, sites, name)
     info = {key: value for key, value in record.items() if key in INFO_KEYS}
-    return FileHeader(info, record["edit"], sites, gains, shapes, rank, size=length)
+    return FileHeader(info, record["edit"], sites, gains, additive, shapes, rank, size=length)
 
 
 def _read_text(file: BinaryIO, size: int, name: str) -> str:

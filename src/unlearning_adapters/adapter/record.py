@@ -10,9 +10,11 @@ from typing import Any
 from unlearning_adapters.config import check_gain, check_strength, site_strength
 from unlearning_adapters.errors import AdapterFileError, ConfigError
 
-FORMAT_VERSION = 2
-WITH_GAINS = 2  # the version from which on a record has gains; files without any are of the first one
+FORMAT_VERSION = 3
+WITH_GAINS = 2  # the version whose records have gains; files without any are of the first one
+WITH_BOTH = 3  # the version whose records name the sites of additive directions, beside others; gains are optional
 EDITS = ("projection", "additive")
+MIXED = "mixed"
 COMPONENTS = ("transformer", "transformer_2", "transformer_ref", "unet")
 MAX_SITES = 4096  # two denoisers of 60 blocks with twelve sites each have 1,440
 MAX_NAME = 200
@@ -28,6 +30,7 @@ _TABLES = ("settings", "denoisers", "versions")
 INFO_KEYS = frozenset((*_TEXTS, *_TABLES, "strength", "format_version"))
 RECORD_KEYS = INFO_KEYS | {"edit", "sites"}
 GAINS = "gains"
+ADDITIVE = "additive"
 AGAIN = "Get the file again from where it came, or build it again with build_adapter."
 
 
@@ -109,8 +112,19 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def check_record(record: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], dict[str, float]]:
-    """Check the record, version first, since a newer one may have other keys; return the sites and their gains."""
+def _known_keys(version: int, record: Mapping[str, Any]) -> frozenset[str]:
+    """Return the keys that a record of a version has; gains are optional in those that name additive directions."""
+    if version == WITH_BOTH:
+        return RECORD_KEYS | {ADDITIVE} | ({GAINS} & set(record))
+    return RECORD_KEYS | {GAINS} if version == WITH_GAINS else RECORD_KEYS
+
+
+def check_record(record: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], dict[str, float], frozenset[str]]:
+    """Check the record, version first, since a newer one may have other keys.
+
+    Returns:
+        The sites, their gains, and those of them whose directions are additive.
+    """
     version = record.get("format_version")
     if type(version) is not int or version < 1:
         raise bad_file(name, f"its format version is {shorten(version)}, not an integer of at least 1")
@@ -120,7 +134,7 @@ def check_record(record: Mapping[str, Any], name: str) -> tuple[tuple[str, ...],
             f"it was written by a newer version: found format {version}, this package reads {FORMAT_VERSION}",
             "Run: pip install -U unlearning-adapters",
         )
-    known = RECORD_KEYS | {GAINS} if version >= WITH_GAINS else RECORD_KEYS
+    known = _known_keys(version, record)
     for key in sorted(known ^ set(record)):
         raise bad_file(
             name,
@@ -142,10 +156,25 @@ def check_record(record: Mapping[str, Any], name: str) -> tuple[tuple[str, ...],
         check_strength(record["strength"])
     except ConfigError as error:
         raise bad_file(name, f"its strength is out of range: {str(error).rstrip('.')}") from error
-    if record["edit"] not in EDITS:
-        raise bad_file(name, f"`edit` is {shorten(record['edit'])}, not {' or '.join(map(repr, EDITS))}")
+    edits = (MIXED,) if version == WITH_BOTH else EDITS
+    if record["edit"] not in edits:
+        raise bad_file(name, f"`edit` is {shorten(record['edit'])}, not {' or '.join(map(repr, edits))}")
     sites = _check_site_names(record["sites"], name)
-    return sites, _check_gains(record[GAINS], record["strength"], sites, name) if GAINS in record else {}
+    gains = _check_gains(record[GAINS], record["strength"], sites, name) if GAINS in record else {}
+    if version == WITH_BOTH:
+        return sites, gains, _check_additive(record[ADDITIVE], sites, name)
+    return sites, gains, frozenset(sites if record["edit"] == "additive" else ())
+
+
+def _check_additive(additive: Any, sites: tuple[str, ...], name: str) -> frozenset[str]:
+    """Check the list of the sites whose directions are additive: some of the record's, and not all."""
+    named = _check_site_names(additive, name, ADDITIVE)
+    unknown = next((site for site in named if site not in set(sites)), None)
+    if unknown is not None:
+        raise bad_file(name, f"`{ADDITIVE}` names {shorten(unknown)}, which is no site of its record")
+    if len(named) == len(sites):
+        raise bad_file(name, f"`{ADDITIVE}` names all sites, for which `edit` is 'additive' and the version below 3")
+    return frozenset(named)
 
 
 def _check_text(value: Any, key: str, name: str) -> None:
@@ -170,10 +199,10 @@ def _check_plain(value: Any, key: str, name: str) -> None:
         _check_text(value, key, name)
 
 
-def _check_site_names(sites: Any, name: str) -> tuple[str, ...]:
+def _check_site_names(sites: Any, name: str, key: str = "sites") -> tuple[str, ...]:
     if not isinstance(sites, list) or not 1 <= len(sites) <= MAX_SITES:
         found = f"{len(sites):,} sites" if isinstance(sites, list) else shorten(sites)
-        raise bad_file(name, f"`sites` is {found}, not a list of 1 to {MAX_SITES:,} names")
+        raise bad_file(name, f"`{key}` is {found}, not a list of 1 to {MAX_SITES:,} names")
     for site in sites:
         if not isinstance(site, str) or len(site) > MAX_NAME or not _SITE.fullmatch(site):
             raise bad_file(

@@ -24,6 +24,7 @@ from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.pipelines.weights import layer_response, weight_gram
 
 from .advice import doubts
+from .counterfactuals import check_makes_base_clips, video_directions
 from .gains import with_block_strengths
 from .inputs import gather
 from .outlier_pairs import with_own_rows
@@ -46,6 +47,7 @@ def build_adapter(
     4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it; a block multiplies it by
        its factor in `config.block_strengths`. A pair of which less than half is then removed, since it says the concept
        in another way than the others, gets a row of its own at the text sites.
+    5. With `scope="concept"`, find the edit at video tokens as well, from clips of the pairs (`video_directions`).
 
     The pipeline is left as it was, its random state and its scheduler included. What is built is of the base: beside
     other adapters and LoRAs, attached or fused, it is the same adapter, bit for bit, or it is refused by name.
@@ -70,7 +72,8 @@ def build_adapter(
         ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
             differ, or if there are fewer pairs than `config.pairs`.
         DenoiserError: If the pipeline has no denoiser that can be edited, the method needs weights that are quantised
-            or out of reach, or a site reads what a LoRA or another adapter, attached or fused, has changed.
+            or out of reach, a site reads what a LoRA or another adapter, attached or fused, has changed, or with
+            `scope="concept"` the clips would be those of such an edit.
         FuseError: If a LoRA is fused into a site's weight, so that the base's own is unknown.
         SiteError: If the selection names no site, a block has none, or a site was never called.
 
@@ -78,6 +81,8 @@ def build_adapter(
         >>> adapter = build_adapter(pipe, load_concept("shapeworld-red"))
         >>> adapter.save_pretrained("no-red")
     """
+    if config.scope == "concept":
+        check_makes_base_clips(pipe)
     material = gather(pipe, concept, config, progress=progress, call_kwargs=call_kwargs)
     generator = torch.Generator("cpu").manual_seed(config.seed)
     by_group: list[Direction] = []
@@ -98,8 +103,13 @@ def build_adapter(
     by_group, own, kept = with_own_rows(material, by_group, parts, strength, config)
     for doubt in doubts(material, config, by_group, strength, own, kept):
         warnings.warn(doubt, stacklevel=2)
-    found = {site.name: by_group[material.group_of(site)] for site in material.sites}
-    directions = with_block_strengths(found, material.sites, config.block_strengths)
+    by_site = {site.name: by_group[material.group_of(site)] for site in material.sites}
+    directions = with_block_strengths(by_site, material.sites, config.block_strengths)
+    if config.scope == "concept":
+        video = video_directions(
+            pipe, concept, material.pairs, config, strength, progress=progress, call_kwargs=call_kwargs
+        )
+        directions = {**video, **directions}
     return assemble(pipe, concept, config, directions, strength)
 
 

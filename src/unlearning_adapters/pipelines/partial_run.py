@@ -42,6 +42,7 @@ SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", 
 TEMPORAL_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 SIDE_MULTIPLE = 32  # some pipelines refuse other sizes
 UNET_SIDE = 8  # latents of a UNet are halved three times
+COPIES = "num_videos_per_prompt"
 IMAGE_ARGUMENTS = ("image", "cond_image")
 FEW_STEPS = 4  # enough that both denoisers of Wan 2.2 are called (measured for shifts 3 to 12)
 
@@ -57,12 +58,15 @@ class PartialRun:
         pipe: A diffusers pipeline.
         call_kwargs: Arguments for it, such as {"height": 480}; prompt, seed, guidance and output type are set here.
         any_video: Whether the video does not matter, so that a small one and few steps do, unless `call_kwargs` says.
+        own_guidance: Whether the pipeline guides as it does for its user; otherwise guidance is off.
 
     Raises:
         ConfigError: If `call_kwargs` has an argument that the pipeline does not accept.
     """
 
-    def __init__(self, pipe: Any, call_kwargs: Mapping[str, Any] | None, *, any_video: bool) -> None:
+    def __init__(
+        self, pipe: Any, call_kwargs: Mapping[str, Any] | None, *, any_video: bool, own_guidance: bool = False
+    ) -> None:
         self.pipe = pipe
         self.accepted, self.required = _parameters(pipe)
         self.image = next((name for name in IMAGE_ARGUMENTS if name in self.accepted), None)
@@ -72,9 +76,9 @@ class PartialRun:
         if SCHEDULE & set(given):
             small.pop("num_inference_steps", None)
         self.guided = type(pipe).__name__ in ALWAYS_GUIDED
-        without = {} if self.guided else _no_guidance(self.accepted)
+        without = {} if self.guided or own_guidance else _no_guidance(self.accepted)
         self.arguments = self._only_accepted({**small, **given, **without, "output_type": "latent"})
-        for name in GUIDANCE_ONLY:
+        for name in () if own_guidance else GUIDANCE_ONLY:
             self.arguments.pop(name, None)
         self.compiled = any_compiled(pipe.components.values())
 
@@ -104,12 +108,32 @@ class PartialRun:
             "prompt": prompts[0] if len(prompts) == 1 else list(prompts),
             "generator": generators[0] if len(prompts) == 1 else generators,
         }
+        return self._run(batch, seeds[0], image)
+
+    def repeated(self, prompts: Sequence[str], seed: int, image: Any = None, copies: int = 2) -> bool:
+        """Run as `__call__` does, with several clips of each prompt, one after the other; their noise does not matter.
+
+        Args:
+            prompts: Prompts of one batch.
+            seed: Seed of the noise.
+            image: Picture for an image-to-video pipeline, or None.
+            copies: Clips per prompt.
+        """
+        by_argument = not self.takes_prompt  # CogVideoX takes the argument, and makes one clip per prompt all the same
+        texts = list(prompts) if by_argument else [prompt for prompt in prompts for _ in range(copies)]
+        batch: dict[str, Any] = {
+            "prompt": texts[0] if len(texts) == 1 else texts,
+            "generator": torch.Generator("cpu").manual_seed(seed),
+        }
+        return self._run({**batch, COPIES: copies} if by_argument else batch, seed, image)
+
+    def _run(self, batch: dict[str, Any], seed: int, image: Any) -> bool:
         if self.image and image is not None:
             batch[self.image] = load_image(str(image) if isinstance(image, Path) else image)
         elif self.image in self.required and self.image not in self.arguments:
             size = (self.arguments.get("width", 256), self.arguments.get("height", 256))
             batch[str(self.image)] = Image.new("RGB", size, (128, 128, 128))
-        with _unchanged(self.pipe, seeds[0]), eager(self.compiled):
+        with _unchanged(self.pipe, seed), eager(self.compiled):
             try:
                 self.pipe(**{**self.arguments, **self._only_accepted(batch)})
             except StopRun:

@@ -21,6 +21,11 @@ def site_names(text: str) -> str | tuple[str, ...]:
 @options.pipeline
 @options.concept
 @options.output("DIR", "folder or .safetensors file to write")
+@click.option(
+    "--scope",
+    type=click.Choice(["word", "concept"]),
+    help="what prompts say, or also what the model draws where they leave it open (default: word)",
+)
 @click.option("--method", type=click.Choice(METHODS), help="how directions are found (default: ridge)")
 @click.option("--strength", type=float, help="part of the direction that is removed (default: calibrated on the pairs)")
 @click.option("--rank", type=int, help="directions per site (default: 1)")
@@ -67,7 +72,9 @@ def build(
     from unlearning_adapters.shapeworld.models.generate import generation_of, prompt_length
 
     start = time.perf_counter()
-    adapter = build_adapter(pipe, pairs, config, call_kwargs=prompt_length(generation_of(pipe)))
+    generation = generation_of(pipe)  # clips for scope="concept" are made as the model is called; words need less
+    call = generation if config.scope == "concept" else prompt_length(generation)
+    adapter = build_adapter(pipe, pairs, config, call_kwargs=call)
     seconds = time.perf_counter() - start
     file = adapter.save_pretrained(output)
     data = {

@@ -1,0 +1,138 @@
+"""From what a site reads at video tokens, with the concept and without it, to a direction: moments and one solve.
+
+Nothing but sums over tokens is kept: three matrices of features x features per site, whatever the number of clips,
+noise levels and tokens. Symbols, equations and sources: docs/maths.md 7.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from unlearning_adapters.adapter.direction import Direction
+from unlearning_adapters.errors import ConfigError
+
+from .refusal import exact_rows
+
+NOTHING = 1e-12  # part of what a site reads below which a difference is rounding
+WEIGHTS = (0.25, 256.0)  # least and largest weight of what must stay
+HALVINGS = 7  # of the logarithm of the weight
+
+
+@dataclass
+class Moments:
+    """Sums over what one site reads of tokens that show the concept, x, and of their counterfactuals, t.
+
+    `shown = sum x x^T`, `cross = sum (x - t) x^T`, `apart = sum |x - t|^2`, and of what must stay `kept = sum y y^T`.
+
+    Args:
+        features: Width of the site's input.
+    """
+
+    features: int
+    shown: Tensor = field(init=False)
+    cross: Tensor = field(init=False)
+    kept: Tensor = field(init=False)
+    apart: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.shown, self.cross, self.kept = (
+            torch.zeros(self.features, self.features, dtype=torch.float64) for _ in range(3)
+        )
+
+    def add_pair(self, shown: Tensor, counterfactual: Tensor, weight: float = 1.0) -> None:
+        """Add tokens that show the concept, and what should be read in their place, which must stay.
+
+        Args:
+            shown: Shape (tokens, features).
+            counterfactual: Of the same shape.
+            weight: Weight of each token.
+        """
+        if shown.shape != counterfactual.shape:
+            raise ConfigError(
+                f"Expected tokens and counterfactuals of one shape, but got {tuple(shown.shape)} and "
+                f"{tuple(counterfactual.shape)}."
+            )
+        self.add_kept(counterfactual, weight)
+        read = exact_rows(self._checked(shown))
+        apart = read - exact_rows(counterfactual)
+        self.shown += (weight * read.T @ read).cpu()
+        self.cross += (weight * apart.T @ read).cpu()
+        self.apart += weight * float(apart.square().sum())
+
+    def add_kept(self, rows: Tensor, weight: float = 1.0) -> None:
+        """Add tokens that must stay, shape (tokens, features)."""
+        read = exact_rows(self._checked(rows))
+        self.kept += (weight * read.T @ read).cpu()
+
+    def _checked(self, rows: Tensor) -> Tensor:
+        if rows.ndim != 2 or rows.shape[1] != self.features:
+            raise ConfigError(f"Expected rows of shape (tokens, {self.features}), but got {tuple(rows.shape)}.")
+        return rows
+
+    @property
+    def differs(self) -> bool:
+        """Whether the site reads anything else where the concept is shown."""
+        return self.apart > NOTHING * float(self.shown.trace())
+
+    def gram(self, weight: float, epsilon: float) -> Tensor:
+        """Return `shown + weight kept + e I`, `e = epsilon` times the mean eigenvalue, shape (features, features)."""
+        total = self.shown + weight * self.kept
+        ridge = epsilon * float(total.trace()) / self.features
+        return total + ridge * torch.eye(self.features, dtype=torch.float64)
+
+    def share(self, weight: float, epsilon: float) -> float:
+        """Return the part of the difference that the edit takes away at this site, `tr(E cross^T) / apart`."""
+        edit = torch.linalg.solve(self.gram(weight, epsilon), self.cross.T).T
+        return float((edit * self.cross).sum()) / self.apart
+
+
+def protective_weight(sites: Sequence[Moments], share: float, epsilon: float) -> float:
+    """Return the weight of what must stay at which the sites take, at the median, a share of the difference away.
+
+    The share falls as the weight rises; the weight is found by halving its logarithm. A concept that is read well, such
+    as a colour, is erased beside a large weight, and little else moves.
+
+    Args:
+        sites: What some of the sites read.
+        share: The share, above 0.
+        epsilon: Ridge, as a share of the mean eigenvalue.
+    """
+    low, high = (torch.tensor(weight).log2().item() for weight in WEIGHTS)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if median(each.share(2**middle, epsilon) for each in sites) > share:
+            low = middle
+        else:
+            high = middle
+    return float(2**low)
+
+
+def counterfactual_direction(moments: Moments, weight: float, epsilon: float, rank: int) -> Direction | None:
+    """Return the edit that leads what shows the concept to its counterfactual, and leaves all else: a regression.
+
+    `E = argmin sum |x - E x - t|^2 + weight sum |E y|^2 + e |E|^2 = cross (shown + weight kept + e I)^-1`, and of it
+    the best `rank` rows in the metric of what is read (reduced-rank regression, Izenman 1975).
+
+    Args:
+        moments: What the site reads.
+        weight: Weight of what must stay.
+        epsilon: Ridge, as a share of the mean eigenvalue.
+        rank: Number of rows at most.
+
+    Returns:
+        Additive direction of `rank` rows or fewer; None if the site reads nothing else where the concept is shown.
+    """
+    if not moments.differs:
+        return None
+    root = torch.linalg.cholesky(moments.gram(weight, epsilon))
+    whitened = torch.linalg.solve_triangular(root, moments.cross.T, upper=False).T  # E root
+    left, singular, right = torch.linalg.svd(whitened, full_matrices=False)
+    rows = min(rank, int((singular > NOTHING * singular[0]).sum()))
+    read = torch.linalg.solve_triangular(root.T, right[:rows].T, upper=True).T
+    write = (left[:, :rows] * singular[:rows]).T
+    balance = (read.norm(dim=1) / write.norm(dim=1)).sqrt()[:, None]
+    left_out = float(singular[rows:].norm() / singular.norm())
+    return Direction((read / balance).float(), (write * balance).float(), additive=True, left_out=left_out)
