@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 import unlearning_adapters as ua
-from unlearning_adapters.evaluation.reports.markdown import table_row
 from unlearning_adapters.methods.registry import find_direction, find_strength
 from unlearning_adapters.methods.rows import GroupRows, NeutralRows
 
@@ -79,14 +78,18 @@ def page(results: dict[str, list[dict[str, Any]]]) -> str:
     """Return what packs.md holds: what "ridge" takes, whose reads are parts of the concept, and the areas of all."""
     heads = ["concept", "pairs", "strength", "taken", "lowest tenth", "neighbours"]
     heads += [f"told apart, {method}" for method in METHODS]
-    lines = [table_row(heads), table_row(["---"] * len(heads))]
+    lines = [_row(heads), _row(["---"] * len(heads))]
     for name, rows in results.items():
         for count in PAIRS:
             by = {row["method"]: row for row in rows if row["pairs"] == count}
             ours = [f"{by['ridge'][key]:.2f}" for key in ("strength", "taken", "lowest tenth", "neighbours")]
             apart = [f"{by[method]['told apart']:.2f}" for method in METHODS]
-            lines.append(table_row([name, str(count), *ours, *apart]))
+            lines.append(_row([name, str(count), *ours, *apart]))
     return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unlearning_adapters.evaluation.reports.markdown import cell
+from unlearning_adapters.evaluation.reports.numbers import cell
 
 NOT_MEASURED = "not measured"
 HEADINGS = ("attack", "setting", "edited, before", "edited, attacked", "base, attacked", "reference", "gold", "budget")

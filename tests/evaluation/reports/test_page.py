@@ -8,18 +8,22 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import evaluation_runs as runs
 import numpy as np
 import pytest
 from evaluation_runs import recoloured, red_suite, scene, synthetic
+from jinja2 import UndefinedError
 from PIL import Image
 
-from unlearning_adapters.evaluation.reports.gallery import draw, worst_cases
-from unlearning_adapters.evaluation.reports.markdown import change_text, p_text, to_markdown
+from unlearning_adapters.evaluation.reports.drawing import Axis, Drawing
+from unlearning_adapters.evaluation.reports.gallery import draw, moving, strip, worst_cases
+from unlearning_adapters.evaluation.reports.markdown import to_markdown
+from unlearning_adapters.evaluation.reports.numbers import change_text, p_text
 from unlearning_adapters.evaluation.reports.page import write_page
-from unlearning_adapters.evaluation.reports.pictures import moving, strip
 from unlearning_adapters.evaluation.reports.plots import Mark, curves, intervals, matrix
+from unlearning_adapters.evaluation.reports.rendering import render
 from unlearning_adapters.evaluation.reports.report import Report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -148,6 +152,40 @@ def test_plots_are_drawn_to_scale() -> None:
     assert line.count("<circle") == 3 and ">1.01<" not in line  # labels that would touch are left out
     cells = matrix(["red"], ["red", "blue"], {("red", "red"): -1.0, ("red", "blue"): 0.25}, "t", signed=True)
     assert 'class="less"' in cells and ">-1.00<" in cells and ">+0.25<" in cells
+
+
+def test_axes_ticks_and_labels_are_placed_by_one_rule() -> None:
+    across, up = Axis(100, 300, 0.0, 4.0, (0.0, 1.0), "x <axis>"), Axis(200, 50, -1.0, 1.0, (-1.0, 0.5), grid=False)
+    assert (across(0.0), across(1.0), across(4.0)) == (100, 150, 300)
+    assert (up(-1.0), up(0.0), up(1.0)) == (200, 125, 50), "values grow upwards, pixels downwards"
+    drawing = Drawing(400, 300, "a & b")
+    drawing.axes(across, up)
+    root = ElementTree.fromstring(drawing.svg())
+    grid = [(line.get("x1"), line.get("x2"), line.get("y1"), line.get("y2")) for line in root.iter("line")]
+    assert grid == [("100.0", "100.0", "50.0", "200.0"), ("150.0", "150.0", "50.0", "200.0")]
+    texts = {text.text: (text.get("x"), text.get("y")) for text in root.iter("text")}
+    assert texts == {"0": ("100.0", "218.0"), "1": ("150.0", "218.0"), "-1": ("92.0", "204.0"),
+                     "0.5": ("92.0", "91.5"), "x <axis>": ("200.0", "238.0")}  # fmt: skip
+    assert root.findtext("title") == "a & b" == root.get("aria-label")
+
+
+def test_a_drawing_of_a_page_has_no_colours_of_its_own_and_a_file_has() -> None:
+    assert "<style>" not in Drawing(1, 1, "t").svg() and "xmlns" not in Drawing(1, 1, "t").svg()
+    svg = ElementTree.fromstring(Drawing(1, 1, "t", to_file=True).svg())
+    assert svg.tag == "{http://www.w3.org/2000/svg}svg" and svg.findtext("{http://www.w3.org/2000/svg}style")
+
+
+@pytest.mark.parametrize("text", ["a|b", "a\nb", "a | b\n\n# c\r\n", "a\u2028b"])
+def test_in_markdown_a_value_stays_in_its_cell(text: str, report: Report) -> None:
+    data = {**report.data, "arms": {name: {**arm, "title": text} for name, arm in report.data["arms"].items()}}
+    plain, hostile = to_markdown(report.data), to_markdown(data)
+    assert plain.count("|") == hostile.count("|") and plain.count("\n") == hostile.count("\n")
+    assert len(hostile.splitlines()) == len(plain.splitlines())
+
+
+def test_a_template_names_nothing_that_is_not_there() -> None:
+    with pytest.raises(UndefinedError, match="'data' is undefined"):
+        render("verdict.md")
 
 
 def test_markdown_has_a_row_per_rate_and_a_column_per_arm(report: Report) -> None:

@@ -15,7 +15,7 @@ from unlearning_adapters.errors import EvaluationError, UnlearningError
 from unlearning_adapters.evaluation.arms.arm import RANDOM, Arm, adapter_arm, negative_prompt_arm, reworded_arm
 from unlearning_adapters.evaluation.arms.controls import random_arm
 from unlearning_adapters.evaluation.evaluate import evaluate
-from unlearning_adapters.evaluation.reports.markdown import rate_of
+from unlearning_adapters.evaluation.reports.numbers import rate_of
 from unlearning_adapters.evaluation.reports.report import Report
 from unlearning_adapters.evaluation.suites.suite import Suite
 from unlearning_adapters.methods import registry

@@ -8,7 +8,7 @@ from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.generate import UNSAID
 from unlearning_adapters.evaluation.rates import Paired
 
-from .markdown import NOT_APPLICABLE, number
+from .numbers import NOT_APPLICABLE, number
 from .report import NAMES, Report
 
 COMPARED = (

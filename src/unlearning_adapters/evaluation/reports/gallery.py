@@ -1,58 +1,89 @@
 """The pictures of a report: a random sample and the worst cases, each clip of the base over that of the edited arm."""
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.evaluation.arms.store import Store
 from unlearning_adapters.evaluation.metrics import UNKNOWN
+from unlearning_adapters.pipelines.spacing import evenly_spaced
 
-from .pictures import moving, strip
 from .report import Report
 
 SHOWN = 6  # samples of each kind
 SEED = 0  # of the random sample; it is never chosen by results
+HEIGHT = 96  # of a frame
+FRAMES = 6  # of a strip
+DURATION = 160  # milliseconds of a frame of the moving picture
+QUALITY = 82
+GAP = 2
+BLIND = "A random sample, drawn by a fixed seed."
+WORST = "Clips that still show the concept, then lost neighbours, failures, and what is unclear."
+NO_WORST = "None: no clip of this arm shows the concept, and no neighbour was lost."
 
 Sample = Mapping[str, Any]
 
 
-def gallery(report: Report, folder: Path) -> str:
-    """Return the contact sheets of a report as HTML; "" if the folder holds no clips.
+@dataclass(frozen=True)
+class PictureRow:
+    """One clip: its arm, what the detectors saw, whether it is blurred, and its pictures as data URIs; "" without."""
+
+    arm: str
+    verdict: str
+    blurred: bool
+    moving: str
+    still: str
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """One prompt and seed, with a row for each arm."""
+
+    set: str
+    prompt: str
+    text: str
+    seed: int
+    rows: tuple[PictureRow, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Samples under one heading."""
+
+    title: str
+    note: str
+    samples: tuple[ShownSample, ...]
+
+
+def gallery(report: Report, folder: Path) -> list[Section]:
+    """Return the samples that a page shows; none if the folder holds no clips.
 
     Args:
         report: The report.
         folder: The folder of the run.
     """
     if not (folder / "clips").is_dir():
-        return ""
+        return []
     data, edited = report.data, report.edited
-    clips = _Clips(folder, data)
-    forget = [sample for sample in data["samples"][edited] if sample["role"] in ("forget", "paraphrase")]
-    others = [sample for sample in data["samples"][edited] if sample["role"] not in ("forget", "paraphrase")]
-    parts = []
-    for title, note, chosen in (
-        ("Prompts that ask for the concept", "A random sample, drawn by a fixed seed.", draw(forget)),
-        ("Prompts that must survive", "A random sample, drawn by a fixed seed.", draw(others)),
-        ("Worst cases", "Clips that still show the concept, then lost neighbours, failures, and what is unclear.",
-         worst_cases(data, edited)),
-    ):  # fmt: skip
-        shown = "".join(clips.show(sample, ("base", edited)) for sample in chosen)
-        if title == "Worst cases" and not shown:
-            note, shown = "None: no clip of this arm shows the concept, and no neighbour was lost.", ""
-        parts.append(
-            f'<h3>{title}</h3><p class="note">{note}</p><div class="samples">{shown}</div>' if shown or note else ""
+    clips, samples = _Clips(folder, data), data["samples"][edited]
+    forget = [sample for sample in samples if sample["role"] in ("forget", "paraphrase")]
+    others = [sample for sample in samples if sample["role"] not in ("forget", "paraphrase")]
+    worst = worst_cases(data, edited)
+    return [
+        Section(title, note, tuple(clips.show(sample, ("base", edited)) for sample in chosen))
+        for title, note, chosen in (
+            ("Prompts that ask for the concept", BLIND, draw(forget)),
+            ("Prompts that must survive", BLIND, draw(others)),
+            ("Worst cases", WORST if worst else NO_WORST, worst),
         )
-    toggle = ""
-    if data["suite"]["sensitive"]:
-        toggle = (
-            '<p class="toggle"><label><input type="checkbox" id="show"> show frames in which the concept was seen, '
-            "or that no detector could read</label></p>"
-        )
-    return f"<h2>Clips</h2>{toggle}{''.join(parts)}"
+    ]
 
 
 def draw(samples: Sequence[Sample], count: int = SHOWN) -> list[Sample]:
@@ -78,8 +109,8 @@ def worst_cases(data: Mapping[str, Any], arm: str, count: int = SHOWN) -> list[S
             return 4 if sample.get("present") else (2 if not sample["valid"] else (0 if known else 1))
         if sample["role"] == "neighbour" and factor in asked:
             labels = sample.get("labels", {})
-            told = not sample["valid"] or factor in labels
-            return 3 if told and labels.get(factor) != asked[factor] else 0
+            judged = not sample["valid"] or factor in labels
+            return 3 if judged and labels.get(factor) != asked[factor] else 0
         return 0 if sample["valid"] else 1
 
     ranked = sorted(data["samples"][arm], key=badness, reverse=True)
@@ -91,46 +122,77 @@ class _Clips:
 
     def __init__(self, folder: Path, data: Mapping[str, Any]) -> None:
         self.store = Store(folder)
-        self.rows = self.store.rows()
-        self.data = data
+        self.clips = self.store.rows()
+        self.sensitive = data["suite"]["sensitive"]
+        self.factor = next(iter(data["suite"]["target"]), None)
         self.texts = {
             (part["name"], prompt["id"]): prompt["text"] for part in data["suite"]["sets"] for prompt in part["prompts"]
         }
         self.seen = {(arm, *sample["key"]): sample for arm, samples in data["samples"].items() for sample in samples}
 
-    def show(self, sample: Sample, arms: Sequence[str]) -> str:
-        """Return one sample in several arms as HTML."""
+    def show(self, sample: Sample, arms: Sequence[str]) -> ShownSample:
+        """Return one sample in several arms."""
         name, prompt, seed = sample["key"]
-        text = escape(self.texts[name, prompt])
-        if self.data["suite"]["sensitive"]:
-            text = f"<details><summary>prompt {escape(name)}/{escape(prompt)}</summary>{text}</details>"
-        rows = "".join(self._row(arm, (name, prompt, seed)) for arm in arms)
-        return f'<div class="box sample"><p class="prompt">{text} <small>seed {seed}</small></p>{rows}</div>'
+        keys = [(arm, name, prompt, seed) for arm in arms]
+        rows = tuple(self._row(key) for key in keys if key in self.clips and key in self.seen)
+        return ShownSample(name, prompt, self.texts[name, prompt], seed, rows)
 
-    def _row(self, arm: str, key: tuple[str, str, int]) -> str:
-        row, sample = self.rows.get((arm, *key)), self.seen.get((arm, *key))
-        if row is None or sample is None:
-            return ""
-        look = " blur" if self.data["suite"]["sensitive"] and (sample.get("present") or not sample["valid"]) else ""
-        who = f'<div class="who"><b>{escape(arm)}</b>{escape(self._verdict(sample))}</div>'
-        clip = self._clip(row)
-        pictures = (
-            f'<img alt="" src="{moving(clip)}"><img class="still" alt="" src="{strip(clip)}">'
-            if clip is not None
-            else ""
-        )
-        return f'<div class="row{look}">{who}{pictures}</div>'
-
-    def _clip(self, row: Any) -> Clip | None:
-        return self.store.load_clip(row) if row.clip and (self.store.folder / row.clip).is_file() else None
+    def _row(self, key: tuple[str, str, str, int]) -> PictureRow:
+        row, sample = self.clips[key], self.seen[key]
+        blurred = self.sensitive and bool(sample.get("present") or not sample["valid"])
+        clip = self.store.load_clip(row) if row.clip and (self.store.folder / row.clip).is_file() else None
+        pictures = ("", "") if clip is None else (moving(clip), strip(clip))
+        return PictureRow(key[0], self._verdict(sample), blurred, *pictures)
 
     def _verdict(self, sample: Sample) -> str:
         if sample.get("error"):
             return "error"
         if not sample["valid"]:
             return "not valid"
-        factor = next(iter(self.data["suite"]["target"]), None)
-        if factor in sample.get("labels", {}):
-            return str(sample["labels"][factor])
+        if self.factor in sample.get("labels", {}):
+            return str(sample["labels"][self.factor])
         present = sample.get("present")
         return "" if present is None else ("concept seen" if present else "not seen")
+
+
+def strip(clip: Clip, height: int = HEIGHT, frames: int = FRAMES) -> str:
+    """Return evenly spaced frames side by side as a data URI.
+
+    Args:
+        clip: Clip of shape (frames, height, width, 3).
+        height: Height of a frame, in pixels.
+        frames: Number of frames.
+    """
+    small = [shrink(clip[index], height) for index in evenly_spaced(len(clip), frames)]
+    width = small[0].width
+    sheet = Image.new("RGB", (width * len(small) + GAP * (len(small) - 1), height), "#8888")
+    for place, frame in enumerate(small):
+        sheet.paste(frame, (place * (width + GAP), 0))
+    return _data_uri(sheet, "WEBP", quality=QUALITY)
+
+
+def moving(clip: Clip, height: int = HEIGHT, frames: int = 16) -> str:
+    """Return a clip as an animated picture, as a data URI.
+
+    Args:
+        clip: Clip of shape (frames, height, width, 3).
+        height: Height of a frame, in pixels.
+        frames: Largest number of frames.
+    """
+    first, *others = [shrink(clip[index], height) for index in evenly_spaced(len(clip), frames)]
+    options: dict[str, Any] = {"save_all": True, "append_images": others, "duration": DURATION, "loop": 0}
+    return _data_uri(first, "WEBP", quality=QUALITY, **options)
+
+
+def shrink(frame: Any, height: int) -> Image.Image:
+    """Return a frame with another height; small ones are enlarged without smoothing."""
+    picture = Image.fromarray(frame)
+    width = max(1, round(picture.width * height / picture.height))
+    sampling = Image.Resampling.LANCZOS if picture.height > height else Image.Resampling.NEAREST
+    return picture.resize((width, height), sampling)
+
+
+def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
