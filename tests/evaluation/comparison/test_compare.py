@@ -67,7 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(place: Path, *more: str) -> list[str]:
     return ["compare", str(place / "pipeline"), str(place / "concept.yaml"), "--suite", str(place / "suite.yaml"),
-            "--detector", "test_compare:brightness", "--gate", "0", "--batch", "2", "-o", str(place / "run"),
+            "--detector", f"{__name__}:brightness", "--gate", "0", "--batch", "2", "-o", str(place / "run"),
             *more]  # fmt: skip
 
 
