@@ -3,8 +3,6 @@
 import base64
 import io
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +11,7 @@ from xml.etree import ElementTree
 import evaluation_runs as runs
 import numpy as np
 import pytest
+from browser import needs_chromium, open_page, photograph
 from evaluation_runs import recoloured, red_suite, scene, synthetic
 from jinja2 import UndefinedError
 from PIL import Image
@@ -25,12 +24,6 @@ from unlearning_adapters.evaluation.reports.page import write_page
 from unlearning_adapters.evaluation.reports.plots import Mark, curves, intervals, matrix
 from unlearning_adapters.evaluation.reports.rendering import render
 from unlearning_adapters.evaluation.reports.report import Report
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -230,18 +223,15 @@ def test_a_concept_over_time_is_drawn(tmp_path: Path) -> None:
     assert "Concept by frame" in write_page(found, tmp_path).read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@needs_chromium
 def test_a_browser_shows_the_page(page: str, folder: Path, tmp_path: Path) -> None:
     assert page
     address = (folder / "index.html").as_uri()
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
-    dumped = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120)
-    assert dumped.returncode == 0, dumped.stderr[-1000:]
+    document = open_page(address, tmp_path)
     for text in ("shapeworld-red", "Every arm", "controls failed, as they must", "</svg>", "data:image/webp"):
-        assert text in dumped.stdout
+        assert text in document
     picture = tmp_path / "page.png"
-    options = ["--window-size=1180,1600", f"--screenshot={picture}"]
-    subprocess.run([*command, *options, address], capture_output=True, timeout=120, check=True)
+    photograph(address, picture, 1180, 1600)
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     assert pixels.shape[1] == 1180
     red = (pixels[..., 0] > 190) & (pixels[..., 1] < 80) & (pixels[..., 2] < 80)

@@ -1,0 +1,39 @@
+"""The guide is executed: the Python of each page as one program, then its commands, in a new folder."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = sorted(page.name for page in GUIDE.glob("*.md"))
+
+
+def run(*command: str, folder: Path) -> None:
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_runs_as_it_stands(name: str, tmp_path: Path) -> None:
+    fences = FENCE.findall((GUIDE / name).read_text(encoding="utf-8"))
+    assert {language for language, _ in fences} <= {"python", "bash", "yaml"}
+    run("-c", "\n".join(body for language, body in fences if language == "python"), folder=tmp_path)
+    for body in (body for language, body in fences if language == "bash"):
+        for line in body.splitlines():
+            program, *arguments = shlex.split(line, comments=True)
+            assert program == "unlearn"
+            run("-m", "unlearning_adapters", *arguments, folder=tmp_path)
+
+
+def test_the_file_of_the_guide_is_a_concept(tmp_path: Path) -> None:
+    from unlearning_adapters import load_concept
+
+    ((_, text),) = [fence for fence in FENCE.findall((GUIDE / "build.md").read_text("utf-8")) if fence[0] == "yaml"]
+    (tmp_path / "no-crimson.yaml").write_text(text, encoding="utf-8")
+    assert load_concept(tmp_path / "no-crimson.yaml").words == ("crimson",)
