@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import needs_chromium, open_page
@@ -24,7 +25,7 @@ PAGES = {
     "guide/load/": "load_unlearning_adapter",
     "results/": "shapeworld-cogvideox",
     "experiments/": "Landing on what most pairs agree on",
-    "api/build/": "Build an adapter that makes a pipeline forget a concept",
+    "api/build/": "Build the adapter that makes a pipeline forget a concept",
     "pipelines/": "CogVideoXTransformer3DModel",
 }
 WIDTHS = {"desktop": 1280, "phone": 390}
@@ -39,7 +40,7 @@ const scrolls = (element) => {
 };
 frame.addEventListener("load", () => setTimeout(() => {
   const page = frame.contentDocument, width = page.documentElement.clientWidth;
-  const wide = [...page.querySelectorAll("main *")].filter((element) => {
+  const wide = [...page.querySelectorAll(".md-content *, header *")].filter((element) => {
     const box = element.getBoundingClientRect();
     return box.width && (box.right > width + 1 || box.left < -1) && !scrolls(element);
   });
@@ -92,30 +93,47 @@ def test_nothing_is_loaded_from_another_host(site: Path) -> None:
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", text), style
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """A server of files that says nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
-def address(site: Path, tmp_path: Path) -> Iterator[str]:
-    """The site, and frames of a fixed width around its pages, on a loopback server."""
-    for name, width in WIDTHS.items():
-        for number, page in enumerate(PAGES):
-            text = FRAME.format(width=width, page=f"/{page}") + MEASURE
-            (site / f"frame-{name}-{number}.html").write_text(text, encoding="utf-8")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(site))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+def address(site: Path) -> Iterator[str]:
+    """The site on a loopback server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
+def measure(site: Path, address: str, page: str, width: int, folder: Path) -> dict[str, Any]:
+    """What a browser finds on a page in a frame of a fixed width."""
+    (site / "frame.html").write_text(FRAME.format(width=width, page=f"/{page}") + MEASURE, encoding="utf-8")
+    document = open_page(f"{address}/frame.html", folder, "--window-size=1300,1000", "--virtual-time-budget=8000")
+    (text,) = re.findall(r'<pre id="result">(.*?)</pre>', document, re.DOTALL)
+    return json.loads(html.unescape(text))
+
+
 @needs_chromium
-@pytest.mark.parametrize("name", WIDTHS)
-def test_a_browser_shows_the_pages_and_nothing_overflows(name: str, address: str, tmp_path: Path) -> None:
-    for number, (page, expected) in enumerate(PAGES.items()):
-        options = ("--window-size=1300,1000", "--virtual-time-budget=8000")
-        document = open_page(f"{address}/frame-{name}-{number}.html", tmp_path, *options)
-        (text,) = re.findall(r'<pre id="result">(.*?)</pre>', document, re.DOTALL)
-        result = json.loads(html.unescape(text))
-        assert result["width"] == WIDTHS[name] and result["styled"] >= 2
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_a_browser_shows_the_pages_and_nothing_overflows(site: Path, address: str, width: int, tmp_path: Path) -> None:
+    for page, expected in PAGES.items():
+        result = measure(site, address, page, width, tmp_path)
+        assert result["width"] == width and result["styled"] >= 2
         assert expected in result["text"], page
-        assert result["content"] <= result["width"] and result["wide"] == [], page
+        assert result["content"] <= width and result["wide"] == [], (page, result["wide"])
         assert result["asked"] and all(asked.startswith(f"{address}/") for asked in result["asked"])
         assert "Roboto" not in result["font"]
+
+
+@needs_chromium
+def test_what_overflows_is_seen(site: Path, address: str, tmp_path: Path) -> None:
+    text = (site / "guide/load/index.html").read_text(encoding="utf-8")
+    wide = re.sub(r"(<article[^>]*>)", r"\1<p style='width: 500px'>wide</p>", text)
+    (site / "guide/wide").mkdir(exist_ok=True)
+    (site / "guide/wide/index.html").write_text(wide, encoding="utf-8")
+    result = measure(site, address, "guide/wide/", WIDTHS["phone"], tmp_path)
+    assert result["wide"] == ["P wide"] or result["content"] > WIDTHS["phone"]
