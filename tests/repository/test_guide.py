@@ -2,8 +2,7 @@
 
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,22 +12,23 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = sorted(page.name for page in GUIDE.glob("*.md"))
 
 
-def run(*command: str, folder: Path) -> None:
-    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip()
-
-
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_runs_as_it_stands(name: str, tmp_path: Path) -> None:
+def test_a_page_runs_as_it_stands(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unlearn: Callable[..., tuple[int, str, str]],
+) -> None:
     fences = FENCE.findall((GUIDE / name).read_text(encoding="utf-8"))
     assert {language for language, _ in fences} <= {"python", "bash", "yaml"}
-    run("-c", "\n".join(body for language, body in fences if language == "python"), folder=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    program = "\n".join(body for language, body in fences if language == "python")
+    exec(compile(program, name, "exec"), {"__name__": "__main__"})
     for body in (body for language, body in fences if language == "bash"):
         for line in body.splitlines():
             program, *arguments = shlex.split(line, comments=True)
-            assert program == "unlearn"
-            run("-m", "unlearning_adapters", *arguments, folder=tmp_path)
+            code, out, error = unlearn(*arguments)
+            assert program == "unlearn" and code == 0 and out, error
 
 
 def test_the_file_of_the_guide_is_a_concept(tmp_path: Path) -> None:
