@@ -55,6 +55,14 @@ def test_the_command_knows_every_attack() -> None:
         parsed("attack", "x", "y", "-o", "z", "--attack", "magic")
 
 
+def test_the_attacks_are_listed_with_their_titles(unlearn: Callable[..., Outcome]) -> None:
+    code, out, _ = unlearn("attack", "--list")
+    assert code == 0
+    assert [tuple(line.split(maxsplit=1)) for line in out.splitlines()] == [
+        (name, attack.title) for name, attack in ATTACKS.items()
+    ]
+
+
 def test_attack_runs_all_that_suit_and_says_what_does_not(place: Path, unlearn: Callable[..., Outcome]) -> None:
     call = ["attack", place / "pipeline", place / "no-red", "--suite", place / "red.yaml", *SIZE]
     detector = [

@@ -14,6 +14,15 @@ from unlearning_adapters.errors import ConceptError
 BATCH = 16  # clips per call in the embedded world
 
 
+def _list_attacks(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from unlearning_adapters.attacks.run import ATTACKS
+
+        width = max(map(len, ATTACKS))
+        click.echo("\n".join(f"{name:<{width}}  {attack.title}" for name, attack in ATTACKS.items()))
+        context.exit()
+
+
 @command("attack", "try to bring a concept back from an edited pipeline")
 @options.pipeline
 @options.adapter
@@ -23,7 +32,10 @@ BATCH = 16  # clips per call in the embedded world
     "attacks",
     type=options.NameIn("unlearning_adapters.attacks.run", "ATTACKS"),
     multiple=True,
-    help="repeat it for more (default: all that suit)",
+    help="name of an attack, see --list; repeat it for more (default: all that suit)",
+)
+@click.option(
+    "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_attacks, help="list the attacks and exit"
 )
 @click.option(
     "--budget", type=click.Choice(["small", "medium"]), default="small", help="how much each may try (default: small)"
