@@ -23,7 +23,8 @@ PAGES = (FOLDER.parent / "README.md", FOLDER.parent / "docs" / "results.md")
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 EMBEDDED = models.MODELS[0]
 README_ARMS = {"base": "base model", "cpca": "the paper's cPCA", "uce": "UCE", "ridge": "**ours (`ridge`)**"}
-MENTIONS = {"own word": "concept shown", "synonyms": "by other words", "not named": "not named"}
+MENTIONS = {"own word": "concept shown", "synonyms": "by other words"}
+OPEN_ARMS = {"base": "base", "ridge": "word"}  # whose clips of prompts that leave the concept open were counted
 RIVALS = ("cpca", "ridge", "uce", "rece", "esd")  # of the table of three factors
 MODEL_ARMS = {  # beside the base, ridge, UCE and cPCA: UCE at the aims' strength, and at the one that erases as ridge
     "shapeworld": ("uce 1.4",),
@@ -62,16 +63,18 @@ def readme_table() -> str:
     """Return the table of the README: nine concepts of the embedded model together."""
     concepts = read("models")["models"][EMBEDDED]["concepts"].values()
     arms = {name: [found[name] for found in concepts] for name in README_ARMS}
-    mentions = [kind for kind in MENTIONS if all(kind in item["shown"] for items in arms.values() for item in items)]
+    opened = read("concept")[EMBEDDED].values()
     rows = []
     for name, label in README_ARMS.items():
-        cells = [together([item["shown"][kind] for item in arms[name]]) for kind in mentions]
+        cells = [together([item["shown"][kind] for item in arms[name]]) for kind in MENTIONS]
+        known = name in OPEN_ARMS
+        cells.append(together([found[OPEN_ARMS[name]]["open"] for found in opened]) if known else "n/a")
         cells.append(together([item["preservation"] for item in arms[name]]))
         measured = name != "base"
         cells.append(f"{np.mean([item['drift'] for item in arms[name]]):.5f}" if measured else "")
         cells.append(f"{np.median([item['build seconds'] for item in arms[name]]):.2f} s" if measured else "")
         rows.append([label, *cells])
-    return grid(["", *(MENTIONS[kind] for kind in mentions), "neighbours kept", "their drift", "build"], rows)
+    return grid(["", *MENTIONS.values(), "not named", "neighbours kept", "their drift", "build"], rows)
 
 
 def model_table() -> str:
