@@ -27,6 +27,7 @@ def session(tmp_path_factory) -> Session:
     return Session(tmp_path_factory.mktemp("fuzz"), tmp_path_factory.mktemp("defects"), limited=False)
 
 
+@pytest.mark.slow
 def test_two_thousand_changed_files_show_no_defect(session) -> None:
     random = Random(1)
     session.outcomes.clear()
@@ -44,6 +45,7 @@ def test_what_hypothesis_draws_shows_no_defect(session, random) -> None:
     session.target.run(mutate(session.seeds, random))
 
 
+@pytest.mark.slow
 def test_the_command_runs_in_a_process_with_little_memory(tmp_path) -> None:
     command = [sys.executable, "-m", "fuzz", "--inputs", "60", "--seed", "3", "--output", str(tmp_path / "report.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -176,6 +176,7 @@ def test_only_functions_that_load_an_adapter_take_a_subfolder():
             call(subfolder="v2", local_files_only=True)
 
 
+@pytest.mark.slow
 def test_a_type_checker_sees_the_keywords(tmp_path):
     file = tmp_path / "user.py"
     file.write_text(

@@ -91,6 +91,7 @@ def test_stock_loading_in_bfloat16(tmp_path):
     assert (expected - before).abs().max() > 5 * (after - expected).abs().max()
 
 
+@pytest.mark.slow
 def test_stock_loading_where_this_package_was_never_imported(tmp_path):
     pipe = tiny_wan_pipeline()
     adapter = mixed_adapter(site_weights(pipe, "transformer"))

@@ -180,6 +180,7 @@ def test_an_embedding_shift_names_what_the_prompt_does_not(base: Subject) -> Non
     assert Point.of("", base.look(moved, left)).rate.hits > before
 
 
+@pytest.mark.slow
 def test_a_soft_prompt_learns(edited: Subject, target: Target, examples: Examples) -> None:
     first, _ = learn(edited, target, examples, replace(FEW, soft_steps=1))
     found, losses = learn(edited, target, examples, FEW)
@@ -196,6 +197,7 @@ def test_a_soft_prompt_learns(edited: Subject, target: Target, examples: Example
     assert loss(found) < loss(first)
 
 
+@pytest.mark.slow
 def test_a_soft_prompt_without_steps_is_no_attack(edited: Subject, target: Target, examples: Examples) -> None:
     vectors, losses = learn(edited, target, examples, replace(FEW, soft_steps=0))
     assert vectors.shape == (0, 128) and losses == []
@@ -239,6 +241,7 @@ def test_the_loss_is_that_of_diffusion(prediction: str) -> None:
     assert float(denoising.loss(clean, None, noise)) == pytest.approx(square, rel=0.1)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_denoisers_of_diffusion_can_be_trained_through(name: str, target: Target) -> None:
     """A UNet, whose latents have another name, and CogVideoX: their own call, their loss."""
@@ -272,6 +275,7 @@ def test_learned_vectors_take_the_place_of_padding(base: Subject, monkeypatch: p
     assert place_for(base, texts, 2) is append
 
 
+@pytest.mark.slow
 def test_a_lora_starts_as_no_attack_and_is_trained_on_a_copy(
     edited: Subject, target: Target, examples: Examples
 ) -> None:
@@ -313,6 +317,7 @@ def test_a_share_that_leaves_no_step_is_refused(base: Subject, target: Target, e
         noised(base, target.named, examples, 0.1)
 
 
+@pytest.mark.slow
 def test_one_seed_and_the_own_scale_are_no_attack(edited: Subject, target: Target, examples: Examples) -> None:
     plain = Point.of("", edited.look(target.named, target))
     mean, best = seeds(edited, target, examples, FEW)
@@ -398,6 +403,7 @@ def report(pipe: Any, original: Any, adapter: UnlearningAdapter, target: Target)
     return data
 
 
+@pytest.mark.slow
 def test_a_report_has_every_arm_with_counts(report: dict[str, Any]) -> None:
     assert (report["concept"], report["reference"], report["gold"]) == (
         "shapeworld-red",

@@ -60,6 +60,7 @@ def check(python: Path, folder: Path, program: str) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={"PATH": ""})
 
 
+@pytest.mark.slow
 def test_a_users_file_is_checked_against_the_installed_wheel(python: Path, tmp_path: Path) -> None:
     right = check(python, tmp_path, PROGRAM)
     assert right.returncode == 0, right.stdout + right.stderr

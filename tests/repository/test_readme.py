@@ -50,11 +50,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_python_fences_run_in_order(folder: Path) -> None:
     assert (folder / "no-red" / "pytorch_lora_weights.safetensors").is_file()
     assert (folder / "edited-model" / "model_index.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", command_lines())
 def test_commands_run(line: str, folder: Path) -> None:
     arguments = shlex.split(line, comments=True)[1:]

@@ -117,6 +117,7 @@ def measure(site: Path, address: str, page: str, width: int, folder: Path) -> di
     return json.loads(html.unescape(text))
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 def test_a_browser_shows_the_pages_and_nothing_overflows(site: Path, address: str, width: int, tmp_path: Path) -> None:
