@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearning_adapters.adapter.file import FILE_NAME
-from unlearning_adapters.runtime.fuse import fuse_edit, unfuse_edit
+from unlearning_adapters.runtime.fusing.fuse import fuse_edit, unfuse_edit
 from unlearning_adapters.runtime.joint_edit import stack_directions
 from unlearning_adapters.runtime.verbs import (
     fuse_unlearning_adapters,

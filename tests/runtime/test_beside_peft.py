@@ -158,7 +158,7 @@ def test_a_weight_that_is_changed_unseen_is_edited_again_with_a_warning(change, 
     twins.check()
 
 
-@pytest.mark.parametrize("failing", ["_take_out", "fuse_edit", "warn"])
+@pytest.mark.parametrize("failing", ["_take_out", "fuse_weights", "warn"])
 def test_settling_that_is_interrupted_is_done_at_the_next_call(failing, monkeypatch):
     twins = Twins()
     unlearn(twins, True)

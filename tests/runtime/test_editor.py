@@ -1,4 +1,7 @@
 import itertools
+import random
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,9 @@ from unlearning_adapters.errors import DenoiserError, FuseError
 from unlearning_adapters.runtime import editor as editor_module
 from unlearning_adapters.runtime.attach import Seats
 from unlearning_adapters.runtime.editor import change_stacks, editor_of
+from unlearning_adapters.runtime.fusing.compact_record import CompactRecord
+from unlearning_adapters.runtime.fusing.record_choice import RecordChoice
+from unlearning_adapters.runtime.fusing.weight_copy import WeightCopy
 from unlearning_adapters.runtime.verbs import (
     delete_unlearning_adapters,
     fuse_unlearning_adapters,
@@ -17,6 +23,8 @@ from unlearning_adapters.runtime.verbs import (
     unfuse_unlearning_adapters,
     unload_unlearning_adapters,
 )
+
+FOLDER = str(Path(editor_module.__file__).parent)
 
 
 class Plug(BaseException):
@@ -56,34 +64,121 @@ ACTIONS = {
     "fuse the other too": (fuse_unlearning_adapters, True),
     "unfuse": (unfuse_unlearning_adapters, True),
 }
+RECORDS = {"copy": WeightCopy, "compact": CompactRecord}
 FAULTS = [
-    (action, fault, call)
+    (action, fault, call, record)
     for action in ACTIONS
-    for fault, calls in (("seat", (1, 2)), ("fuse_edit", (1, 3, 5, 8)), ("restore_weight", (1, 3, 5, 8)))
+    for fault, calls in (("seat", (1, 2)), ("fuse_block", (1, 3, 5, 8)), ("restore_block", (1, 3, 5, 8)))
     for call in calls
-    if fault == "seat" or (fault == "fuse_edit" and "fuse" in action and action not in ("unfuse", "load beside fused"))
-    or (fault == "restore_weight" and action in ("unfuse", "fuse the other too"))
+    for record in RECORDS
+    if fault == "seat" or (fault == "fuse_block" and "fuse" in action and action not in ("unfuse", "load beside fused"))
+    or (fault == "restore_block" and action in ("unfuse", "fuse the other too"))
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("action", "fault", "call"), FAULTS)
-def test_whatever_fails_midway_everything_is_as_it_was(action, fault, call, monkeypatch):
+@pytest.fixture
+def record(request, monkeypatch):
+    """Lets fusing keep this record, as if the memory had room for it or not."""
+    monkeypatch.setattr(RecordChoice, "takes_copies", lambda *_: request.param == "copy")
+    return request.param
+
+
+@pytest.mark.parametrize(("action", "fault", "call", "record"), FAULTS, indirect=["record"])
+def test_whatever_fails_midway_everything_is_as_it_was(action, fault, call, record):
     pipe = two_loaded()
     act, fused = ACTIONS[action]
     if fused:
         fuse_unlearning_adapters(pipe, "red")
     before, outputs = snapshot(pipe), [output(pipe), output(pipe, "transformer_2")]
-    owner = Seats if fault == "seat" else editor_module
-    monkeypatch.setattr(owner, fault, failing_at(getattr(owner, fault), call))
-    with pytest.raises(Plug, match="pulled the plug"):
-        act(pipe)
-    monkeypatch.undo()
-    assert snapshot(pipe).keys() == before.keys()
-    changed = [key for key, value in snapshot(pipe).items() if key != "hooks" and not same(value, before[key])]
-    assert changed == []
-    assert all(map(torch.equal, [output(pipe), output(pipe, "transformer_2")], outputs))
+    owner = Seats if fault == "seat" else RECORDS[record]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, fault, failing_at(getattr(owner, fault), call))
+        with pytest.raises(Plug, match="pulled the plug"):
+            act(pipe)
+    assert_as_it_was(pipe, before, outputs)
     act(pipe)  # and the same call works when nothing fails
     assert any(not same(value, before.get(key)) for key, value in snapshot(pipe).items())
+
+
+def assert_as_it_was(pipe, before, outputs):
+    after = snapshot(pipe)
+    assert after.keys() == before.keys()
+    assert [key for key, value in after.items() if key != "hooks" and not same(value, before[key])] == []
+    assert all(map(torch.equal, [output(pipe), output(pipe, "transformer_2")], outputs))
+
+
+def lines_of_runtime(act) -> list[tuple[str, int]]:
+    """The lines of the package's runtime that a call runs, in order."""
+    lines = []
+
+    def trace(frame, event, _argument):
+        if FOLDER not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            lines.append((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    with_trace(trace, act)
+    return lines
+
+
+def with_trace(trace, act):
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+
+
+def interrupted_at(number: int, act) -> bool:
+    """Press Ctrl-C in front of the n-th line of the package's runtime; tell whether it came through."""
+    count = itertools.count()
+
+    def trace(frame, event, _argument):
+        if FOLDER not in frame.f_code.co_filename:
+            return None
+        if event == "line" and next(count) == number:
+            raise KeyboardInterrupt
+        return trace
+
+    try:
+        with_trace(trace, act)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("record", RECORDS, indirect=True)
+@pytest.mark.parametrize("fused", [False, True])
+def test_control_c_at_any_line_leaves_weights_and_records_in_step(fused, record):
+    """Whatever line it hits: the weights are the base's or the fused ones, and can be restored bit for bit."""
+    pipe = two_loaded()
+    base = weights(pipe)
+    act = unfuse_unlearning_adapters if fused else fuse_unlearning_adapters
+    if fused:
+        fuse_unlearning_adapters(pipe)
+    outputs = [output(pipe), output(pipe, "transformer_2")]
+    total = len(lines_of_runtime(lambda: act(pipe)))
+    (fuse_unlearning_adapters if fused else unfuse_unlearning_adapters)(pipe)
+    assert total > 1000
+    for number in random.Random(0).sample(range(total), 40):
+        assert interrupted_at(number, lambda: act(pipe))
+        assert all(map(near, [output(pipe), output(pipe, "transformer_2")], outputs))
+        fuse_unlearning_adapters(pipe)
+        unfuse_unlearning_adapters(pipe)
+        assert all(torch.equal(value, base[name]) for name, value in weights(pipe).items())
+        if fused:
+            fuse_unlearning_adapters(pipe)
+
+
+def near(one, other) -> bool:
+    return torch.allclose(one, other, atol=1e-4)
+
+
+def weights(pipe):
+    parts = {"transformer": pipe.transformer, "transformer_2": pipe.transformer_2}
+    return {f"{part}.{name}": bits(v) for part, module in parts.items() for name, v in module.state_dict().items()}
 
 
 def same(one, other) -> bool:
@@ -151,8 +246,9 @@ def test_changing_nothing_fuses_nothing_again(monkeypatch):
     pipe = two_loaded(False)
     fuse_unlearning_adapters(pipe, "red")
     weights = {name: bits(value) for name, value in pipe.transformer.state_dict().items()}
-    monkeypatch.setattr(editor_module, "fuse_edit", failing_at(None, 1))
-    monkeypatch.setattr(editor_module, "restore_weight", failing_at(None, 1))
+    for step in ("fuse_block", "restore_block"):
+        for kind in RECORDS.values():
+            monkeypatch.setattr(kind, step, failing_at(None, 1))
     load_more(pipe)
     set_unlearning_adapters(pipe, ["red", "green"], [None, 0.2])
     change_stacks([(editor_of(pipe.transformer), editor_of(pipe.transformer).stack)])

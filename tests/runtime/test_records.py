@@ -8,8 +8,8 @@ from tiny import tiny_wan_pipeline
 from planted import bits, planted
 from unlearning_adapters import AdapterStatus
 from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.runtime import record_choice
-from unlearning_adapters.runtime.record_choice import RecordChoice, free_memory
+from unlearning_adapters.runtime.fusing import record_choice
+from unlearning_adapters.runtime.fusing.record_choice import RecordChoice, free_memory
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 RECORDS = ("copy", "compact")

@@ -125,15 +125,17 @@ class Seats(ModelHook):
         for path in self.sites:
             check_site(self.denoiser, path)
         places = [(module, live) for module, live in self._places() if module is not None]
-        kept = _identities(places) & _identities(self.taken)
-        for module, live in self.taken:
-            if (id(module), id(live)) not in kept:
+        wanted, before = _identities(places), self.taken
+        # Before anything is changed: what is interrupted below is found, and put right, the next time.
+        self.taken = [*before, *places]
+        for module, live in before:
+            if (id(module), id(live)) not in wanted:
                 detach_edit(module)
         for module, live in places:
             if is_wrapped(module):  # PEFT copies layers, with the hook and with what it holds on to
                 for inner in list(module.modules())[1:]:
                     detach_edit(inner)
-            if (id(module), id(live)) not in kept:
+            if not _holds(module, live):
                 attach_edit(module, live)
         self.taken = places
         if not (self.sites or self.wrapped):
@@ -248,6 +250,11 @@ def _identities(places: list[tuple[nn.Module, LiveEdit]]) -> set[tuple[int, int]
 def _is_bypassed(denoiser: nn.Module, path: str) -> bool:
     parent, _, leaf = path.rpartition(".")
     return leaf in BYPASSED and bool(getattr(module_at(denoiser, parent), "fused_projections", False))
+
+
+def _holds(module: nn.Module, live: LiveEdit) -> bool:
+    hook = _registered(module)
+    return isinstance(hook, EditHook) and hook.live is live
 
 
 def _registered(module: nn.Module) -> ModelHook | None:

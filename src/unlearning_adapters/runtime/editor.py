@@ -25,20 +25,25 @@ from unlearning_adapters.pipelines.weights import is_in_a_file, kept_weight
 
 from .attach import LiveEdit, Seats, check_site, is_wrapped, module_at
 from .checkpoint import SaveWarning
-from .fuse import (
+from .fusing.copy_memory import CopyMemory
+from .fusing.fuse import (
+    Fused,
     changed_since_fused,
     check_fusable,
     check_fused,
-    fuse_edit,
+    check_unchanged,
+    fuse_weights,
+    fused_weight,
+    is_whole,
     looks_fused,
+    new_records,
     original_of,
-    restore_weight,
-    sample_rows,
+    restore_weights,
 )
-from .fused_weight import FusedWeight
+from .fusing.weight_copy import WeightCopy
+from .fusing.weight_record import WeightRecord
 from .joint_edit import BLOCK_ELEMENTS, StackedEdit
 from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
-from .weight_copy import WeightCopy
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class Editor:
         self.denoiser = denoiser
         self.plan = Plan()
         self.seats = Seats(denoiser, self.settle, self._weights_changed)
-        self.records: dict[str, tuple[StackedEdit, FusedWeight | WeightCopy]] = {}
-        self.samples: dict[str, torch.Tensor] = {}  # some rows of each weight with a fused edit
+        self.records: dict[str, tuple[StackedEdit, WeightRecord]] = {}
+        self.memory = CopyMemory()
         self.changed: set[str] = set()  # layers whose original weight is lost, since it changed while it was fused
         self.save_warning: SaveWarning | None = None
 
@@ -115,14 +120,8 @@ class Editor:
     def carry_out(self, plan: Plan) -> None:
         """Bring weights and hooks in line with a plan that was checked, from whatever state they are in."""
         in_weight = self._in_weight(plan)
-        for path in self._outdated(plan):
-            restore_weight(self._weight(path), self.records[path][1], path)
-            del self.records[path]
-        to_fuse = {path: edit for path, edit in in_weight.items() if path not in self.records}
-        copies = bool(to_fuse) and plan.stack.choice.takes_copies(sum(self._weight(path).nbytes for path in to_fuse))
-        for path, edit in to_fuse.items():
-            self.records[path] = edit, fuse_edit(self._linear(path), edit, path, copy=copies)
-            self.samples[path] = sample_rows(self._weight(path)).clone()
+        self._restore(self._outdated(plan))
+        self._fuse({path: edit for path, edit in in_weight.items() if path not in self.records}, plan)
         on_input = dict(plan.attached)
         for path in plan.fused.keys() - in_weight.keys():
             whole = whole_edit(plan.stack, path)
@@ -140,6 +139,23 @@ class Editor:
             if self.save_warning is not None:
                 self.save_warning.remove()
                 self.save_warning = None
+
+    def _restore(self, paths: Sequence[str]) -> None:
+        restore_weights([fused_weight(self._linear(path), self.records[path][1], path) for path in paths])
+        for path in paths:
+            del self.records[path]
+        self.memory.give_back(
+            [record.original for _, record in self.records.values() if isinstance(record, WeightCopy)]
+        )
+
+    def _fuse(self, edits: Mapping[str, StackedEdit], plan: Plan) -> None:
+        weights = {path: check_fusable(self._linear(path), edit, path) for path, edit in edits.items()}
+        copy = bool(edits) and plan.stack.choice.takes_copies(sum(weight.nbytes for weight in weights.values()))
+        records = new_records([(weights[path], edit) for path, edit in edits.items()], self.memory if copy else None)
+        new = [Fused(weights[path], record, path) for path, record in zip(edits, records, strict=True)]
+        # Before anything is written: whatever interrupts this finds what it takes to restore it.
+        self.records.update({item.name: (edits[item.name], item.record) for item in new})
+        fuse_weights(new)
 
     def _acting_attached(self) -> list[str]:
         stack = self.stack
@@ -192,7 +208,8 @@ class Editor:
         for path in outdated:
             check_not_empty(self.denoiser, path)
             self._check_in_memory(path)
-            check_fused(self._linear(path), self.records[path][1], path)
+        fused = [fused_weight(self._linear(path), self.records[path][1], path) for path in outdated]
+        check_unchanged([item for item in fused if is_whole(item.record)])
         for path in self.changed:
             if not same_edit(plan.fused.get(path), self.plan.fused.get(path)):
                 raise FuseError(changed_since_fused(path))
@@ -225,16 +242,20 @@ class Editor:
 
     def _outdated(self, plan: Plan) -> list[str]:
         wanted = self._in_weight(plan)
-        return [path for path, (edit, _) in self.records.items() if not same_edit(wanted.get(path), edit)]
+        return [
+            path
+            for path, (edit, record) in self.records.items()
+            if not (is_whole(record) and same_edit(wanted.get(path), edit))
+        ]
 
     def _weights_changed(self) -> bool:
         if self.records.keys() != self._in_weight(self.plan).keys():  # settling was interrupted
             return True
-        return not all(self._looks_fused(path) for path in self.records)
+        return not all(is_whole(self.records[path][1]) and self._looks_fused(path) for path in self.records)
 
     def _looks_fused(self, path: str) -> bool:
         # What stands in memory for a weight in a file means nothing.
-        return looks_fused(self._linear(path), self.samples[path]) or is_in_a_file(self.denoiser, path)
+        return looks_fused(self._linear(path), self.records[path][1].sample) or is_in_a_file(self.denoiser, path)
 
     def _linear(self, path: str) -> Any:
         module = module_at(self.denoiser, path)
@@ -279,7 +300,7 @@ def _editing() -> Iterator[None]:
         yield
 
 
-def _is_intact(linear: Any, record: FusedWeight | WeightCopy, path: str) -> bool:
+def _is_intact(linear: Any, record: WeightRecord, path: str) -> bool:
     """Whether a weight is what fusing made of it; raise `FuseError` if it is another kind of weight by now."""
     try:
         check_fused(linear, record, path)
@@ -291,7 +312,7 @@ def _is_intact(linear: Any, record: FusedWeight | WeightCopy, path: str) -> bool
     return True
 
 
-def _take_out(weight: torch.Tensor, record: FusedWeight | WeightCopy) -> None:
+def _take_out(weight: torch.Tensor, record: WeightRecord) -> None:
     """Take a fused edit out of a weight that changed since, `W' + (W mix) read`; exact but for rounding.
 
     What was added to the weight (a fused LoRA) stays in it.

@@ -15,8 +15,8 @@ from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.config import site_strength
 from unlearning_adapters.errors import FuseError
 
+from .fusing.record_choice import RecordChoice
 from .joint_edit import StackedEdit, StackReport
-from .record_choice import RecordChoice
 from .remainder import remaining_edit
 from .solved_edits import SolvedEdits
 

@@ -21,8 +21,8 @@ from unlearning_adapters.pipelines.sites import denoisers
 
 from .compatibility import check_sites, warn_of_other_base, warn_of_partial_cover, with_stock_factors
 from .editor import Editor, change_stacks, editor_of
+from .fusing.record_choice import COPY_SHARE, Record, RecordChoice
 from .names import as_names, check_loaded, check_new_name, default_name
-from .record_choice import COPY_SHARE, Record, RecordChoice
 from .stack import Loaded, Stack
 from .status import AdapterStatus, status_by_name
 

@@ -1,0 +1,1 @@
+"""Fused edits: written into weights, and taken out again bit for bit."""
