@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .adapter.file import inspect_adapter
     from .adapter.source import HubOptions, SourceOptions
     from .building.build import build_adapter
+    from .building.build_many import build_adapters
     from .concepts.concept import Concept, load_concept
     from .concepts.pair import Pair
     from .config import BuildConfig
@@ -96,6 +97,7 @@ __all__ = [
     "UnlearningError",
     "__version__",
     "build_adapter",
+    "build_adapters",
     "check_lora",
     "delete_unlearning_adapters",
     "disable_unlearning_adapters",
@@ -132,6 +134,7 @@ _MODULES = {
     "adapter.file": ("inspect_adapter",),
     "adapter.source": ("HubOptions", "SourceOptions"),
     "building.build": ("build_adapter",),
+    "building.build_many": ("build_adapters",),
     "concepts.concept": ("Concept", "load_concept"),
     "config": ("BuildConfig",),
     "export.check": ("check_lora",),

@@ -25,6 +25,7 @@ from unlearning_adapters.pipelines.reading_base import check_reads_base
 from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers, site_module
 
 from .gains import check_blocks
+from .shared_neutral import record_neutral
 from .site_selection import choose_sites
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
@@ -194,7 +195,7 @@ def _record(
     prompts, images = _neutral_inputs(concept, pairs, guidance)
     if not prompts:
         return recorded, None, (), ()
-    neutral = record(
+    neutral = record_neutral(
         pipe,
         prompts,
         sites,
