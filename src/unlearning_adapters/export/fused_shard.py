@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearning_adapters.errors import FuseError
-from unlearning_adapters.runtime.fuse import fuse_edit
+from unlearning_adapters.runtime.fusing.fuse import fuse_edit
 from unlearning_adapters.runtime.joint_edit import StackedEdit, weight_factor
 
 from .names.header import AnyHeader, read_any_header
