@@ -89,7 +89,7 @@ def video_directions(
     moments = VideoMoments(pipe, sites)
     with tqdm(total=0, desc="Counterfactuals", unit="clip", disable=not progress) as bar:
         twins = _twins(pipe, pairs, config, call_kwargs, bar)
-        neutral = _neutral(pipe, concept, config, call_kwargs, bar)
+        neutral = _neutral(pipe, concept, pairs, config, call_kwargs, bar)
         if torch.equal(twins.latents[:, 0], twins.latents[:, 1]):
             raise ConceptError(
                 f"The clips of both sides of all {len(pairs)} pairs are the same, so that nothing shows the concept. "
@@ -151,14 +151,22 @@ def _twins(
 
 
 def _neutral(
-    pipe: Any, concept: Concept, config: BuildConfig, call_kwargs: Mapping[str, Any] | None, bar: "tqdm[Any]"
+    pipe: Any,
+    concept: Concept,
+    pairs: Sequence[Pair],
+    config: BuildConfig,
+    call_kwargs: Mapping[str, Any] | None,
+    bar: "tqdm[Any]",
 ) -> Scenes | None:
-    """Make clips of neutral prompts and pictures, spread over all of them; None without such."""
+    """Make clips of neutral prompts and pictures, spread over all of them; None without such.
+
+    Where there are no neutral pictures, those of the pairs' safe sides stand in.
+    """
     count = min(NEUTRAL_CLIPS, max(len(concept.neutral), len(concept.neutral_images)))
     if not count:
         return None
     texts = [text or "" for text in _spread(concept.neutral, count)]
-    pictures = _spread(concept.neutral_images, count)
+    pictures = _spread(concept.neutral_images or [pair.safe_image for pair in pairs], count)
     sides = [(text, config.seed + 500 + index) for index, text in enumerate(texts)]
     latents = _make(pipe, sides, pictures, config.batch_size, call_kwargs, bar)
     return Scenes(latents[:, None], _every_second(texts), tuple(pictures))

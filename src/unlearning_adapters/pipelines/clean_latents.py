@@ -39,8 +39,10 @@ def clean_latents(run: PartialRun, prompts: Sequence[str], seeds: Sequence[int],
     """
     last: list[Tensor] = []
 
-    def keep(_step: int, latents: Tensor) -> None:
+    def keep(step: int, latents: Tensor) -> None:
         last[:] = [latents]
+        if step + 1 >= len(run.pipe.scheduler.timesteps):
+            raise StopRun  # nothing needs to be decoded
 
     with exchanged(run.pipe, keep):
         run(prompts, seeds, image)

@@ -119,7 +119,8 @@ class PartialRun:
             image: Picture for an image-to-video pipeline, or None.
             copies: Clips per prompt.
         """
-        by_argument = not self.takes_prompt  # CogVideoX takes the argument, and makes one clip per prompt all the same
+        # CogVideoX takes the argument, and makes one clip per prompt all the same; one picture fits no two prompts.
+        by_argument = COPIES in self.accepted and (not self.takes_prompt or image is not None)
         texts = list(prompts) if by_argument else [prompt for prompt in prompts for _ in range(copies)]
         batch: dict[str, Any] = {
             "prompt": texts[0] if len(texts) == 1 else texts,
