@@ -1,4 +1,4 @@
-"""Adapters of scope "concept" on tiny whole pipelines of several families: they act, fuse, unfuse and leave no trace."""
+"""Adapters of scope "concept" on tiny whole pipelines of several families: they act, fuse, unfuse, leave no trace."""
 
 from dataclasses import replace
 
