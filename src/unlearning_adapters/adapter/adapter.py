@@ -13,7 +13,8 @@ from unlearning_adapters.config import site_strength
 from unlearning_adapters.errors import AdapterFileError, ConfigError
 
 from .direction import EQUAL_GAINS, FORMAT_VERSION, WITH_GAINS, AdapterInfo, Direction, Edit
-from .file import contradiction, decode, encode, file_at, read_file, write_whole
+from .draft import write_whole
+from .file import contradiction, decode, encode, file_at, read_file
 from .header import FileHeader, read_header
 from .source import SourceOptions, find_adapter_file
 

@@ -24,27 +24,12 @@ if TYPE_CHECKING:
     from .adapter import UnlearningAdapter
     from .direction import AdapterInfo, Direction
 
-__all__ = ["FILE_NAME", "contradiction", "decode", "encode", "file_at", "inspect_adapter", "read_file", "write_whole"]
+__all__ = ["FILE_NAME", "contradiction", "decode", "encode", "file_at", "inspect_adapter", "read_file"]
 
 UNIT_TOLERANCE = 1e-3  # of `read @ write.T` from the identity; what half-precision reads and writes can hold
 ROUNDING = 1e-6  # the same, per unit of |a_i| |w_j|: what float32 can hold, with a margin of eight
 MAX_GAIN = 1e4  # of |a_i| |w_i|: above, float32 cannot hold a.w = 1 to UNIT_TOLERANCE, and the edit would amplify noise
 MAX_SIZE = 1e3  # of the largest singular value of an additive edit; UCE's is at most |C - G| / (2 sqrt(l)), about 200
-
-
-def write_whole(path: Path, blob: bytes) -> Path:
-    """Write a file whole or not at all, with the folders that it lies in, and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    try:
-        with draft.open("xb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
 
 
 def file_at(destination: str | Path) -> Path:

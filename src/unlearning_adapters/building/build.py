@@ -1,11 +1,8 @@
 """Build an adapter from pairs of prompts or pictures: sites -> activations -> directions -> adapter; no training."""
 
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -15,11 +12,13 @@ from tqdm import tqdm
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
+from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.config import BuildConfig, site_strength
 from unlearning_adapters.errors import DenoiserError
 from unlearning_adapters.methods.registry import METHODS, find_direction, find_strength
 from unlearning_adapters.methods.strength import pair_shares
+from unlearning_adapters.pipelines.base_model import base_model_of, base_revision_of
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.pipelines.weights import layer_response, weight_gram
 
@@ -173,31 +172,6 @@ def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sit
         pipeline=type(pipe).__name__,
         denoisers={name: type(networks[name]).__name__ for name in used},
         pairs_hash=concept.pairs_hash,
-        versions={name: _version(name) for name in ("unlearning-adapters", "torch", "diffusers")},
+        versions={name: version_of(name) for name in ("unlearning-adapters", "torch", "diffusers")},
         description=concept.description or f"Makes the model forget {concept.name}.",
     )
-
-
-def base_model_of(pipe: Any) -> str:
-    """Return the Hub id of the base; of a local folder only its name, since files are shared and paths are private."""
-    name = _name_or_path(pipe)
-    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
-
-
-def _name_or_path(component: Any) -> str:
-    config: Any = getattr(component, "config", None)
-    name = config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", "")
-    return str(name or "")
-
-
-def base_revision_of(network: Any) -> str:
-    """Return the commit of the base: a model from the Hub remembers its folder in the cache, `snapshots/<commit>`."""
-    commit = re.search(r"snapshots[/\\]([0-9a-f]{40})(?![0-9a-f])", _name_or_path(network))
-    return commit[1] if commit else ""
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"  # run from its source

@@ -1,8 +1,7 @@
-"""Optional packages of detectors: how they are imported, which version they have, and which weights they bring."""
+"""Optional packages of detectors: how they are imported, and the hash of the weights that they bring."""
 
 import hashlib
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ def load_package(module: str, package: str, detector: str) -> Any:
             f"The detector {detector!r} needs the package {package}, but it cannot be imported ({error}). "
             f"Run: pip install {package}"
         ) from error
-
-
-def version_of(package: str) -> str:
-    """Return the version of an installed package, "" if it has none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def sha256_of(path: str | Path) -> str:

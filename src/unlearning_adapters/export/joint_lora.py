@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
-from unlearning_adapters.building.build import base_model_of, base_revision_of
 from unlearning_adapters.errors import BaseMismatchError, ConfigError, FuseError
+from unlearning_adapters.pipelines.base_model import base_model_of, base_revision_of
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.runtime.compatibility import check_sites, with_stock_factors
 from unlearning_adapters.runtime.joint_edit import stack_directions, stack_report, stacked_factors

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
+from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.errors import ConfigError
 
 from .engine_file import EngineFile, fit_to_engine
@@ -158,7 +158,7 @@ def export_lora(
         "adapters": [_origin(adapter, strength) for adapter, strength in zip(loaded, amounts, strict=True)],
         "loras": [{"file": Path(file).name, "scale": float(scale)} for file, scale in (loras or {}).items()],
         "left_out": list(fitted.left_out),
-        "versions": {"unlearning-adapters": _version()},
+        "versions": {"unlearning-adapters": version_of("unlearning-adapters")},
     }
     rank, tensors = write_lora(path, names, named, record)
     return ExportedLora(
@@ -188,10 +188,3 @@ def _origin(adapter: UnlearningAdapter, strength: float) -> dict[str, Any]:
     info = adapter.info
     texts = ("concept", "method", "base_model", "base_revision", "pairs_hash")
     return {**{key: getattr(info, key) for key in texts}, "strength": strength}
-
-
-def _version() -> str:
-    try:
-        return version("unlearning-adapters")
-    except PackageNotFoundError:
-        return "not installed"

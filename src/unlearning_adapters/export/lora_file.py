@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearning_adapters.adapter.file import file_at, write_whole
+from unlearning_adapters.adapter.draft import write_whole
+from unlearning_adapters.adapter.file import file_at
 from unlearning_adapters.adapter.header import encode_lora_header
 from unlearning_adapters.errors import AdapterFileError
 

@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
-from unlearning_adapters.building.build import assemble, base_model_of
+from unlearning_adapters.building.build import assemble
 from unlearning_adapters.building.gains import with_block_strengths
 from unlearning_adapters.building.inputs import Material, gather
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.config import METHOD_SETTINGS, BuildConfig
 from unlearning_adapters.errors import AdapterNameError, ConceptError, ConfigError
 from unlearning_adapters.methods.registry import find_direction, find_strength
+from unlearning_adapters.pipelines.base_model import base_model_of
 from unlearning_adapters.pipelines.edits import check_no_lora
 from unlearning_adapters.runtime.verbs import (
     delete_unlearning_adapters,

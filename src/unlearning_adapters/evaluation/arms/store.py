@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from unlearning_adapters.adapter.draft import draft_of, write_whole
 from unlearning_adapters.clips import Clip, check_clip
 from unlearning_adapters.config import check_keys
 from unlearning_adapters.errors import EvaluationError
@@ -116,10 +117,8 @@ class Store:
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Write all rows anew as one file, at once, and remove those of the other processes."""
-        text = "".join(row.to_json() + "\n" for row in rows)
-        new, target = self.folder / "rows.new", self.folder / "rows-0.jsonl"
-        new.write_text(text, encoding="utf-8")
-        new.replace(target)
+        target = self.folder / "rows-0.jsonl"
+        write_whole(target, "".join(row.to_json() + "\n" for row in rows).encode())
         for path in self.folder.glob("rows-*.jsonl"):
             if path != target:
                 path.unlink()
@@ -128,11 +127,8 @@ class Store:
         """Write a clip without loss and return its path in the folder; it is complete or not there."""
         arm, name, prompt, seed = key
         path = self.folder / "clips" / arm / name / f"{prompt}-{seed}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(f".{self.process}.new")
-        with new.open("wb") as file:
+        with draft_of(path) as draft, draft.open("wb") as file:
             np.savez_compressed(file, clip=check_clip(clip))
-        new.replace(path)
         return path.relative_to(self.folder).as_posix()
 
     def load_clip(self, row: Row) -> Clip:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.packages import load_package, version_of
+from unlearning_adapters.evaluation.packages import load_package
 
 from .detector import Detection, Detector, detector_factory
 from .motion import average_down

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.clips import Clip
-from unlearning_adapters.evaluation.packages import load_package, sha256_of, version_of
+from unlearning_adapters.evaluation.packages import load_package, sha256_of
 
 from .detector import Detection, Detector, detector_factory
 from .sampling import FRAMES, check_count, choose_frames

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.packages import load_package, sha256_of, version_of
+from unlearning_adapters.evaluation.packages import load_package, sha256_of
 
 from .detector import Detection, Detector, detector_factory
 from .sampling import FRAMES, check_count, choose_frames, split_texts

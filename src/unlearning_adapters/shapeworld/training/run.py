@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlearning_adapters.adapter.draft import draft_of
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -44,9 +46,8 @@ class Run:
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Write a checkpoint so that a killed run leaves the old or the new one, never half of one."""
-        path = self.folder / f"{name}.pt"
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        with draft_of(self.folder / f"{name}.pt") as draft:
+            torch.save(state, draft)
 
     def load(self, name: str) -> dict[str, Any] | None:
         """Read a checkpoint of this run; None if there is none."""
