@@ -9,17 +9,25 @@ accuracy of the base model on held-out captions, which is the gate of all other 
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from unlearning_adapters import BuildConfig, build_adapter, load_concept, load_shapeworld
-from unlearning_adapters.evaluation.metrics import RATES, ArmRates
-from unlearning_adapters.evaluation.suites.shapeworld_rates import Suite, accuracy, measure
+from unlearning_adapters.evaluation.arms.observe import measure
+from unlearning_adapters.evaluation.detectors.shapes import shapes
+from unlearning_adapters.evaluation.metrics import FORGET, RATES
+from unlearning_adapters.evaluation.rates import Rate
+from unlearning_adapters.evaluation.suites.shapeworld import prompt_set, shapeworld_suite
+from unlearning_adapters.evaluation.suites.suite import Suite
 from unlearning_adapters.runtime.verbs import load_unlearning_adapter, unload_unlearning_adapters
 from unlearning_adapters.shapeworld.models.generate import GENERATION
-from unlearning_adapters.shapeworld.world.prompts import draw_prompts
+from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, draw_prompts
+from unlearning_adapters.shapeworld.world.scenes import FACTORS
+
+from .worlds import markdown_table
 
 PAIRS = 5
 SEED = 417  # of the prompts and the noise; no other file uses it
@@ -34,13 +42,14 @@ def config_of(method: str) -> BuildConfig:
 def measure_concept(pipe: Any, name: str, methods: list[str], clips: int, synonyms: bool) -> dict[str, Any]:
     """Return the rates of the base and of each method for one concept."""
     concept = load_concept(name)
-    suite = Suite.draw(next(iter(concept.target.values())), clips, SEED, synonyms)
-    base = measure(pipe, suite, progress=f"{name} base")
+    value = next(iter(concept.target.values()))
+    suite = shapeworld_suite(value, clips, SEED, paraphrases=False, synonyms=synonyms)
+    base = measure(pipe, suite, [shapes()], progress=f"{name} base").rates
     arms: dict[str, Any] = {"base": base.to_dict(base)}
     for method in methods:
         adapter = build_adapter(pipe, concept, config_of(method), progress=False)
         load_unlearning_adapter(pipe, adapter)
-        arm: ArmRates = measure(pipe, suite, progress=f"{name} {method}")
+        arm = measure(pipe, suite, [shapes()], progress=f"{name} {method}").rates
         unload_unlearning_adapters(pipe)
         arms[method] = {"strength": adapter.strength, **arm.to_dict(base)}
     return {"clips": clips, "synonyms": synonyms, "arms": arms}
@@ -53,22 +62,29 @@ def cell(value: float | None) -> str:
 
 def to_markdown(results: dict[str, Any]) -> str:
     """Return one table row per concept and arm."""
-    lines = [
-        "| concept | arm | " + " | ".join(column.replace("_", " ") for column in COLUMNS) + " |",
-        "|---" * (len(COLUMNS) + 2) + "|",
-    ]
+    rows = []
     for name, result in results["concepts"].items():
         for arm, values in result["arms"].items():
             label = f"{arm}, strength {values['strength']:.2f}" if arm == "ridge" else arm
-            lines.append(f"| {name} | {label} | " + " | ".join(cell(values[column]) for column in COLUMNS) + " |")
-    return "\n".join(lines) + "\n"
+            rows.append([name, label, *(cell(values[column]) for column in COLUMNS)])
+    return markdown_table(["concept", "arm", *(column.replace("_", " ") for column in COLUMNS)], rows)
+
+
+def accuracy(pipe: Any, prompts: Sequence[LabelledPrompt], label: str) -> dict[str, Rate]:
+    """Return, for prompts that name all factors, the share of clips with each factor right, and of valid clips."""
+    suite = Suite("gate", (prompt_set("gate", FORGET, prompts),), generation=GENERATION)
+    samples = measure(pipe, suite, [shapes()], progress=label).samples
+    rates = {"valid": Rate.of(sample.valid for sample in samples)}
+    for name in FACTORS:
+        rates[name] = Rate.of(sample.labels.get(name) == sample.truth[name] for sample in samples)
+    return rates
 
 
 def gate(pipe: Any, count: int) -> dict[str, Any]:
     """Return the share of held-out captions whose factors the base model gets right."""
     rates = {}
     for label, options in (("plain words", {}), ("synonyms", {"synonyms": True})):
-        found = accuracy(pipe, draw_prompts(count, SEED, **options), progress=f"gate, {label}")
+        found = accuracy(pipe, draw_prompts(count, SEED, **options), f"gate, {label}")
         rates[label] = {name: {"rate": rate.value, "interval": rate.interval} for name, rate in found.items()}
     return rates
 

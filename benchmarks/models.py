@@ -22,20 +22,22 @@ import torch
 from diffusers import DiffusionPipeline
 
 import unlearning_adapters as ua
+from unlearning_adapters.clips import to_clip
 from unlearning_adapters.concepts.concept import Concept
-from unlearning_adapters.concepts.wording import find_word
 from unlearning_adapters.errors import ConceptError
-from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
-from unlearning_adapters.shapeworld.models.generate import generate_clips, generation_of, prompt_length
-from unlearning_adapters.shapeworld.world.captions import WORDS
-from unlearning_adapters.shapeworld.world.judge import judge_clips
-from unlearning_adapters.shapeworld.world.language_concepts import language_concept
-from unlearning_adapters.shapeworld.world.language_prompts import KINDS, phrase_prompts, phrases_of
+from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
+from unlearning_adapters.evaluation.arms.observe import BATCH, measure, request_of
+from unlearning_adapters.evaluation.detectors.shapes import shapes
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite, synonym_prompts
+from unlearning_adapters.shapeworld.models.generate import generation_of, prompt_length
 from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
 from unlearning_adapters.shapeworld.world.scenes import FACTORS
 
-from .language import CONCEPTS, plain, pooled, rates
+from .language import CONCEPTS
 from .language import neighbour_prompts as language_neighbours
+from .language_concepts import language_concept
+from .language_prompts import KINDS, phrase_prompts, phrases_of
+from .worlds import NEIGHBOURS, Sets, markdown_table, pooled, rates_of, suite_of
 
 FOLDER = Path(__file__).parent
 FILE = FOLDER / "models.json"
@@ -98,27 +100,26 @@ def draw_sets(value: str, clips: int, model: str = MODELS[0]) -> dict[str, list[
         return {
             SHOWN[0]: phrase_prompts(value, known, clips, SEED),
             SHOWN[1]: phrase_prompts(value, others, clips, SEED + 1),
-            "neighbours": language_neighbours(value, clips // (len(FACTORS[factor]) - 1), SEED + 2),
+            NEIGHBOURS: language_neighbours(value, clips // (len(FACTORS[factor]) - 1), SEED + 2),
         }
-    own, *others = WORDS[factor][value]
-    mixed = draw_prompts(8 * clips, SEED + 2, synonyms=True, **{factor: value})
-    other = [item for item in mixed if find_word(item.prompt, others) and not find_word(item.prompt, [own])]
-    sets = {SHOWN[0]: draw_prompts(clips, SEED, **{factor: value}), SHOWN[1]: other[:clips]}
+    sets = {
+        SHOWN[0]: draw_prompts(clips, SEED, **{factor: value}),
+        SHOWN[1]: synonym_prompts(value, clips, SEED + 2),
+    }
     return {
         **{kind: found for kind, found in sets.items() if found},
-        "neighbours": neighbour_prompts(clips, SEED, value),
+        NEIGHBOURS: neighbour_prompts(clips, SEED, value),
     }
 
 
-def arm(pipe: Any, value: str, sets: dict[str, list[LabelledPrompt]], base: Sequence[Any] | None, label: str) -> Any:
+def arm(pipe: Any, value: str, sets: Sets, base: Sequence[Any] | None, label: str) -> Any:
     """Return the clips of an arm and its rates; with the base's clips also the drift of the neighbours' ones."""
-    prompts = [prompt for members in sets.values() for prompt in members]
-    clips = generate_clips(pipe, prompts, progress=label)
-    found = plain(rates(value, sets, judge_clips(clips)))
+    found = measure(pipe, suite_of(pipe, value, sets), [shapes()], progress=label)
+    rates = rates_of(sets, found, value)
     if base is not None:
-        kept = len(sets["neighbours"])
-        found["drift"] = drift(clips[-kept:], base[-kept:])
-    return clips, found
+        kept = len(sets[NEIGHBOURS])
+        rates["drift"] = drift(found.clips[-kept:], base[-kept:])
+    return found.clips, rates
 
 
 def drift(clips: Sequence[Any], base: Sequence[Any]) -> float:
@@ -132,16 +133,19 @@ def measure_neutral(world: World, value: str, arms: dict[str, dict[str, Any]]) -
     missing = [method for method in arms if method != "base" and "neutral drift" not in arms[method]]
     if not missing:
         return
-    sets = {found.name: found.prompts for found in shapeworld_suite(value, 2 * world.clips, SEED + 3).sets}
-    prompts = [LabelledPrompt(item.text, {}, item.seed) for item in sets["generic"]]
-    base = generate_clips(world.pipe, prompts, progress=f"{value}: neutral, base")
+    cases = [case for case in shapeworld_suite(value, 2 * world.clips, SEED + 3).cases() if case.set == "generic"]
+    requests = [request_of(case) for case in cases]
+
+    def clips() -> list[Any]:
+        return [to_clip(frames) for frames in generate(world.pipe, requests, generation_of(world.pipe), BATCH)]
+
+    base = clips()
     for method in missing:
         ua.load_unlearning_adapter(world.pipe, build(world, value, method)[0])
         try:
-            clips = generate_clips(world.pipe, prompts, progress=f"{value}: neutral, {method}")
+            arms[method]["neutral drift"] = drift(clips(), base)
         finally:
             ua.unload_unlearning_adapters(world.pipe)
-        arms[method]["neutral drift"] = drift(clips, base)
 
 
 def build(world: World, value: str, method: str) -> tuple[ua.UnlearningAdapter, float]:
@@ -243,7 +247,7 @@ def clip_seconds(world: World) -> float:
     taken = []
     for prompt in draw_prompts(3, SEED):
         start = time.perf_counter()
-        generate_clips(world.pipe, [prompt])
+        generate(world.pipe, [ClipRequest(prompt.prompt, prompt.seed)], generation_of(world.pipe))
         taken.append(time.perf_counter() - start)
     return sorted(taken)[1]
 
@@ -259,7 +263,7 @@ def time_builds(world: World, found: dict[str, Any]) -> None:
     found["clip seconds"] = float(np.median(taken))
 
 
-def row(model: str, name: str, arms: list[dict[str, Any]], generation: float) -> str:
+def row(model: str, name: str, arms: list[dict[str, Any]], generation: float) -> list[str]:
     """Return one row of the table: all concepts together, and the worst one."""
     cells = []
     for kind in SHOWN:
@@ -274,23 +278,23 @@ def row(model: str, name: str, arms: list[dict[str, Any]], generation: float) ->
         cells.append(f"{np.mean(moved):.5f}" if moved else "")
     built = [item["build seconds"] for item in arms if "build seconds" in item]
     cells.append(f"{np.median(built) / generation:.2f}" if built else "")
-    return "| " + " | ".join([model, name, *cells]) + " |"
+    return [model, name, *cells]
 
 
 def table(results: dict[str, Any]) -> str:
     """Return the Markdown table."""
     head = ["model", "arm", "concept shown", "worst concept", "other words", *KEPT, "worst neighbour"]
     head += ["drift, neighbours", "drift, neutral", "build"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for model, found in results.items():
         concepts = found["concepts"].values()
         for name in ("base", *METHODS, *RAISED):
             if arms := [item[name] for item in concepts if name in item]:
-                lines.append(row(model, name, arms, found["clip seconds"]))
+                rows.append(row(model, name, arms, found["clip seconds"]))
         for label in ("alone", "stacked"):
             if arms := [item[label] for item in found.get("stack", {}).values()]:
-                lines.append(row(model, f"{', '.join(found['stack'])}: {label}", arms, found["clip seconds"]))
-    return "\n".join(lines) + "\n"
+                rows.append(row(model, f"{', '.join(found['stack'])}: {label}", arms, found["clip seconds"]))
+    return markdown_table(head, rows)
 
 
 def drifts(results: dict[str, Any]) -> str:
@@ -299,7 +303,7 @@ def drifts(results: dict[str, Any]) -> str:
     Enough is what the project aims at, or as much as `ridge`. Models are left out until all is measured.
     """
     head = ["model", "the rival leaves no more than", "rival", "left, own word", "left, other words", *DRIFT_COLUMNS]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for model, found in results.items():
         moved = mean_drifts(found)
         if "ridge" not in moved:
@@ -307,13 +311,13 @@ def drifts(results: dict[str, Any]) -> str:
         for label, enough in (("0.02, 0.10", meets_aims), ("ridge", erases_as_ridge)):
             rivals = [name for name in moved if name != "ridge" and enough(found, name)]
             if not rivals:
-                lines.append(f"| {model} | {label} | none | | | | |")
+                rows.append([model, label, "none", *[""] * 4])
                 continue
             best = min(rivals, key=lambda name: moved[name][0])
             ratios = [f"{one / other:.2f}" for one, other in zip(moved["ridge"], moved[best], strict=True)]
             left = [f"{value:.3f}" for value in leaves(found, best).values()]
-            lines.append("| " + " | ".join([model, label, best, *left, *ratios]) + " |")
-    return "\n".join(lines) + "\n"
+            rows.append([model, label, best, *left, *ratios])
+    return markdown_table(head, rows)
 
 
 def mean_drifts(found: Mapping[str, Any]) -> dict[str, list[float]]:

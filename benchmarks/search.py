@@ -16,8 +16,11 @@ from typing import Any
 import torch
 
 from unlearning_adapters import BuildConfig, load_concept, load_shapeworld
-from unlearning_adapters.evaluation.demo import Run, run_arm
-from unlearning_adapters.evaluation.suites.shapeworld_rates import Suite
+from unlearning_adapters.evaluation.arms.observe import Measurement, measure
+from unlearning_adapters.evaluation.detectors.shapes import shapes
+from unlearning_adapters.evaluation.metrics import NEIGHBOUR
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
+from unlearning_adapters.evaluation.suites.suite import Suite
 from unlearning_adapters.search.search import Search, acting, run_search
 from unlearning_adapters.search.space import rank_correlation
 from unlearning_adapters.shapeworld.models.generate import GENERATION
@@ -49,7 +52,7 @@ PAIRS_OF_COLUMNS = (
 )
 
 
-def measure_setting(search: Search, config: BuildConfig, suite: Suite, base: Run) -> dict[str, Any]:
+def measure_setting(search: Search, config: BuildConfig, suite: Suite, base: Measurement) -> dict[str, Any]:
     """Return what the proxy and full generation say of one setting."""
     start = time.perf_counter()
     score = search.score(config)
@@ -57,10 +60,8 @@ def measure_setting(search: Search, config: BuildConfig, suite: Suite, base: Run
     test = search.score(config, test=True)
     start = time.perf_counter()
     with acting(search.pipe, search.adapter(config)):
-        run = run_arm(search.pipe, suite, None, {})
-    before, after = (item.latents[len(suite.concept) :].flatten(1) for item in (base, run))
-    changed = (after - before).norm(dim=1) / before.norm(dim=1)
-    arm = run.arm
+        found = measure(search.pipe, suite, [shapes()], latents=True)
+    changed, arm = _changed_neighbours(suite, base, found), found.rates
     told = {key: value for key, value in config.to_dict().items() if key in ("method", "strength", "rank", "epsilon")}
     return {
         **told,
@@ -73,11 +74,19 @@ def measure_setting(search: Search, config: BuildConfig, suite: Suite, base: Run
         "test_drift": test.mean_drift,
         "concept_rate": arm.concept_rate.value,
         "lost_neighbours": 1 - (arm.preservation.value or 0.0),
-        "changed_neighbours": float(changed.mean()),
+        "changed_neighbours": changed,
         "valid_rate": arm.valid_rate.value,
         "proxy_seconds": seconds,
         "generation_seconds": time.perf_counter() - start,
     }
+
+
+def _changed_neighbours(suite: Suite, base: Measurement, found: Measurement) -> float:
+    """Return the mean relative change of the latents of neighbours' clips."""
+    assert base.latents is not None and found.latents is not None
+    places = [place for place, case in enumerate(suite.cases()) if case.role == NEIGHBOUR]
+    before, after = (item[places].flatten(1) for item in (base.latents, found.latents))
+    return float(((after - before).norm(dim=1) / before.norm(dim=1)).mean())
 
 
 def measure_concept(pipe: Any, name: str, clips: int, trials: int) -> dict[str, Any]:
@@ -85,9 +94,9 @@ def measure_concept(pipe: Any, name: str, clips: int, trials: int) -> dict[str, 
     concept = load_concept(name)
     few = {name: value for name, value in GENERATION.items() if name != "num_inference_steps"}
     search = Search(pipe, concept, call_kwargs=few, progress=False)
-    suite = Suite.draw(next(iter(concept.target.values())), clips, SEED)
+    suite = shapeworld_suite(next(iter(concept.target.values())), clips, SEED, paraphrases=False)
     pairs = len(search.split.concept.pairs)
-    base = run_arm(pipe, suite, None, {})
+    base = measure(pipe, suite, [shapes()], latents=True)
     rows = [measure_setting(search, BuildConfig(**setting, pairs=pairs), suite, base) for setting in SETTINGS]
     correlations = {
         f"{one} ~ {other}": rank_correlation([row[one] for row in rows], [row[other] for row in rows])
@@ -105,7 +114,7 @@ def measure_concept(pipe: Any, name: str, clips: int, trials: int) -> dict[str, 
     }
 
 
-def measure_search(search: Search, trials: int, suite: Suite, base: Run) -> dict[str, Any]:
+def measure_search(search: Search, trials: int, suite: Suite, base: Measurement) -> dict[str, Any]:
     """Return what a search finds: its choice, as `measure_setting` sees it, and its front."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

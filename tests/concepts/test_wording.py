@@ -1,6 +1,18 @@
 import pytest
 
-from unlearning_adapters.concepts.wording import check_prompts, find_word, is_prompt, plain, show, similarity, tokens
+from unlearning_adapters.concepts.wording import (
+    NEAR,
+    changed_places,
+    check_prompts,
+    find_word,
+    is_prompt,
+    leave_out,
+    near_sides,
+    plain,
+    show,
+    similarity,
+    tokens,
+)
 from unlearning_adapters.errors import ConceptError
 
 
@@ -14,6 +26,41 @@ def test_words_are_found_whole_in_any_case_and_as_phrases():
     assert find_word("a bored man", ["red"], whole=False) is None
     assert find_word("the C++ logo", ["c++"]) == "c++"
     assert find_word("anything", []) is None
+
+
+def test_words_are_left_out_whole_and_in_any_case():
+    assert leave_out("a Red circle near a redder square", ("red", "crimson")) == "a circle near a redder square"
+    assert leave_out("a red disc", ("disc",), "shape") == "a red shape"
+    assert leave_out("a cherry red car", ("red", "cherry red")) == "a car"  # the longer phrase first
+    assert leave_out("a car without\n clothes", ("Without Clothes",)) == "a car"
+    assert leave_out("the C++ logo", ("c++",), r"\1") == r"the \1 logo"
+
+
+def test_a_prompt_without_the_words_or_with_nothing_else_stays_as_it_is():
+    for text in ("a  blue car", "red", " RED  red"):
+        assert leave_out(text, ("red",)) == text
+    assert leave_out("a  red car", ()) == "a  red car"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "changed"),
+    [
+        ("a red car", "a blue car", [("red", "blue")]),
+        ("a red car moves", "a car stands", [("red", ""), ("moves", "stands")]),
+        ("a car", "a big red car", [("", "big red")]),
+        ("a car", "a car", []),
+    ],
+)
+def test_the_places_in_which_two_sides_differ(one, other, changed):
+    left, right = one.split(), other.split()
+    assert [(" ".join(left[old]), " ".join(right[new])) for old, new in changed_places(left, right)] == changed
+
+
+def test_sides_that_a_prompt_nearly_repeats_the_nearest_first():
+    sides = ("a red car on a road", "a red car", "a dog")
+    assert near_sides("A red car!", sides) == [("a red car", 1.0)]
+    assert near_sides("a red car on the road", sides, least=0.4) == [(sides[0], 5 / 6), (sides[1], 3 / 6)]
+    assert near_sides("a red car on the road", sides) == [(sides[0], 5 / 6)] and NEAR == 0.75
 
 
 def test_similarity_is_the_share_of_common_words():

@@ -23,6 +23,7 @@ from unlearning_adapters.evaluation.metrics import measure_samples
 from unlearning_adapters.evaluation.rates import wilson
 from unlearning_adapters.evaluation.reports import distances
 from unlearning_adapters.evaluation.reports.markdown import to_markdown
+from unlearning_adapters.evaluation.suites.overlap import near_prompts
 from unlearning_adapters.evaluation.suites.suite import Suite
 from unlearning_adapters.runtime.verbs import load_unlearning_adapter, unload_unlearning_adapters
 
@@ -135,7 +136,7 @@ def test_07_test_prompts_that_repeat_a_pair_are_named(tmp_path: Path) -> None:
     )
     assert report.data["overlap"][0][:2] == [f"{side}.", side]
     assert any("is near to a pair" in caution for caution in report.data["cautions"])
-    assert red_suite(24).overlap() == []
+    assert near_prompts(red_suite(24)) == []
     neutral = replace(suite, sets=(suite.sets[0], replace(suite.sets[1], held_out=False)))
     told = synthetic(tmp_path / "neutral", suite=neutral).data["cautions"]
     assert any("was built with the prompts of: neighbours" in caution for caution in told)

@@ -10,9 +10,12 @@ from diffusers import DiffusionPipeline
 from diffusers.models.resnet import TemporalConvLayer
 
 from unlearning_adapters import build_adapter, load_concept, load_shapeworld, load_unlearning_adapter
-from unlearning_adapters.evaluation.suites.shapeworld_rates import Suite, measure
+from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
+from unlearning_adapters.evaluation.arms.observe import measure
+from unlearning_adapters.evaluation.detectors.shapes import shapes
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite, suite_for
 from unlearning_adapters.pipelines.sites import find_sites
-from unlearning_adapters.shapeworld.models.generate import GENERATION, OTHERS, generate_clips, generation_of
+from unlearning_adapters.shapeworld.models.generate import GENERATION, OTHERS, generation_of
 from unlearning_adapters.shapeworld.models.wan import build_tokenizer
 from unlearning_adapters.shapeworld.training.curriculum import FAMILIAR, Curriculum, strangeness, to_the_noisiest
 from unlearning_adapters.shapeworld.training.family import (
@@ -69,7 +72,8 @@ def test_a_family_trains_resumes_and_becomes_a_pipeline(name, tmp_path):
     assert changed == {"decoder"}  # the latents stay as the denoiser knows them
     export(family, run, tmp_path / family.name, vae, denoiser)
     pipe = DiffusionPipeline.from_pretrained(tmp_path / family.name, dtype=torch.float32)
-    clips = generate_clips(pipe, draw_prompts(2, 1), num_inference_steps=2)
+    requests = [ClipRequest(prompt.prompt, prompt.seed) for prompt in draw_prompts(2, 1)]
+    clips = generate(pipe, requests, {**generation_of(pipe), "num_inference_steps": 2}, batch=2)
     assert [clip.shape for clip in clips] == [(family.frames, family.size, family.size, 3)] * 2
     assert generation_of(pipe) == OTHERS[type(pipe).__name__]
     found = {part for site in find_sites(pipe) for part in SITES[name] if site.name.endswith(part)}
@@ -215,13 +219,13 @@ def test_a_fresh_unet_tells_frames_apart():
 @pytest.mark.parametrize("name", ["shapeworld-unet", "shapeworld-cogvideox"])
 def test_a_model_of_the_repository_forgets_red_and_nothing_else(name):
     pipe = DiffusionPipeline.from_pretrained(MODELS / name, dtype=torch.float32)
-    suite = Suite.draw("red", 18, seed=77)
-    base = measure(pipe, suite)
+    suite = suite_for(shapeworld_suite("red", 18, seed=77, paraphrases=False), pipe)
+    base = measure(pipe, suite, [shapes()]).rates
     assert base.concept_rate.value >= 0.9 and base.preservation.value >= 0.75
     assert base.context_kept.value >= 0.9
     call = {key: value for key, value in generation_of(pipe).items() if key == "max_sequence_length"}
     load_unlearning_adapter(pipe, build_adapter(pipe, load_concept("red"), progress=False, call_kwargs=call))
-    edited = measure(pipe, suite)
+    edited = measure(pipe, suite, [shapes()]).rates
     assert edited.concept_rate.value <= 0.1 and edited.valid_rate.value >= 0.9
     assert edited.context_kept.value >= base.context_kept.value - 0.1
     assert edited.preservation.value >= base.preservation.value - 0.1
@@ -231,7 +235,7 @@ def test_a_model_of_the_repository_forgets_red_and_nothing_else(name):
 def test_the_gold_model_knows_everything_but_red():
     pipe = DiffusionPipeline.from_pretrained(MODELS / "shapeworld-without-red", dtype=torch.float32)
     assert generation_of(pipe) == GENERATION
-    rates = measure(pipe, Suite.draw("red", 18, seed=77))
+    rates = measure(pipe, shapeworld_suite("red", 18, seed=77, paraphrases=False), [shapes()]).rates
     assert rates.concept_rate.hits == 0 and rates.preservation.value >= 0.9
 
 

@@ -3,21 +3,23 @@
 from dataclasses import replace
 
 import pytest
+from benchmarks.language_concepts import language_concept
+from benchmarks.language_prompts import KINDS, phrase_prompts, phrases_of
 
 from unlearning_adapters import load_shapeworld_language
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.building import build as builder
+from unlearning_adapters.clips import to_clip
 from unlearning_adapters.concepts.concept import shared_neutral
 from unlearning_adapters.concepts.lint import lint_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConfigError, DenoiserError
+from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
 from unlearning_adapters.methods import ridge
 from unlearning_adapters.shapeworld.models import language_model
-from unlearning_adapters.shapeworld.models.generate import generate_clips
+from unlearning_adapters.shapeworld.models.generate import GENERATION
 from unlearning_adapters.shapeworld.world.captions import is_held_out, name_thing
 from unlearning_adapters.shapeworld.world.judge import judge_clips
-from unlearning_adapters.shapeworld.world.language_concepts import language_concept
-from unlearning_adapters.shapeworld.world.language_prompts import KINDS, phrase_prompts, phrases_of
 from unlearning_adapters.shapeworld.world.phrases import TRAINED, UNSEEN
 from unlearning_adapters.shapeworld.world.scenes import FACTORS
 
@@ -26,7 +28,8 @@ NAMED = [(factor, value) for factor in ("colour", "shape", "motion") for value i
 
 def shown(pipe, prompts):
     """What the judge sees of each prompt's factor; None for a clip that is not valid."""
-    verdicts = judge_clips(generate_clips(pipe, prompts))
+    requests = [ClipRequest(prompt.prompt, prompt.seed) for prompt in prompts]
+    verdicts = judge_clips(to_clip(frames) for frames in generate(pipe, requests, GENERATION, batch=16))
     return [verdict.factors if verdict.valid else None for verdict in verdicts]
 
 

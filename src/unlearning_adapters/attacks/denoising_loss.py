@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.evaluation.arms.generate import ClipRequest
 from unlearning_adapters.pipelines.partial_run import PartialRun, StopRun
 
 from .subject import Subject, one_denoiser
-from .target import Ask
 
 LATENTS = ("hidden_states", "sample")  # what denoisers call the latents
 INPUTS = ("timestep", "encoder_hidden_states")
@@ -24,12 +24,12 @@ class Examples:
     """Clips of a concept, made by the base.
 
     Args:
-        asks: What was asked for; they name the concept.
+        requests: What was asked for; they name the concept.
         latents: Latents of shape (clips, ...), as the denoiser reads them.
         starts: Latents of the target's named prompts, in their order, for a start that is no noise.
     """
 
-    asks: tuple[Ask, ...]
+    requests: tuple[ClipRequest, ...]
     latents: Tensor
     starts: Tensor
 

@@ -10,29 +10,27 @@ import torch
 from tqdm import tqdm
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
-from unlearning_adapters.attacks.kinds.co_occurring import co_occurring
 from unlearning_adapters.attacks.kinds.embedding_shift import embedding_shift
-from unlearning_adapters.attacks.kinds.guidance import guidance
-from unlearning_adapters.attacks.kinds.paraphrase import paraphrase
+from unlearning_adapters.attacks.kinds.prompts import co_occurring, guidance, paraphrase, seeds
 from unlearning_adapters.attacks.kinds.relearning import resurrection
-from unlearning_adapters.attacks.kinds.seeds import seeds
 from unlearning_adapters.attacks.kinds.soft_prompt import soft_prompt
 from unlearning_adapters.attacks.kinds.stacked import stacked
 from unlearning_adapters.attacks.kinds.tampering import tampering
 from unlearning_adapters.attacks.kinds.video_start import video_start
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.arm import adapter_arm, check_unedited
-from unlearning_adapters.evaluation.arms.generate import check_call, model_name
+from unlearning_adapters.evaluation.arms.generate import check_call
 from unlearning_adapters.evaluation.detectors.detector import Detector
 from unlearning_adapters.evaluation.metrics import rate_to_dict
+from unlearning_adapters.pipelines.base_model import base_model_of
 from unlearning_adapters.pipelines.edits import check_no_lora
 
 from .budget import Budget, find_budget
 from .denoising_loss import Examples
-from .subject import Point, Spent, Subject
+from .subject import AttackPoint, Cost, Subject
 from .target import Target
 
-Run = Callable[[Subject, Target, Examples, Budget], tuple[Point, ...]]
+RunAttack = Callable[[Subject, Target, Examples, Budget], tuple[AttackPoint, ...]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Attack:
     """
 
     title: str
-    run: Run
+    run: RunAttack
 
 
 ATTACKS: dict[str, Attack] = {
@@ -64,7 +62,7 @@ ARMS = ("edited", "base", "reference", "gold")
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttackPlan:
     """What is run.
 
     Args:
@@ -125,7 +123,7 @@ def run_attacks(
     for name in chosen:
         if name not in ATTACKS:
             raise EvaluationError(f"Unknown attack {name!r}. Known: {', '.join(ATTACKS)}.")
-    plan = Plan(chosen, find_budget(budget), names is not None, progress)
+    plan = AttackPlan(chosen, find_budget(budget), names is not None, progress)
     loaded = adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter)
     arguments = dict(call or {})
     check_unedited(pipe)
@@ -147,9 +145,9 @@ def run_attacks(
     return {
         "concept": target.concept,
         "reference": None if reference is None else reference.concept,
-        "gold": None if gold is None else model_name(gold),
+        "gold": None if gold is None else base_model_of(gold),
         "pipeline": type(pipe).__name__,
-        "model": model_name(pipe),
+        "model": base_model_of(pipe),
         "adapter": dict(adapter_arm(loaded, fused=True).details),
         "generation": arguments,
         "budget": asdict(plan.budget),
@@ -162,24 +160,26 @@ def run_attacks(
 def examples_of(base: Subject, target: Target) -> Examples:
     """Return clips of the concept that the base makes, as latents."""
     latents, starts = (
-        torch.stack(base.generate(asks, "latent")) if asks else torch.empty(0)
-        for asks in (target.training, target.named)
+        torch.stack(base.generate(requests, "latent")) if requests else torch.empty(0)
+        for requests in (target.training, target.named)
     )
     return Examples(target.training, latents, starts)
 
 
-def _attack_all(subject: Subject, target: Target, examples: Examples, plan: Plan, arm: str) -> dict[str, Any]:
+def _attack_all(subject: Subject, target: Target, examples: Examples, plan: AttackPlan, arm: str) -> dict[str, Any]:
     """Run all attacks on one subject; each with the rates of the same prompts without it."""
     kinds = {"named": target.named, "open": target.opened}
     before = {
-        kind: point_to_dict(Point.of("no attack", subject.look(asks, target))) for kind, asks in kinds.items() if asks
+        kind: point_to_dict(AttackPoint.of("no attack", subject.look(requests, target)))
+        for kind, requests in kinds.items()
+        if requests
     }
     found: dict[str, Any] = {}
     for name in tqdm(plan.names, desc=arm, unit="attack", disable=not plan.progress):
-        attack, spent = ATTACKS[name], Spent()
+        attack, cost = ATTACKS[name], Cost()
         try:
-            with spent.clock():
-                points = attack.run(replace(subject, spent=spent), target, examples, plan.budget)
+            with cost.clock():
+                points = attack.run(replace(subject, cost=cost), target, examples, plan.budget)
         except EvaluationError as error:
             if plan.strict:
                 raise
@@ -187,20 +187,20 @@ def _attack_all(subject: Subject, target: Target, examples: Examples, plan: Plan
             continue
         found[name] = {
             "points": [_beside(point, before) for point in points],
-            "clips": spent.clips,
-            "steps": spent.steps,
-            "seconds": round(spent.seconds, 2),
+            "clips": cost.clips,
+            "steps": cost.steps,
+            "seconds": round(cost.seconds, 2),
         }
     return found
 
 
-def _beside(point: Point, before: Mapping[str, Any]) -> dict[str, Any]:
+def _beside(point: AttackPoint, before: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result with the rate of the same prompts without the attack."""
     own = None if point.before is None else point_to_dict(point.before)
     return {**point_to_dict(point), "before": own or before["open" if point.opened else "named"]}
 
 
-def point_to_dict(point: Point) -> dict[str, Any]:
+def point_to_dict(point: AttackPoint) -> dict[str, Any]:
     """Return a result at one setting as plain JSON types."""
     found = {"setting": point.setting, **rate_to_dict(point.rate), "valid": rate_to_dict(point.valid)}
     return found if point.number is None else {**found, "number": point.number}

@@ -6,12 +6,13 @@ import numpy as np
 
 from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.errors import ConceptError
+from unlearning_adapters.evaluation.arms.generate import ClipRequest
 from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
 from unlearning_adapters.shapeworld.world.captions import compose_pair, draw_wording, is_held_out
 from unlearning_adapters.shapeworld.world.prompts import find_factor
 from unlearning_adapters.shapeworld.world.scenes import FACTORS, sample_scene
 
-from .target import Ask, Target, target_of
+from .target import Target, target_of
 
 SEED = 2028  # of the prompts
 FILLERS = {"shape": "shape"}  # what stands where the concept's word is left out; others leave a sentence without one
@@ -46,14 +47,14 @@ def second_value(value: str) -> str:
     return "left" if find_factor(value) == "shape" else "circle"
 
 
-def prompts_of_two(value: str, count: int, seed: int) -> tuple[Ask, ...]:
+def prompts_of_two(value: str, count: int, seed: int) -> tuple[ClipRequest, ...]:
     """Draw captions of two bodies that training never saw; the first named has the value."""
-    rng, factor, asks = np.random.default_rng((seed, 2)), find_factor(value), list[Ask]()
-    while len(asks) < count:
+    rng, factor, requests = np.random.default_rng((seed, 2)), find_factor(value), list[ClipRequest]()
+    while len(requests) < count:
         scene = sample_scene(rng, bodies=2, **{factor: value})
         second = scene.bodies[1]
         wording = draw_wording(rng, scene.factors, 0.0, synonyms=False)
         caption = compose_pair(scene, wording, (second.colour, second.shape))
         if is_held_out(caption):
-            asks.append(Ask(caption, int(rng.integers(2**31))))
-    return tuple(asks)
+            requests.append(ClipRequest(caption, int(rng.integers(2**31))))
+    return tuple(requests)

@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,22 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
-from unlearning_adapters.clips import Clip, to_clip
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.arms.generate import quiet
-from unlearning_adapters.evaluation.arms.samples import look
+from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
+from unlearning_adapters.evaluation.arms.observe import observe
 from unlearning_adapters.evaluation.detectors.detector import Detection, Detector
 from unlearning_adapters.evaluation.rates import Rate
 from unlearning_adapters.pipelines.sites import denoisers
 
-from .target import Ask, Target
+from .target import Target
 
 # Further arguments that must fit the embeddings: a pipeline that has them cannot be given longer ones alone.
 BOUND_TO_EMBEDS = ("prompt_attention_mask", "prompt_embeds_mask", "pooled_prompt_embeds", "prompt_embeds_2")
 
 
 @dataclass
-class Spent:
+class Cost:
     """What was spent so far: clips made (each is a query), optimiser steps, seconds."""
 
     clips: int = 0
@@ -44,15 +43,15 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the detectors saw in one clip."""
+class ClipVerdict:
+    """Whether a clip is valid, and whether it shows the concept."""
 
     shown: bool
     valid: bool
 
 
 @dataclass(frozen=True)
-class Point:
+class AttackPoint:
     """The result of an attack at one setting.
 
     Args:
@@ -69,12 +68,15 @@ class Point:
     valid: Rate
     number: float | None = None
     opened: bool = False
-    before: "Point | None" = None
+    before: "AttackPoint | None" = None
 
     @classmethod
-    def of(cls, setting: str, seen: Sequence[Seen], number: float | None = None, opened: bool = False) -> "Point":
-        """Count what was seen."""
-        shown, valid = (Rate.of(flags) for flags in zip(*((item.shown, item.valid) for item in seen), strict=True))
+    def of(
+        cls, setting: str, verdicts: Sequence[ClipVerdict], number: float | None = None, opened: bool = False
+    ) -> "AttackPoint":
+        """Count what the clips of a setting show."""
+        shown = Rate.of(verdict.shown for verdict in verdicts)
+        valid = Rate.of(verdict.valid for verdict in verdicts)
         return cls(setting, shown, valid, number, opened)
 
 
@@ -89,7 +91,7 @@ class Subject:
         batch: Clips per call.
         adapter: The adapter whose edit is in the weights; None if there is none.
         second: Another adapter and its target, for the attack on a stack; None if there is none.
-        spent: What was spent.
+        cost: What was spent.
     """
 
     pipe: Any
@@ -98,64 +100,53 @@ class Subject:
     batch: int = 1
     adapter: UnlearningAdapter | None = None
     second: tuple[UnlearningAdapter, Target] | None = None
-    spent: Spent = field(default_factory=Spent)
+    cost: Cost = field(default_factory=Cost)
 
-    @torch.no_grad()
-    def generate(self, asks: Sequence[Ask], output_type: str = "np", **call: Any) -> list[Any]:
+    def generate(self, requests: Sequence[ClipRequest], output_type: str = "np", **call: Any) -> list[Any]:
         """Return what the pipeline makes, one item per clip, through its own call."""
-        made: list[Any] = []
-        with quiet(self.pipe):
-            for start in range(0, len(asks), self.batch):
-                batch = asks[start : start + self.batch]
-                arguments = {**self.call, **call, **self._inputs(batch), "output_type": output_type}
-                made += list(self.pipe(**arguments).frames)
-        self.spent.clips += len(asks)
-        return made
+        self._count(requests)
+        return generate(self.pipe, requests, {**self.call, **call}, self.batch, output_type)
 
-    def look(self, asks: Sequence[Ask], target: Target, **call: Any) -> list[Seen]:
-        """Make clips and say, for each, whether it is valid and shows the concept."""
-        clips = [to_clip(frames) for frames in self.generate(asks, **call)]
-        return [self.see(clip, target, ask.text) for clip, ask in zip(clips, asks, strict=True)]
-
-    def see(self, clip: Clip, target: Target, text: str = "") -> Seen:
-        """Say whether a clip is valid and shows the concept.
+    def look(self, requests: Sequence[ClipRequest], target: Target, **call: Any) -> list[ClipVerdict]:
+        """Make clips and say, for each, whether it is valid and shows the concept.
 
         Raises:
-            EvaluationError: If a detector fails, or none can tell.
+            EvaluationError: If a detector fails, or none can tell; errors of the pipeline go on.
         """
-        found = look(self.detectors, clip, text)
-        for name, values in found.items():
+        self._count(requests)
+        verdicts = []
+        with closing(observe(self.pipe, requests, self.detectors, {**self.call, **call}, self.batch)) as made:
+            for observation in made:
+                if observation.failure is not None:
+                    raise observation.failure
+                verdicts.append(self.judge(observation.seen, target))
+        return verdicts
+
+    def judge(self, seen: Mapping[str, Mapping[str, Any]], target: Target) -> ClipVerdict:
+        """Say whether a clip is valid and shows the concept, from what each detector saw in it."""
+        for name, values in seen.items():
             if "error" in values:
                 raise EvaluationError(f"The detector {name!r} failed: {values['error']}.")
-        seen = {name: Detection.from_dict(values) for name, values in found.items()}
-        if not all(detection.valid is not False for detection in seen.values()):
-            return Seen(False, False)
-        told = [detector.sees_concept(seen[detector.name], target.truth) for detector in self.detectors]
+        detections = {name: Detection.from_dict(values) for name, values in seen.items()}
+        if not all(detection.valid is not False for detection in detections.values()):
+            return ClipVerdict(False, False)
+        told = [detector.sees_concept(detections[detector.name], target.truth) for detector in self.detectors]
         known = [value for value in told if value is not None]
         if not known:
             raise EvaluationError(
                 f"No detector can tell whether {target.concept!r} is shown. Give one with --detector."
             )
-        return Seen(known[0], True)
+        return ClipVerdict(known[0], True)
 
     def on(self, pipe: Any) -> "Subject":
         """Return the same subject with another pipeline, and of the arguments those that its call takes."""
         known = inspect.signature(type(pipe).__call__).parameters
         return replace(self, pipe=pipe, call={name: value for name, value in self.call.items() if name in known})
 
-    def _inputs(self, batch: Sequence[Ask]) -> dict[str, Any]:
-        """Return prompts or embeddings, generators and latents of one call."""
-        generators = [torch.Generator().manual_seed(ask.seed) for ask in batch]
-        one = len(batch) == 1
-        inputs: dict[str, Any] = {"generator": generators[0] if one else generators}
-        embeds = [ask.embeds for ask in batch if ask.embeds is not None]
-        if embeds:
+    def _count(self, requests: Sequence[ClipRequest]) -> None:
+        if any(request.embeds is not None for request in requests):
             check_embeds(self.pipe)
-            inputs["prompt_embeds"] = torch.cat(embeds)
-        else:
-            inputs["prompt"] = batch[0].text if one else [ask.text for ask in batch]
-        latents = [ask.latents for ask in batch if ask.latents is not None]
-        return inputs if not latents else {**inputs, "latents": torch.cat(latents)}
+        self.cost.clips += len(requests)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:

@@ -19,7 +19,7 @@ from unlearning_adapters.errors import ConceptError, ConfigError
 from . import file as concept_file
 from .images import is_picture, locate_pictures, relative_pictures
 from .pair import Pair, check_pairs, pair_from_entry, pair_to_dict, pairs_digest, picture_path
-from .wording import check_list, check_prompts, find_word, show, similarity, tokens
+from .wording import NEAR, check_list, check_prompts, find_word, near_sides, show, tokens
 
 LISTS = ("neutral", "evaluation", "neighbours", "words")
 
@@ -217,7 +217,7 @@ def shared_neutral(name: str = "neutral", words: Sequence[str] = ()) -> tuple[st
     return kept
 
 
-def overlap(concept: Concept, threshold: float = 0.75) -> list[Overlap]:
+def overlap(concept: Concept, threshold: float = NEAR) -> list[Overlap]:
     """Find held-out prompts that repeat what the adapter is built from, so that a test is not of its own examples.
 
     Args:
@@ -232,8 +232,7 @@ def overlap(concept: Concept, threshold: float = 0.75) -> list[Overlap]:
     neutral = {tuple(tokens(prompt)): prompt for prompt in concept.neutral}
     found = []
     for held_out in (*concept.evaluation, *concept.neighbours):
-        near = [(used, similarity(held_out, used)) for used in sides]
-        found += [Overlap(held_out, used, value) for used, value in near if value >= threshold]
+        found += [Overlap(held_out, used, value) for used, value in near_sides(held_out, sides, threshold)]
         same = neutral.get(tuple(tokens(held_out)))
         found += [Overlap(held_out, same, 1.0)] if same else []
     return sorted(found, key=lambda item: -item.similarity)

@@ -1,16 +1,13 @@
 """What is doubtful in a concept: held-out prompts that are not held out, and pairs that differ in too much."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import combinations
 
 from .concept import Concept, overlap
 from .pair import Pair
-from .wording import find_word, plain, show, similarity, tokens
+from .wording import NEAR, changed_places, find_word, leave_out, plain, show, similarity, tokens
 
-NEAR = 0.75  # similarity of a held-out prompt to a side of a pair, from which on it is no test
 ALIKE = 0.8  # similarity of two pairs, from which on the second adds little
 FEWEST = {"pairs": 5, "evaluation": 20, "neighbours": 5, "neutral": 20}
 LONGEST = 6  # words in which the sides of a pair may differ
@@ -54,9 +51,9 @@ def lint_concept(concept: Concept) -> list[Finding]:
 
 
 def _held_out(concept: Concept) -> Iterator[Finding]:
-    for item in overlap(concept, NEAR):
+    for item in overlap(concept):
         yield Finding(True, f"{item}. Word it in another way.")
-    reported = {item.held_out for item in overlap(concept, NEAR)}
+    reported = {item.held_out for item in overlap(concept)}
     for prompt in concept.evaluation:
         for pair in concept.pairs if concept.words and prompt not in reported else ():
             near = similarity(_masked(prompt, concept.words), _masked(pair.unsafe, concept.words))
@@ -113,15 +110,9 @@ def differences(pair: Pair) -> list[tuple[str, str]]:
     """Return the places in which the sides of a pair differ, as the words of both; `a` and `an` are the same."""
     unsafe, safe = tokens(pair.unsafe), tokens(pair.safe)
     alike = [["a" if word in ARTICLES else word for word in side] for side in (unsafe, safe)]
-    matcher = SequenceMatcher(None, alike[0], alike[1], autojunk=False)
-    return [
-        (" ".join(unsafe[begin:end]), " ".join(safe[start:stop]))
-        for kind, begin, end, start, stop in matcher.get_opcodes()
-        if kind != "equal"
-    ]
+    return [(" ".join(unsafe[old]), " ".join(safe[new])) for old, new in changed_places(*alike)]
 
 
 def _masked(text: str, words: Sequence[str]) -> str:
     """Return a prompt with each word of the concept replaced by one and the same."""
-    choices = "|".join(re.escape(plain(word)) for word in sorted(words, key=len, reverse=True))
-    return re.sub(rf"(?<!\w)(?:{choices})(?!\w)", "_", plain(text))
+    return leave_out(plain(text), [plain(word) for word in words], "_")

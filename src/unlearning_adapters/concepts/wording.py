@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 from unlearning_adapters.errors import ConceptError
+
+NEAR = 0.75  # similarity to a side of a pair from which a held-out prompt is no test
 
 
 def show(value: object) -> str:
@@ -29,6 +32,18 @@ def similarity(first: str, second: str) -> float:
     return len(one & two) / len(one | two) if one | two else 1.0
 
 
+def near_sides(prompt: str, sides: Iterable[str], least: float = NEAR) -> list[tuple[str, float]]:
+    """Return the sides of pairs that a prompt nearly repeats, with their similarity, the most similar first."""
+    near = [(side, similarity(prompt, side)) for side in sides]
+    return sorted((item for item in near if item[1] >= least), key=lambda item: -item[1])
+
+
+def changed_places(one: Sequence[str], other: Sequence[str]) -> list[tuple[slice, slice]]:
+    """Return the places in which two lists of words differ, as slices of both; one is empty where words were added."""
+    matcher = SequenceMatcher(None, one, other, autojunk=False)
+    return [(slice(a, b), slice(c, d)) for kind, a, b, c, d in matcher.get_opcodes() if kind != "equal"]
+
+
 def find_word(text: str, words: Sequence[str], *, whole: bool = True) -> str | None:
     """Return the first of some words and phrases that a prompt holds in any case, or None.
 
@@ -43,6 +58,22 @@ def find_word(text: str, words: Sequence[str], *, whole: bool = True) -> str | N
     end = r"(?!\w)" if whole else ""
     found = re.search(rf"(?<!\w)(?:{choices}){end}", plain(text))
     return found.group() if found else None
+
+
+def leave_out(text: str, words: Sequence[str], replacement: str = "") -> str:
+    """Return a prompt without some words and phrases, in any case; the prompt itself if nothing else is in it.
+
+    Args:
+        text: The prompt.
+        words: Words and phrases; of two that begin alike the longer one is found.
+        replacement: What stands in their place.
+    """
+    phrases = (r"\s+".join(map(re.escape, word.split())) for word in sorted(words, key=len, reverse=True))
+    choices = "|".join(phrases)
+    if not choices:
+        return text
+    changed, count = re.subn(rf"(?<!\w)(?:{choices})(?!\w)", lambda _: replacement, text, flags=re.IGNORECASE)
+    return " ".join(changed.split()) or text if count else text
 
 
 def is_prompt(value: object) -> bool:

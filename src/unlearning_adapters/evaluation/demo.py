@@ -5,23 +5,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.clips import Comparison, Strip, contact_sheet, save_clip
 from unlearning_adapters.concepts.concept import Concept, load_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.evaluation.metrics import RATES, ArmRates
-from unlearning_adapters.evaluation.suites.shapeworld_rates import Suite, score
+from unlearning_adapters.evaluation.arms.observe import Measurement, measure
+from unlearning_adapters.evaluation.detectors.shapes import shapes
+from unlearning_adapters.evaluation.metrics import FORGET, NEIGHBOUR, RATES
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
+from unlearning_adapters.evaluation.suites.suite import Suite
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.pipelines.spacing import evenly_spaced
 from unlearning_adapters.runtime.verbs import (
@@ -30,9 +29,8 @@ from unlearning_adapters.runtime.verbs import (
     unfuse_unlearning_adapters,
     unload_unlearning_adapters,
 )
-from unlearning_adapters.shapeworld.models.generate import GENERATION, decode_latents, generate_latents, prompt_length
+from unlearning_adapters.shapeworld.models.generate import GENERATION, prompt_length
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
-from unlearning_adapters.shapeworld.world.judge import Verdict, judge_clips
 from unlearning_adapters.shapeworld.world.prompts import concept_value
 
 PAIRS = 5
@@ -43,25 +41,6 @@ SHOWN = 4  # prompts of each kind in the pictures, evenly drawn and not chosen b
 ARMS = {"base": "base", "attached": "attached", "fused": "fused", "random_direction": "random direction"}
 
 Weights = dict[str, dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one arm gave for all prompts of a suite, concept prompts first.
-
-    Args:
-        latents: Latents of shape (prompts, channels, frames, height, width).
-        clips: One clip per prompt.
-        verdicts: What the judge sees in each clip.
-        arm: The rates.
-        seconds: Time that generating took, without judging.
-    """
-
-    latents: Tensor
-    clips: list[NDArray[np.uint8]]
-    verdicts: list[Verdict]
-    arm: ArmRates
-    seconds: float
 
 
 def run_demo(
@@ -103,13 +82,13 @@ def run_demo(
         raise ConfigError(f"Expected `clips` to be at least 1, but got {clips}.")
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    suite, pipe, seconds = Suite.draw(target, clips, SEED), load_shapeworld(), dict[str, float]()
-
-    runs: dict[str, Run] = {}
-    length = prompt_length({**GENERATION, **settings})
+    call = {**GENERATION, **settings}
+    suite = shapeworld_suite(target, clips, SEED, paraphrases=False, generation=call)
+    pipe, seconds, length = load_shapeworld(), dict[str, float](), prompt_length(call)
+    arms: dict[str, Measurement] = {}
 
     def run(name: str) -> None:
-        runs[name] = run_arm(pipe, suite, ARMS[name] if progress else None, settings)
+        arms[name] = measure(pipe, suite, [shapes()], progress=ARMS[name] if progress else None, latents=True)
 
     run("base")
     with _timed(seconds, "build"):
@@ -121,41 +100,25 @@ def run_demo(
     run("random_direction")
     unload_unlearning_adapters(pipe)
 
-    seconds["generate_per_clip"] = runs["base"].seconds / len(runs["base"].clips)
+    seconds["generate_per_clip"] = arms["base"].seconds / len(arms["base"].clips)
     result = {
         "concept": chosen.name,
         "n": clips,
-        **{name: runs[name].arm.to_dict(runs["base"].arm) for name in ARMS},
-        "attached_equals_fused": largest_difference(runs["attached"].latents, runs["fused"].latents),
+        **{name: arms[name].rates.to_dict(arms["base"].rates) for name in ARMS},
+        "attached_equals_fused": largest_difference(arms["attached"].latents, arms["fused"].latents),
         "unfuse_bit_exact": exact,
         "adapter_bytes": file.stat().st_size,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
-    write_pictures(folder, chosen, suite, runs)
+    write_pictures(folder, chosen, suite, arms)
     (folder / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return result
 
 
-def run_arm(pipe: Any, suite: Suite, label: str | None, settings: Mapping[str, Any]) -> Run:
-    """Generate and judge all clips of a suite with the pipeline as it is now.
-
-    Args:
-        pipe: A ShapeWorld pipeline, edited or not.
-        suite: The prompts with their seeds.
-        label: Text of the progress bar, None for none.
-        settings: Arguments of the call that replace those of `GENERATION`.
-    """
-    start = time.perf_counter()
-    latents = generate_latents(pipe, [*suite.concept, *suite.neighbours], progress=label, **settings)
-    clips = decode_latents(pipe, latents)
-    seconds = time.perf_counter() - start
-    verdicts = judge_clips(tqdm(clips, desc=f"{label}, judged", unit="clip", disable=label is None))
-    named = len(suite.concept)
-    return Run(latents, clips, verdicts, score(suite, verdicts[:named], verdicts[named:]), seconds)
-
-
-def largest_difference(one: Tensor, other: Tensor) -> float | None:
-    """Return the largest absolute difference of two tensors; None if it is not finite."""
+def largest_difference(one: Tensor | None, other: Tensor | None) -> float | None:
+    """Return the largest absolute difference of two tensors; None if one is missing, or it is not finite."""
+    if one is None or other is None:
+        return None
     value = float((one.double() - other.double()).abs().max())
     return value if math.isfinite(value) else None
 
@@ -201,21 +164,25 @@ def _table(result: Mapping[str, Any]) -> list[str]:
     return ["".join(f"{cell:<{22 if index == 0 else 20}}" for index, cell in enumerate(row)).rstrip() for row in rows]
 
 
-def write_pictures(folder: Path, concept: Concept, suite: Suite, runs: Mapping[str, Run]) -> None:
+def write_pictures(folder: Path, concept: Concept, suite: Suite, arms: Mapping[str, Measurement]) -> None:
     """Write clips before and after, and the contact sheet, of a few prompts of the concept and of its neighbours."""
-    factor, named = next(iter(concept.target)), len(suite.concept)
+    ((factor, value),) = suite.target.items()
+    headings = {
+        FORGET: ("concept", f"Prompts that name {value!r}"),
+        NEIGHBOUR: ("neighbour", "Prompts that name a neighbour"),
+    }
     columns: dict[str, list[Comparison]] = {}
-    for kind, heading, prompts, first in (
-        ("concept", f"Prompts that name {suite.target!r}", suite.concept, 0),
-        ("neighbour", "Prompts that name a neighbour", suite.neighbours, named),
-    ):
-        for number, index in enumerate(evenly_spaced(len(prompts), SHOWN), start=1):
+    cases = list(suite.cases())
+    for role, (kind, heading) in headings.items():
+        places = [place for place, case in enumerate(cases) if case.role == role]
+        for number, index in enumerate(evenly_spaced(len(places), SHOWN), start=1):
+            place = places[index]
             strips = []
             for arm, label in (("base", "base"), ("attached", "unlearned")):
-                clip, verdict = runs[arm].clips[first + index], runs[arm].verdicts[first + index]
+                clip, sample = arms[arm].clips[place], arms[arm].samples[place]
                 save_clip(clip, folder / "clips" / f"{kind}-{number}-{label}.mp4")
-                strips.append(Strip(label, clip, verdict.factors[factor] if verdict.valid else "not valid"))
-            columns.setdefault(heading, []).append(Comparison(prompts[index].prompt, tuple(strips)))
+                strips.append(Strip(label, clip, sample.labels[factor] if sample.valid else "not valid"))
+            columns.setdefault(heading, []).append(Comparison(cases[place].prompt.text, tuple(strips)))
     title = f"{concept.name}: same prompt and seed before and after; grey: what the judge sees"
     contact_sheet(columns, title).save(folder / "contact_sheet.png")
 

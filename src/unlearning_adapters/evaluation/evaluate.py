@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
+from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.arm import (
@@ -20,9 +21,9 @@ from unlearning_adapters.evaluation.arms.arm import (
     base_arm,
     check_unedited,
 )
-from unlearning_adapters.evaluation.arms.batches import check_batch
+from unlearning_adapters.evaluation.arms.conditions import UNSAID, conditions_of
 from unlearning_adapters.evaluation.arms.controls import destroyed_arm, random_arm
-from unlearning_adapters.evaluation.arms.generate import UNSAID, check_call, conditions_of
+from unlearning_adapters.evaluation.arms.generate import check_batch, check_call
 from unlearning_adapters.evaluation.arms.processes import Process, this_process
 from unlearning_adapters.evaluation.arms.run import AGAIN, Run, look_again, run_arm
 from unlearning_adapters.evaluation.arms.store import Store
@@ -335,10 +336,8 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f"{RECORD}.new"
-    new.write_text(json.dumps(record, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
-    new.replace(folder / RECORD)
+    text = json.dumps(record, indent=1, allow_nan=False, default=str)
+    write_whole(folder / RECORD, f"{text}\n".encode())
 
 
 def _described(item: Mapping[str, Any]) -> Detector:

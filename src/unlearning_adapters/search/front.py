@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from unlearning_adapters.clips import save_clip, to_clip
-from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.evaluation.suites.shapeworld_rates import Suite, measure
+from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
+from unlearning_adapters.evaluation.arms.observe import measure
+from unlearning_adapters.evaluation.detectors.shapes import shapes
+from unlearning_adapters.evaluation.metrics import ArmRates
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
 from unlearning_adapters.pipelines.spacing import evenly_spaced
 from unlearning_adapters.shapeworld.world.prompts import concept_value
 
@@ -43,12 +45,12 @@ def judge_front(search: Search, result: SearchResult, clips: int = JUDGED_CLIPS)
         "base" and "front" with the judge's rates (the latter with the number of the trial), "clips", and
         "rank_correlation" of what is left with the concept's rate, and of the drift with the neighbours that are lost.
     """
-    suite, trials = Suite.draw(concept_value(search.split.concept), clips, SEED), shown_front(result)
-    rows = []
-    base = measure(search.pipe, suite)
+    suite = shapeworld_suite(concept_value(search.split.concept), clips, SEED, paraphrases=False)
+    trials, judge, rows = shown_front(result), [shapes()], []
+    base = measure(search.pipe, suite, judge).rates
     for trial in tqdm(trials, desc="Generation", unit="setting", disable=not search.progress):
         with acting(search.pipe, search.adapter(trial.config)):
-            rows.append({"number": trial.number, **_rates(measure(search.pipe, suite))})
+            rows.append({"number": trial.number, **_rates(measure(search.pipe, suite, judge).rates)})
     lost = [1 - row["preservation"] for row in rows]
     return {
         "clips": clips,
@@ -74,20 +76,17 @@ def show_front(search: Search, result: SearchResult, folder: Path, arguments: Ma
         "prompts", and the names of the files of the "base" and of the "front".
 
     Raises:
-        ConfigError: If the pipeline makes no clips.
+        EvaluationError: If the pipeline makes no clips.
     """
     held_out = search.split.test if search.split.test.named else search.split.validation
     prompts = [held_out.named[0].prompt, held_out.kept[0]]
+    requests = [ClipRequest(prompt, search.seed) for prompt in prompts]
 
     def write(label: str) -> list[str]:
         files = []
-        for number, prompt in enumerate(prompts, start=1):
-            generator = torch.Generator("cpu").manual_seed(search.seed)
-            output = search.pipe(prompt, generator=generator, output_type="np", **arguments)
-            if not hasattr(output, "frames"):
-                raise ConfigError(f"{type(search.pipe).__name__} makes no clips to show. Leave --clips out.")
+        for number, frames in enumerate(generate(search.pipe, requests, arguments), start=1):
             files.append(f"clips/{label}-{number}.mp4")
-            save_clip(to_clip(output.frames[0]), folder / files[-1])
+            save_clip(to_clip(frames), folder / files[-1])
         return files
 
     made: dict[str, Any] = {"prompts": prompts, "base": write("base"), "front": []}
@@ -97,7 +96,7 @@ def show_front(search: Search, result: SearchResult, folder: Path, arguments: Ma
     return made
 
 
-def _rates(arm: Any) -> dict[str, Any]:
+def _rates(arm: ArmRates) -> dict[str, Any]:
     """Return the rates of an arm; without a valid clip nothing counts as erased."""
     return {
         "concept_rate": 1.0 if arm.concept_rate.value is None else arm.concept_rate.value,

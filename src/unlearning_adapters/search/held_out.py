@@ -4,14 +4,12 @@ The words that carry the concept, and what takes their place, are read off the p
 side holds a phrase of the concept and the other its replacement.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.concepts.pair import Pair
-from unlearning_adapters.concepts.wording import find_word, plain
+from unlearning_adapters.concepts.wording import changed_places, find_word, leave_out, plain
 from unlearning_adapters.config import DEFAULT_PAIRS
 from unlearning_adapters.errors import ConceptError
 
@@ -112,9 +110,9 @@ def _replacements(pairs: Sequence[Pair]) -> dict[str, list[str]]:
 def _changes(unsafe: str, safe: str) -> Iterator[tuple[str, str]]:
     """Yield the phrases in which two sentences differ."""
     one, other = unsafe.split(), safe.split()
-    for kind, start, end, begin, stop in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        if kind == "replace":
-            yield " ".join(one[start:end]).strip(",."), " ".join(other[begin:stop]).strip(",.")
+    for old, new in changed_places(one, other):
+        if one[old] and other[new]:
+            yield " ".join(one[old]).strip(",."), " ".join(other[new]).strip(",.")
 
 
 def _held_out(prompt: str, safe: str | None, phrases: dict[str, list[str]], words: Sequence[str]) -> HeldOut:
@@ -122,7 +120,6 @@ def _held_out(prompt: str, safe: str | None, phrases: dict[str, list[str]], word
     found = next((old for old in sorted(known, key=len, reverse=True) if find_word(prompt, [old])), None)
     made = [] if safe is None else [safe]
     if found is not None:
-        pattern = re.compile(rf"(?<!\w){re.escape(found)}(?!\w)", re.IGNORECASE)
-        made += [pattern.sub(new, prompt) for new in known[found]]
+        made += [leave_out(prompt, [found], new) for new in known[found]]
     clean = [text for text in made if not find_word(text, words) and plain(text) != plain(prompt)]
     return HeldOut(prompt, tuple({plain(text): text for text in clean}.values())[:COUNTERPARTS])

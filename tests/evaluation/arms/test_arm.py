@@ -21,7 +21,6 @@ from unlearning_adapters.evaluation.arms.arm import (
     base_arm,
     negative_prompt_arm,
     reworded_arm,
-    with_call,
 )
 from unlearning_adapters.evaluation.arms.controls import destroyed_arm, flip_signs, random_adapter, random_arm, turn
 from unlearning_adapters.evaluation.evaluate import plan_arms
@@ -152,7 +151,6 @@ def test_reference_arms() -> None:
     assert reworded_arm(("red",), "blue").text(case) == "A blue circle on bright blue sand, reddish"
     assert base_arm().text(case) == case.prompt.text
     assert negative_prompt_arm("red").call == {"negative_prompt": "red"}
-    assert with_call(base_arm(), guidance_scale=1.0).call == {"guidance_scale": 1.0}
     with pytest.raises(EvaluationError, match="needs `words`"):
         reworded_arm(())
 

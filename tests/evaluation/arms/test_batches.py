@@ -16,16 +16,23 @@ from diffusers import WanPipeline
 from tiny import tiny_wan_pipeline
 
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.arms import run as run_module
+from unlearning_adapters.evaluation.arms import observe
 from unlearning_adapters.evaluation.arms.arm import Arm, base_arm, negative_prompt_arm, reseeded_arm
-from unlearning_adapters.evaluation.arms.batches import batches, check_batch, check_count
-from unlearning_adapters.evaluation.arms.generate import conditions_hash, for_each, generate_batch
+from unlearning_adapters.evaluation.arms.conditions import conditions_hash
+from unlearning_adapters.evaluation.arms.generate import (
+    ClipRequest,
+    batches,
+    check_batch,
+    check_count,
+    for_each,
+    generate_batch,
+)
 from unlearning_adapters.evaluation.arms.processes import Process
 from unlearning_adapters.evaluation.arms.store import Store
 from unlearning_adapters.evaluation.detectors.detector import as_detector
 from unlearning_adapters.evaluation.evaluate import RECORD, evaluate, read_record
 from unlearning_adapters.evaluation.reports.report import Report
-from unlearning_adapters.evaluation.suites.suite import Case, EvaluationPrompt, PromptSet, Suite
+from unlearning_adapters.evaluation.suites.suite import PromptSet, Suite
 from unlearning_adapters.pipelines.sites import denoisers
 
 CALL = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 2}
@@ -45,12 +52,8 @@ def pipe() -> Any:
     return tiny_wan_pipeline()
 
 
-def cases(texts: Sequence[str] = TEXTS) -> list[Case]:
-    return [Case("s", "forget", EvaluationPrompt(text, str(index)), 7 * index) for index, text in enumerate(texts)]
-
-
-def texts_of(some: Sequence[Case]) -> list[str]:
-    return [case.prompt.text for case in some]
+def requests(texts: Sequence[str] = TEXTS) -> list[ClipRequest]:
+    return [ClipRequest(text, 7 * index) for index, text in enumerate(texts)]
 
 
 def run(pipe: Any, folder: Path, size: int, **options: Any) -> Report:
@@ -92,7 +95,7 @@ def four(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, P
 )
 def test_a_clip_of_a_batch_is_that_of_a_single_call(make: Any, call: dict[str, Any]) -> None:
     """And it is asked for with its own prompt and the negative one, which the second pipeline refuses as one text."""
-    pipe, some = make(), cases(TEXTS[:3])
+    pipe, some = make(), requests(TEXTS[:3])
     pipe.set_progress_bar_config(disable=True)
     call = {**call, "guidance_scale": 5.0, "negative_prompt": "the blue dog runs"}
     read: list[torch.Tensor] = []
@@ -100,12 +103,12 @@ def test_a_clip_of_a_batch_is_that_of_a_single_call(make: Any, call: dict[str, A
         lambda _, __, options: read.append(options["encoder_hidden_states"].clone()), with_kwargs=True
     )
     try:
-        made = generate_batch(pipe, some, call, texts_of(some))
+        made = generate_batch(pipe, some, call)
         check_count(pipe, made, some)
         together = torch.cat(read).unflatten(0, (-1, len(some)))  # per step one group of either guidance
-        for index, case in enumerate(some):
+        for index, request in enumerate(some):
             read.clear()
-            alone = np.asarray(generate_batch(pipe, [case], call, texts_of([case]))[0])
+            alone = np.asarray(generate_batch(pipe, [request], call)[0])
             assert np.allclose(made[index], alone, atol=ROUNDING)
             assert all(np.abs(made[other] - alone).max() > 10 * ROUNDING for other in range(3) if other != index)
             torch.testing.assert_close(together[:, index], torch.cat(read), atol=1e-5, rtol=1e-4)
@@ -122,13 +125,13 @@ def test_noise_does_not_depend_on_the_company(pipe: Any) -> None:
     def remember(_: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         seen.append(options["hidden_states"].clone() if "hidden_states" in options else inputs[0].clone())
 
-    one, two, three = cases(TEXTS[:3])
+    one, two, three = requests(TEXTS[:3])
     hook = pipe.transformer.register_forward_pre_hook(remember, with_kwargs=True)
     try:
         firsts = []
         for group in ([two], [one, two], [two, three], [three, one, two]):
             seen.clear()
-            generate_batch(pipe, group, {**CALL, "num_inference_steps": 1}, texts_of(group))
+            generate_batch(pipe, group, {**CALL, "num_inference_steps": 1})
             firsts.append(seen[0][group.index(two)])
     finally:
         hook.remove()
@@ -179,7 +182,7 @@ def test_a_kill_costs_one_batch_at_most(
     where: str, pipe: Any, single: tuple[Report, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the second call of the pipeline, or while the sixth clip is looked at."""
-    last, calls, true = {"generate_batch": 2, "look": 6}[where], [], getattr(run_module, where)
+    last, calls, true = {"generate_batch": 2, "look": 6}[where], [], getattr(observe, where)
 
     def dies(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -187,7 +190,7 @@ def test_a_kill_costs_one_batch_at_most(
             raise KeyboardInterrupt
         return true(*arguments)
 
-    monkeypatch.setattr(run_module, where, dies)
+    monkeypatch.setattr(observe, where, dies)
     with pytest.raises(KeyboardInterrupt):
         run(pipe, tmp_path, 4)
     monkeypatch.undo()
@@ -208,15 +211,18 @@ def test_processes_share_batches(pipe: Any, single: tuple[Report, Path], tmp_pat
 def test_what_differs_in_its_call_is_no_batch() -> None:
     guided, tensor = {"guidance_scale": 2.0}, {"latents": torch.zeros(2)}
     calls = [{}, {}, {}, guided, dict(guided), {}, tensor, tensor, {"latents": torch.zeros(2)}]
-    some = [
-        replace(case, prompt=replace(case.prompt, call=call))
-        for case, call in zip(cases(["a dog"] * 9), calls, strict=True)
-    ]
+    some = [replace(request, call=call) for request, call in zip(requests(["a dog"] * 9), calls, strict=True)]
     assert [len(group) for group in batches(some, 2)] == [2, 1, 2, 1, 2, 1]
-    assert [case for group in batches(some, 4) for case in group] == some
+    assert [request for group in batches(some, 4) for request in group] == some
     assert [len(group) for group in batches(some, 1)] == [1] * 9 and list(batches([], 3)) == []
-    picture = replace(some[0], prompt=replace(some[0].prompt, image="a.png"))
+    picture = replace(some[0], image="a.png")
     assert [len(group) for group in batches([some[0], picture, picture, some[0], some[1]], 3)] == [1, 1, 1, 2]
+    read = replace(some[0], embeds=torch.zeros(1, 2, 3))
+    assert [len(group) for group in batches([some[0], read, read, replace(read, latents=torch.zeros(1))], 4)] == [
+        1,
+        2,
+        1,
+    ]
 
 
 def test_texts_are_repeated_for_each_prompt_and_nothing_else_is() -> None:

@@ -21,7 +21,7 @@ from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConfigError, EvaluationError
-from unlearning_adapters.evaluation.arms import run as run_module
+from unlearning_adapters.evaluation.arms import observe
 from unlearning_adapters.evaluation.arms.processes import Process, this_process
 from unlearning_adapters.evaluation.arms.store import Store
 from unlearning_adapters.evaluation.detectors.detector import as_detector
@@ -109,10 +109,10 @@ def test_a_run_that_was_cut_goes_on_to_the_same_rows(
         made.append(arguments)
         if len(made) == 4:
             raise KeyboardInterrupt
-        return make_rows(*arguments)
+        return generate_batch(*arguments)
 
-    make_rows = run_module.make_rows
-    monkeypatch.setattr(run_module, "make_rows", dies)
+    generate_batch = observe.generate_batch
+    monkeypatch.setattr(observe, "generate_batch", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(pipe, adapter, suite, output=tmp_path / "cut", **options)
     partial = rescore(tmp_path / "cut", progress=False)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from evaluation_runs import synthetic
 
-from unlearning_adapters.evaluation.arms.samples import drift_between
+from unlearning_adapters.evaluation.arms.samples import drift_between, frame_similarity
 from unlearning_adapters.evaluation.arms.store import Store
-from unlearning_adapters.evaluation.arms.structure import frame_similarity
 from unlearning_adapters.evaluation.evaluate import rescore
 
 

@@ -21,6 +21,7 @@ from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.config import METHODS
 from unlearning_adapters.errors import ConceptError, EvaluationError
 from unlearning_adapters.evaluation.arms.generate import generate_batch
+from unlearning_adapters.evaluation.arms.observe import request_of
 from unlearning_adapters.evaluation.comparison import compare as comparison
 from unlearning_adapters.evaluation.comparison import references
 from unlearning_adapters.evaluation.comparison.compare import COMPARED, compare_methods, comparison_of
@@ -53,7 +54,7 @@ def brightness(frames: Any) -> Any:
 
 def one_clip(pipe: Any, case: Any, suite: Any) -> Any:
     """The clip of a case, made alone."""
-    return to_clip(generate_batch(pipe, [case], suite.generation, [case.prompt.text])[0])
+    return to_clip(generate_batch(pipe, [request_of(case)], suite.generation)[0])
 
 
 @pytest.fixture(scope="module")

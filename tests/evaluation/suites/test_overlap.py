@@ -9,13 +9,13 @@ import pytest
 import torch
 from evaluation_runs import red_suite, synthetic
 
-from unlearning_adapters.concepts.wording import similarity
+from unlearning_adapters.concepts.wording import NEAR, similarity
 from unlearning_adapters.evaluation.reports.markdown import to_markdown
 from unlearning_adapters.evaluation.reports.page import write_page
 from unlearning_adapters.evaluation.suites import sentences
 from unlearning_adapters.evaluation.suites.overlap import MEANING, SAME, WORDS, near_prompts, nearest_of_sets
 from unlearning_adapters.evaluation.suites.sentences import PACKAGE, sentence_vectors
-from unlearning_adapters.evaluation.suites.suite import NEAR, PromptSet, Suite
+from unlearning_adapters.evaluation.suites.suite import PromptSet, Suite
 
 SIDES = ("Buzz Lightyear flying through a bedroom", "a red car drives down the street", "a toy in a bedroom")
 RESTATED = "in a bedroom, Buzz Lightyear is flying around"

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from unlearning_adapters.attacks.budget import Budget
 from unlearning_adapters.attacks.denoising_loss import Examples
-from unlearning_adapters.attacks.subject import Point, Subject
-from unlearning_adapters.attacks.target import Ask, Target
+from unlearning_adapters.attacks.subject import AttackPoint, Subject
+from unlearning_adapters.attacks.target import Target
 from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.evaluation.arms.generate import ClipRequest
 
 
-def embedding_shift(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Point, ...]:
+def embedding_shift(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[AttackPoint, ...]:
     """Return the rate at each eta, for prompts that name the concept and for those that leave it open.
 
     Raises:
@@ -26,12 +27,12 @@ def embedding_shift(subject: Subject, target: Target, examples: Examples, budget
     del examples
     shift = mean_shift(subject, target)
     kinds = {"named": target.named, "open": target.opened}
-    return tuple(
-        Point.of(f"eta {eta:g}, {kind}", subject.look(shifted(subject, asks, shift, eta), target), eta, kind == "open")
-        for kind, asks in kinds.items()
-        for eta in budget.etas
-        if asks
-    )
+    points = []
+    for kind, requests in kinds.items():
+        for eta in budget.etas if requests else ():
+            verdicts = subject.look(shifted(subject, requests, shift, eta), target)
+            points.append(AttackPoint.of(f"eta {eta:g}, {kind}", verdicts, eta, kind == "open"))
+    return tuple(points)
 
 
 def mean_shift(subject: Subject, target: Target) -> Tensor:
@@ -43,12 +44,12 @@ def mean_shift(subject: Subject, target: Target) -> Tensor:
     return torch.as_tensor(found)
 
 
-def shifted(subject: Subject, asks: tuple[Ask, ...], shift: Tensor, eta: float) -> list[Ask]:
+def shifted(subject: Subject, requests: tuple[ClipRequest, ...], shift: Tensor, eta: float) -> list[ClipRequest]:
     """Return the same prompts with embeddings that are moved by `eta * shift`; eta 0 is what the pipeline reads."""
-    embeds = subject.encode([ask.text for ask in asks])
+    embeds = subject.encode([request.text for request in requests])
     if embeds.shape[1:] != shift.shape[1:]:
         raise EvaluationError(
             f"Embeddings of prompts have {embeds.shape[1]} tokens and those of the pairs {shift.shape[1]}; "
             "this attack needs a text encoder that pads all prompts to one length."
         )
-    return [replace(ask, embeds=row[None] + eta * shift) for ask, row in zip(asks, embeds, strict=True)]
+    return [replace(request, embeds=row[None] + eta * shift) for request, row in zip(requests, embeds, strict=True)]

@@ -12,7 +12,7 @@ from torch import nn
 
 from unlearning_adapters.attacks.budget import Budget
 from unlearning_adapters.attacks.denoising_loss import Examples, denoising_of, pick
-from unlearning_adapters.attacks.subject import Point, Subject, one_denoiser, plain_copy
+from unlearning_adapters.attacks.subject import AttackPoint, Subject, one_denoiser, plain_copy
 from unlearning_adapters.attacks.target import Target
 from unlearning_adapters.errors import EvaluationError
 
@@ -21,7 +21,7 @@ RATE = 1e-3
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def resurrection(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Point, ...]:
+def resurrection(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[AttackPoint, ...]:
     """Return the recovery curve; the number of a point is the loss before its last step.
 
     The LoRA is trained on a copy of the denoiser, as one who holds the checkpoint would train it.
@@ -34,7 +34,7 @@ def resurrection(subject: Subject, target: Target, examples: Examples, budget: B
     copied = subject.on(plain_copy(subject.pipe))
     denoising = denoising_of(copied, examples.latents)
     parameters = add_lora(copied.pipe, budget.seed)
-    embeds = copied.encode([ask.text for ask in examples.asks]).detach()
+    embeds = copied.encode([request.text for request in examples.requests]).detach()
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     generator = torch.Generator().manual_seed(budget.seed)
     points, done, last = [], 0, None
@@ -46,9 +46,9 @@ def resurrection(subject: Subject, target: Target, examples: Examples, budget: B
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             last = loss.item()
-        subject.spent.steps += steps - done
+        subject.cost.steps += steps - done
         done = steps
-        points.append(Point.of(f"{steps} steps", copied.look(target.named, target), last))
+        points.append(AttackPoint.of(f"{steps} steps", copied.look(target.named, target), last))
     return tuple(points)
 
 

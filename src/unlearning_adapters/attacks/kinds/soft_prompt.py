@@ -16,28 +16,29 @@ from torch import Tensor
 
 from unlearning_adapters.attacks.budget import Budget
 from unlearning_adapters.attacks.denoising_loss import Examples, denoising_of, pick
-from unlearning_adapters.attacks.subject import Point, Subject
-from unlearning_adapters.attacks.target import Ask, Target
+from unlearning_adapters.attacks.subject import AttackPoint, Subject
+from unlearning_adapters.attacks.target import Target
 from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.evaluation.arms.generate import ClipRequest
 
 SPREAD = 0.3  # of the first vectors, in deviations of the prompts' own
 RATE = 0.05  # of Adam, in the same unit
 
 
-def soft_prompt(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Point, ...]:
+def soft_prompt(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[AttackPoint, ...]:
     """Return the rate with learned vectors behind open prompts; its number is the last loss, a mean of ten.
 
     Raises:
         EvaluationError: If there are no such prompts or no clips, a prompt leaves no room, or the denoiser cannot be
             trained through.
     """
-    asks = target.opened
-    if not asks:
+    requests = target.opened
+    if not requests:
         raise EvaluationError(f"The suite of {target.concept!r} has no `words` that could be left out of its prompts.")
     vectors, losses = learn(subject, target, examples, budget)
     last = sum(losses[-10:]) / len(losses[-10:]) if losses else None
     setting = f"{len(vectors)} vectors, {budget.soft_steps} steps"
-    return (Point.of(setting, subject.look(extended(subject, asks, vectors), target), last, opened=True),)
+    return (AttackPoint.of(setting, subject.look(extended(subject, requests, vectors), target), last, opened=True),)
 
 
 def learn(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Tensor, list[float]]:
@@ -49,7 +50,7 @@ def learn(subject: Subject, target: Target, examples: Examples, budget: Budget) 
     if not len(examples.latents):
         raise EvaluationError(f"There are no clips of {target.concept!r} to learn a soft prompt from: it has no pairs.")
     denoising = denoising_of(subject, examples.latents)
-    texts = [target.without_words(ask.text) for ask in examples.asks]
+    texts = [target.without_words(request.text) for request in examples.requests]
     embeds, place = subject.encode(texts), place_for(subject, texts, budget.tokens)
     words = embeds[embeds.abs().sum(-1) > 0].float()
     generator = torch.Generator().manual_seed(budget.seed)
@@ -64,7 +65,7 @@ def learn(subject: Subject, target: Target, examples: Examples, budget: Budget) 
         (vectors.grad,) = torch.autograd.grad(loss, [vectors])  # of nothing else: the denoiser keeps its gradients
         optimizer.step()
         losses.append(loss.item())
-    subject.spent.steps += budget.soft_steps
+    subject.cost.steps += budget.soft_steps
     return vectors.detach() if budget.soft_steps else vectors.detach()[:0], losses
 
 
@@ -98,8 +99,8 @@ def place_for(subject: Subject, texts: Sequence[str], count: int) -> Callable[[T
     return replace_last
 
 
-def extended(subject: Subject, asks: tuple[Ask, ...], vectors: Tensor) -> list[Ask]:
+def extended(subject: Subject, requests: tuple[ClipRequest, ...], vectors: Tensor) -> list[ClipRequest]:
     """Return the same prompts with the vectors behind their embeddings."""
-    texts = [ask.text for ask in asks]
+    texts = [request.text for request in requests]
     embeds = place_for(subject, texts, len(vectors))(subject.encode(texts), vectors)
-    return [replace(ask, embeds=row[None]) for ask, row in zip(asks, embeds, strict=True)]
+    return [replace(request, embeds=row[None]) for request, row in zip(requests, embeds, strict=True)]

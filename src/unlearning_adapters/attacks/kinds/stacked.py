@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from unlearning_adapters.attacks.budget import Budget
 from unlearning_adapters.attacks.denoising_loss import Examples
-from unlearning_adapters.attacks.subject import Point, Subject
+from unlearning_adapters.attacks.subject import AttackPoint, Subject
 from unlearning_adapters.attacks.target import Target
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.runtime.verbs import delete_unlearning_adapters, load_unlearning_adapter
 
 
-def stacked(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Point, ...]:
+def stacked(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[AttackPoint, ...]:
     """Return the rate of the target and that of the second concept with both adapters; on a base, with none.
 
     Raises:
@@ -20,11 +20,11 @@ def stacked(subject: Subject, target: Target, examples: Examples, budget: Budget
     if subject.second is None:
         raise EvaluationError("There is no second adapter to stack. Give one.")
     adapter, other = subject.second
-    before = Point.of("alone", subject.look(other.named, other))
+    before = AttackPoint.of("alone", subject.look(other.named, other))
     name = None if subject.adapter is None else load_unlearning_adapter(subject.pipe, adapter)
     try:
-        first = Point.of(f"first, {target.concept}", subject.look(target.named, target))
-        second = Point.of(f"second, {other.concept}", subject.look(other.named, other))
+        first = AttackPoint.of(f"first, {target.concept}", subject.look(target.named, target))
+        second = AttackPoint.of(f"second, {other.concept}", subject.look(other.named, other))
         return first, replace(second, before=before)
     finally:
         if name is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.attacks.budget import Budget
 from unlearning_adapters.attacks.denoising_loss import Examples
-from unlearning_adapters.attacks.subject import Point, Subject, plain_copy
+from unlearning_adapters.attacks.subject import AttackPoint, Subject, plain_copy
 from unlearning_adapters.attacks.target import Target
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.pipelines.sites import denoisers, site_module
@@ -23,7 +23,7 @@ MERGED_RANK, MERGED_SIZE = 4, 0.1  # of the random LoRA; its norm as a share of 
 Change = Callable[[Tensor], Tensor]
 
 
-def tampering(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Point, ...]:
+def tampering(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[AttackPoint, ...]:
     """Return the rate after each change of the weights; the number is the largest change of a weight."""
     del examples
     changes: dict[str, Change] = {
@@ -36,11 +36,13 @@ def tampering(subject: Subject, target: Target, examples: Examples, budget: Budg
     for setting, change in changes.items():
         copied = plain_copy(subject.pipe)
         largest = change_weights(copied, change)
-        points.append(Point.of(setting, subject.on(copied).look(target.named, target), largest))
+        points.append(AttackPoint.of(setting, subject.on(copied).look(target.named, target), largest))
     if subject.adapter is not None:
         copied = plain_copy(subject.pipe)
         largest = subtract_edit(copied, subject.adapter)
-        points.append(Point.of("published edit subtracted", subject.on(copied).look(target.named, target), largest))
+        points.append(
+            AttackPoint.of("published edit subtracted", subject.on(copied).look(target.named, target), largest)
+        )
     return tuple(points)
 
 

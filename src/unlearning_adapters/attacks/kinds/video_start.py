@@ -12,15 +12,16 @@ import torch
 
 from unlearning_adapters.attacks.budget import Budget
 from unlearning_adapters.attacks.denoising_loss import Examples
-from unlearning_adapters.attacks.subject import Point, Subject, rebuild
-from unlearning_adapters.attacks.target import Ask, Target
+from unlearning_adapters.attacks.subject import AttackPoint, Subject, rebuild
+from unlearning_adapters.attacks.target import Target
 from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.evaluation.arms.generate import ClipRequest
 
 # Pipelines and their siblings that start from latents; those run the rest of the schedule.
 VIDEO_TO_VIDEO = {"WanPipeline": "WanVideoToVideoPipeline", "CogVideoXPipeline": "CogVideoXVideoToVideoPipeline"}
 
 
-def video_start(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Point, ...]:
+def video_start(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[AttackPoint, ...]:
     """Return the rate for each share of the schedule that is denoised; the number is the noise level of the start.
 
     The starts are the base's own clips of the named prompts; they are denoised with these prompts, and with open ones.
@@ -29,11 +30,11 @@ def video_start(subject: Subject, target: Target, examples: Examples, budget: Bu
         EvaluationError: If the pipeline has no sibling that starts from latents.
     """
     other, points = subject.on(video_to_video(subject.pipe)), []
-    for kind, asks in {"named": target.named, "open": target.opened}.items():
-        for strength in budget.strengths if asks else ():
-            starts, sigma = noised(subject, asks, examples, strength)
+    for kind, requests in {"named": target.named, "open": target.opened}.items():
+        for strength in budget.strengths if requests else ():
+            starts, sigma = noised(subject, requests, examples, strength)
             seen = other.look(starts, target, strength=strength)
-            points.append(Point.of(f"noise {sigma:.2f}, {kind}", seen, sigma, kind == "open"))
+            points.append(AttackPoint.of(f"noise {sigma:.2f}, {kind}", seen, sigma, kind == "open"))
     return tuple(points)
 
 
@@ -48,7 +49,9 @@ def video_to_video(pipe: Any) -> Any:
     return rebuild(getattr(diffusers, name), pipe)
 
 
-def noised(subject: Subject, asks: tuple[Ask, ...], examples: Examples, strength: float) -> tuple[list[Ask], float]:
+def noised(
+    subject: Subject, requests: tuple[ClipRequest, ...], examples: Examples, strength: float
+) -> tuple[list[ClipRequest], float]:
     """Return the prompts with noised latents to start from, and their noise level.
 
     The schedule is cut as diffusers' video-to-video pipelines cut it: of n steps the last int(n strength) are run.
@@ -60,13 +63,13 @@ def noised(subject: Subject, asks: tuple[Ask, ...], examples: Examples, strength
     if first >= count:
         raise EvaluationError(f"A share of {strength:g} of {count} denoising steps leaves none. Take more steps.")
     timestep, started = scheduler.timesteps[first : first + 1], []
-    for ask, clean in zip(asks, examples.starts, strict=True):
-        noise = torch.randn(clean[None].shape, generator=torch.Generator().manual_seed(ask.seed))
+    for request, clean in zip(requests, examples.starts, strict=True):
+        noise = torch.randn(clean[None].shape, generator=torch.Generator().manual_seed(request.seed))
         if hasattr(scheduler, "add_noise"):
             latents = scheduler.add_noise(clean[None], noise, timestep)
         else:
             latents = scheduler.scale_noise(clean[None], timestep, noise)
-        started.append(replace(ask, latents=latents))
+        started.append(replace(request, latents=latents))
     return started, _level(scheduler, first)
 
 

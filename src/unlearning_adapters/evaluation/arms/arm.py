@@ -2,15 +2,15 @@
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
-from unlearning_adapters.concepts.wording import find_word
+from unlearning_adapters.concepts.wording import leave_out
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.suites.suite import Case
 from unlearning_adapters.runtime.verbs import (
@@ -24,7 +24,6 @@ from unlearning_adapters.runtime.verbs import (
 
 Part = Literal["base", "edited", "sweep", "control", "reference"]
 BASE, EDITED, RANDOM, DESTROYED = "base", "edited", "random", "destroyed"
-BLANKS = re.compile(r"\s+")
 
 
 @dataclass(frozen=True)
@@ -130,17 +129,16 @@ def reworded_arm(words: tuple[str, ...], replacement: str = "") -> Arm:
     """
     if not words:
         raise EvaluationError("The arm without the concept's words needs `words`. Add them to the concept or suite.")
-    choices = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    pattern = re.compile(rf"(?<!\w)(?:{choices})(?!\w)", re.IGNORECASE)
-
-    def reword(text: str) -> str:
-        changed = BLANKS.sub(" ", pattern.sub(replacement, text)).strip() if find_word(text, words) else text
-        return changed or text
-
     title = (
         "base, concept's words left out" if not replacement else f"base, concept's words replaced by {replacement!r}"
     )
-    return Arm(lambda _: contextlib.nullcontext(), "reference", title, reword=reword, details={"words": list(words)})
+    return Arm(
+        lambda _: contextlib.nullcontext(),
+        "reference",
+        title,
+        reword=partial(leave_out, words=words, replacement=replacement),
+        details={"words": list(words)},
+    )
 
 
 def reseeded_arm(offset: int = 1) -> Arm:
@@ -170,8 +168,3 @@ def adapter_hash(adapter: UnlearningAdapter) -> str:
         if direction.gain != 1:
             digest.update(direction.gain.hex().encode())
     return digest.hexdigest()
-
-
-def with_call(arm: Arm, **call: Any) -> Arm:
-    """Return an arm with further arguments of the pipeline's call."""
-    return replace(arm, call={**arm.call, **call})

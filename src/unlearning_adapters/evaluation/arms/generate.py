@@ -1,57 +1,141 @@
-"""Make clips through the pipeline's own call, and say under which conditions that happened."""
+"""Make clips through the pipeline's own call: what is asked for, how many at once, and what comes back."""
 
 import contextlib
-import hashlib
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.suites.suite import Case, Suite
-from unlearning_adapters.pipelines.sites import denoisers
 
-LIBRARIES = ("unlearning-adapters", "torch", "diffusers", "transformers", "numpy")
 OWN_ARGUMENTS = ("prompt", "generator", "output_type")
 TEXTS = ("prompt_", "negative_prompt")  # how the names of further texts begin: `prompt_2`, `negative_prompt_2`
-UNSAID = {"batch": 1}  # older runs have no batches, and do not say so: they go on as they are
 GENERATOR_DEVICE = "cpu"  # the same noise on every machine; a CUDA generator gives other noise for the same seed
+MANY = re.compile(r"list|sequence|tuple|iterable|\bany\b", re.IGNORECASE)  # in the annotation of an argument
+LISTS = {"prompt": "prompts", "generator": "generators"}
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One clip to make.
+
+    Args:
+        text: The prompt.
+        seed: Seed of its noise.
+        told: The prompt that detectors are told, if it is another one; "" for `text`.
+        image: Picture for an image-to-video pipeline (a path), "" for none.
+        call: Arguments of the pipeline's call for this clip alone.
+        embeds: What the denoiser reads in place of the prompt, of shape (1, tokens, width); None encodes the prompt.
+        latents: Latents to start from, of shape (1, ...); None draws noise.
+    """
+
+    text: str
+    seed: int
+    told: str = ""
+    image: str = ""
+    call: Mapping[str, Any] = field(default_factory=dict)
+    embeds: Tensor | None = None
+    latents: Tensor | None = None
+
+    def joins(self, other: "ClipRequest") -> bool:
+        """Tell whether one call can make both clips.
+
+        They need the same call arguments, compared by identity where they are no JSON. A clip with a picture is alone:
+        pipelines differ in whether they take one picture for all prompts or one for each.
+        """
+        if self.image or other.image:
+            return False
+        if (self.embeds is None, self.latents is None) != (other.embeds is None, other.latents is None):
+            return False
+        first, second = (json.dumps(dict(one.call), sort_keys=True, default=id) for one in (self, other))
+        return first == second
+
+
+class FinalLatents:
+    """Keeps the latents of clips after their last step: give it to a pipeline's call as `callback_on_step_end`.
+
+    Example:
+        >>> latents = FinalLatents()
+        >>> pipe(prompt, callback_on_step_end=latents)
+        >>> latents.stacked.shape
+    """
+
+    def __init__(self) -> None:
+        self._batches: list[Tensor] = []
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep the latents if the step is the last one; change nothing."""
+        del timestep
+        if step == pipe.num_timesteps - 1:
+            self._batches.append(tensors["latents"].detach().cpu())
+        return {}
+
+    @property
+    def stacked(self) -> Tensor:
+        """Latents of all clips so far, shape (clips, ...)."""
+        return torch.cat(self._batches)
 
 
 @torch.no_grad()
-def generate_batch(pipe: Any, cases: Sequence[Case], call: Mapping[str, Any], texts: Sequence[str]) -> Sequence[Any]:
-    """Return the frames of some cases, clip by clip, made by one call of the pipeline as it is now.
-
-    Each clip has a generator of its own, so that its noise is the same in any batch; the rest of the computation is the
-    same up to rounding. One case alone is asked for with a text and a generator, not with lists of one.
+def generate(
+    pipe: Any,
+    requests: Sequence[ClipRequest],
+    call: Mapping[str, Any] | None = None,
+    batch: int = 1,
+    output_type: str = "np",
+) -> list[Any]:
+    """Return what a pipeline makes, one item per request, in several calls of `batch` clips at most.
 
     Args:
         pipe: A diffusers pipeline, edited or not.
-        cases: Prompts and seeds, which share the arguments of their call; one with a picture is alone.
+        requests: The clips to make.
         call: Further arguments of the pipeline's call.
-        texts: What to ask for in each case.
+        batch: Clips per call.
+        output_type: "np" for frames, "latent" for latents.
+
+    Raises:
+        EvaluationError: If the pipeline returns no frames, or another number of clips.
+    """
+    with quiet(pipe):
+        return [clip for group in batches(requests, batch) for clip in generate_batch(pipe, group, call, output_type)]
+
+
+@torch.no_grad()
+def generate_batch(
+    pipe: Any, requests: Sequence[ClipRequest], call: Mapping[str, Any] | None = None, output_type: str = "np"
+) -> Sequence[Any]:
+    """Return what one call of the pipeline makes, one item per request; arguments as in `generate`.
+
+    Each clip has a generator of its own, so that its noise is the same in any batch; the rest of the computation is the
+    same up to rounding. One clip alone is asked for with a text and a generator, not with lists of one.
 
     Raises:
         EvaluationError: If the pipeline returns no frames.
     """
-    prompt = cases[0].prompt
-    arguments = {**call, **prompt.call, "output_type": "np"}
-    if prompt.image:
+    first, count = requests[0], len(requests)
+    arguments: dict[str, Any] = {**(call or {}), **first.call, "output_type": output_type}
+    if count > 1:
+        arguments = for_each(arguments, count)
+    generators = [torch.Generator(GENERATOR_DEVICE).manual_seed(request.seed) for request in requests]
+    arguments["generator"] = generators[0] if count == 1 else generators
+    if first.embeds is None:
+        arguments["prompt"] = first.text if count == 1 else [request.text for request in requests]
+    else:
+        arguments["prompt_embeds"] = torch.cat([request.embeds for request in requests if request.embeds is not None])
+    if first.latents is not None:
+        arguments["latents"] = torch.cat([request.latents for request in requests if request.latents is not None])
+    if first.image:
         from diffusers.utils import load_image
 
-        arguments["image"] = load_image(prompt.image)
-    generators = [torch.Generator(GENERATOR_DEVICE).manual_seed(case.seed) for case in cases]
-    if len(cases) == 1:
-        output = pipe(prompt=texts[0], generator=generators[0], **arguments)
-    else:
-        output = pipe(prompt=list(texts), generator=generators, **for_each(arguments, len(cases)))
+        arguments["image"] = load_image(first.image)
+    output = pipe(**arguments)
     if not hasattr(output, "frames"):
-        raise EvaluationError(
-            f"{type(pipe).__name__} returned no frames: only pipelines that make clips are evaluated."
-        )
+        raise EvaluationError(f"{type(pipe).__name__} returned no frames. Take a pipeline that makes clips.")
     frames: Sequence[Any] = output.frames
     return frames
 
@@ -65,6 +149,18 @@ def for_each(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
         name: [value] * count if isinstance(value, str) and name.startswith(TEXTS) else value
         for name, value in arguments.items()
     }
+
+
+def batches(requests: Sequence[ClipRequest], size: int) -> Iterator[list[ClipRequest]]:
+    """Yield requests, in order, in groups of at most `size` that one call can make (`ClipRequest.joins`)."""
+    group: list[ClipRequest] = []
+    for request in requests:
+        if group and (len(group) == size or not group[0].joins(request)):
+            yield group
+            group = []
+        group.append(request)
+    if group:
+        yield group
 
 
 @contextlib.contextmanager
@@ -91,56 +187,29 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
             raise EvaluationError(f"{type(pipe).__name__} takes no `{name}`. Leave it out of the generation settings.")
 
 
-def conditions_of(pipe: Any, suite: Suite, batch: int = 1) -> dict[str, Any]:
-    """Return all that decides what is generated, as plain JSON types.
+def check_batch(pipe: Any, size: int) -> None:
+    """Raise `EvaluationError` if `size` is no number of clips, or the pipeline's call says that it takes no lists.
 
-    Two arms, or two runs, can be compared only if these are the same. Versions of libraries are no part of the hash.
-
-    Args:
-        pipe: The pipeline.
-        suite: The suite.
-        batch: Clips per call: clips made in other batches differ in their last bits.
+    A call that does not say what it takes is tried: `check_count` sees what came of it.
     """
-    networks = denoisers(pipe)
-    first = next(iter(networks.values()))
-    parameter = next(first.parameters())
-    scheduler = getattr(pipe, "scheduler", None)
-    config = {k: v for k, v in dict(getattr(scheduler, "config", {})).items() if not k.startswith("_")}
-    compared = {
-        "pipeline": type(pipe).__name__,
-        "model": model_name(pipe),
-        "denoisers": {name: type(network).__name__ for name, network in networks.items()},
-        "dtype": str(parameter.dtype).removeprefix("torch."),
-        "device": parameter.device.type,
-        "generator_device": GENERATOR_DEVICE,
-        "scheduler": type(scheduler).__name__,
-        "scheduler_config": json.loads(json.dumps(config, sort_keys=True, default=str)),
-        "generation": json.loads(json.dumps(dict(suite.generation), sort_keys=True, default=str)),
-        "suite": suite.sha256,
-        "batch": batch,
-    }
-    return {**compared, "hash": conditions_hash(compared), "versions": {name: _version(name) for name in LIBRARIES}}
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise EvaluationError(f"Expected the batch to be a whole number of clips from 1, but got {size!r}.")
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    for name, plural in LISTS.items() if size > 1 else ():
+        parameter = accepted.get(name)
+        if parameter is None or parameter.annotation is parameter.empty:
+            continue
+        if not MANY.search(str(parameter.annotation)):
+            raise EvaluationError(
+                f"{type(pipe).__name__} takes no list of {plural}, and cannot make {size} clips in one call. "
+                "Use batch 1."
+            )
 
 
-def conditions_hash(conditions: Mapping[str, Any]) -> str:
-    """Return a short hash of conditions, without versions and what older runs do not say."""
-    compared = {
-        name: value
-        for name, value in conditions.items()
-        if name not in ("hash", "versions") and (name, value) not in UNSAID.items()
-    }
-    return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def model_name(pipe: Any) -> str:
-    """Return the Hub id of a pipeline; of a local folder its last part, for paths are private."""
-    config: Any = getattr(pipe, "config", None) or {}
-    name = str(config.get("_name_or_path") or "")
-    return name if name.count("/") == 1 and not name.startswith(("/", ".")) else name.rstrip("/").rpartition("/")[2]
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+def check_count(pipe: Any, frames: Sequence[Any], requests: Sequence[ClipRequest]) -> None:
+    """Raise `EvaluationError` if a call for several prompts did not return one clip for each."""
+    if len(requests) > 1 and len(frames) != len(requests):
+        raise EvaluationError(
+            f"{type(pipe).__name__} returned {len(frames)} clip{'s' if len(frames) != 1 else ''} for {len(requests)} "
+            "prompts, so that none belongs to a prompt for sure. Use batch 1, and another folder."
+        )

@@ -2,21 +2,19 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from unlearning_adapters.clips import to_clip
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.detectors.detector import Detector
 from unlearning_adapters.evaluation.suites.suite import Case, Suite
 
 from .arm import BASE, Arm
-from .batches import batches, check_count
-from .generate import generate_batch, quiet
+from .observe import Observation, observe, request_of
 from .processes import Process
 from .samples import drift_between, look
 from .store import Row, Store
@@ -75,15 +73,16 @@ def run_arm(run: Run, name: str, arm: Arm, cases: Sequence[Case]) -> None:
     missing = [case for case in run.process.share(cases) if (name, *case.key) not in done]
     if not missing:
         return
-    making = run if arm.pipe is None else replace(run, pipe=arm.pipe)
+    pipe = run.pipe if arm.pipe is None else arm.pipe
+    requests = [request_of(case, arm.text(case), arm.reseed) for case in missing]
     failures, label = 0, f"{name}{f' ({run.process.index})' if run.process.count > 1 else ''}"
     with (
-        quiet(making.pipe),
-        arm.enter(making.pipe),
+        arm.enter(pipe),
+        closing(observe(pipe, requests, run.detectors, {**run.suite.generation, **arm.call}, run.batch)) as made,
         tqdm(total=len(missing), desc=label, unit="clip", disable=not run.progress, position=run.process.local) as bar,
     ):
-        groups = batches(missing, run.batch)
-        for row in (row for group in groups for row in make_rows(making, name, arm, group, conditions)):
+        for case, observation in zip(missing, made, strict=True):
+            row = _row(run, name, arm, case, conditions, observation)
             run.store.append(row)
             bar.update()
             failures = failures + 1 if row.error and failures >= 0 else (failures if row.error else -1)
@@ -93,49 +92,19 @@ def run_arm(run: Run, name: str, arm: Arm, cases: Sequence[Case]) -> None:
                 )
 
 
-def make_rows(run: Run, name: str, arm: Arm, cases: Sequence[Case], conditions: str) -> Iterator[Row]:
-    """Make clips by one call, look at each, and yield their rows; an error of the pipeline becomes rows that say so.
-
-    Args:
-        run: The run.
-        name: Name of the arm.
-        arm: The arm, in whose state the pipeline is.
-        cases: Cases that one call can make.
-        conditions: Hash of the arm's conditions.
-
-    Raises:
-        EvaluationError: If the pipeline returned another number of clips.
-    """
-    start = time.perf_counter()
-    asked = [replace(case, seed=case.seed + arm.reseed) for case in cases]
-    texts = [arm.text(case) for case in cases]
-    try:
-        made = generate_batch(run.pipe, asked, {**run.suite.generation, **arm.call}, texts)
-    except Exception as error:  # of a foreign pipeline: anything; the rows count as errors
-        yield from (Row(name, *case.key, conditions, error=_line(error)) for case in cases)
-        return
-    seconds = (time.perf_counter() - start) / len(cases)
-    check_count(run.pipe, made, cases)
-    for index, case in enumerate(cases):
-        yield _row(run, name, arm, case, conditions, made[index], seconds)
-
-
-def _row(run: Run, name: str, arm: Arm, case: Case, conditions: str, frames: Any, seconds: float) -> Row:
-    """Store a clip, look at it, and return its row."""
-    try:
-        clip = to_clip(frames)
-    except Exception as error:  # frames of a foreign pipeline: anything
-        return Row(name, *case.key, conditions, error=_line(error))
-    path = run.store.save_clip((name, *case.key), clip)
-    found = look(run.detectors, clip, case.prompt.text)
+def _row(run: Run, name: str, arm: Arm, case: Case, conditions: str, made: Observation) -> Row:
+    """Store a clip and return its row, with its drift from the base; an error becomes a row that says so."""
+    if made.clip is None:
+        return Row(name, *case.key, conditions, error=_line(made.failure))
+    path = run.store.save_clip((name, *case.key), made.clip)
     drift: Mapping[str, Any] = {}
     if arm.part != "base" or name == AGAIN:
         base = run.store.rows_of_base().get((BASE, *case.key))
-        drift = drift_between(run.store.load_clip(base), clip) if base and base.clip else {}
-    return Row(name, *case.key, conditions, path, clip.shape[:3], round(seconds, 3), found, drift)
+        drift = drift_between(run.store.load_clip(base), made.clip) if base and base.clip else {}
+    return Row(name, *case.key, conditions, path, made.clip.shape[:3], round(made.seconds, 3), made.seen, drift)
 
 
-def _line(error: Exception) -> str:
+def _line(error: Exception | None) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 

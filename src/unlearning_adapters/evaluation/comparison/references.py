@@ -12,12 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from unlearning_adapters.adapter.file import write_whole
+from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.arm import Arm, check_unedited
-from unlearning_adapters.evaluation.arms.generate import conditions_of, model_name
+from unlearning_adapters.evaluation.arms.conditions import conditions_of
 from unlearning_adapters.evaluation.suites.suite import Suite
+from unlearning_adapters.pipelines.base_model import base_model_of
 
 from .esd import EsdSettings, esd_prompts, train_esd
 from .site_lora import SiteLora, lora_from
@@ -116,7 +117,7 @@ def gold_arm(pipe: Any, gold: Any, suite: Suite) -> Arm:
                 f"The gold pipeline has another {name.replace('_', ' ')}: {other[name]!r}, and the pipeline has "
                 f"{own[name]!r}. Take one that differs in its training data alone."
             )
-    details = {"model": model_name(gold), "weights": _fingerprint(gold)}
+    details = {"model": base_model_of(gold), "weights": _fingerprint(gold)}
     title = "gold: trained without the concept"
     return Arm(lambda _: contextlib.nullcontext(), "reference", title, details=details, pipe=gold)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.arms.generate import UNSAID
+from unlearning_adapters.evaluation.arms.conditions import UNSAID
 from unlearning_adapters.evaluation.rates import Paired
 
 from .numbers import NOT_APPLICABLE, number

@@ -9,7 +9,7 @@ from typing import Any
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.arm import BASE, RANDOM
 from unlearning_adapters.evaluation.arms.run import AGAIN
-from unlearning_adapters.evaluation.arms.samples import read_samples
+from unlearning_adapters.evaluation.arms.samples import concept_detector, read_samples
 from unlearning_adapters.evaluation.arms.store import Key, Row
 from unlearning_adapters.evaluation.detectors.detector import Detector
 from unlearning_adapters.evaluation.metrics import FORGET, NEIGHBOUR, ArmRates, Sample, measure_samples, rate_to_dict
@@ -109,11 +109,8 @@ def make_report(
         detectors: The detectors, with the thresholds to apply; the first of the kind "concept" gives the main numbers.
         distances: Frechet and kernel distances by arm, if they were taken.
     """
+    concept_detector(detectors)
     watching = [detector for detector in detectors if detector.kind == "concept"]
-    if not watching:
-        raise EvaluationError(
-            "No detector of the kind 'concept' was given: nothing tells whether the concept is shown."
-        )
     if BASE not in record["arms"]:
         raise EvaluationError("The run has no complete base yet. Run the same command again to go on with it.")
     rows = _in_order(rows, suite, record.get("seeds"))

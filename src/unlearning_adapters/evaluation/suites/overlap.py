@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from unlearning_adapters.concepts.wording import near_sides
 from unlearning_adapters.evaluation.metrics import FORGET, GENERIC, UNRELATED
 
 from .sentences import MODEL, sentence_vectors
@@ -41,7 +42,7 @@ def near_prompts(suite: Suite) -> list[Near]:
     Args:
         suite: The suite.
     """
-    found = [Near(prompt, side, value, WORDS) for prompt, side, value in suite.overlap()]
+    found = list(_by_words(suite))
     named = {item.prompt for item in found}
     for part in suite.sets:
         if part.held_out and part.role == FORGET:
@@ -63,6 +64,14 @@ def nearest_of_sets(suite: Suite) -> dict[str, Near]:
             nearest = max(_by_meaning(part, suite), key=lambda item: item.value, default=None)
             found |= {} if nearest is None else {part.name: nearest}
     return found
+
+
+def _by_words(suite: Suite) -> Iterator[Near]:
+    """Yield held-out prompts that share too many words with a side of a pair, each with the most similar side."""
+    for part in suite.sets:
+        for prompt in part.prompts if part.held_out and part.role not in (UNRELATED, GENERIC) else ():
+            for side, value in near_sides(prompt.text, suite.sides)[:1]:
+                yield Near(prompt.text, side, round(value, 3), WORDS)
 
 
 def _by_meaning(part: PromptSet, suite: Suite) -> Iterator[Near]:

@@ -24,6 +24,7 @@ def shapeworld_suite(
     seed: int = SEED,
     paraphrases: bool = True,
     generation: Mapping[str, Any] | None = None,
+    synonyms: bool = False,
 ) -> Suite:
     """Return the suite of a value of the embedded world, such as "red".
 
@@ -36,17 +37,18 @@ def shapeworld_suite(
         seed: Seed of the prompts and of their noise.
         paraphrases: Whether to add the sets "synonyms" and "generic".
         generation: Call arguments of the pipeline; None takes those of the embedded model.
+        synonyms: Whether "forget" and "neighbours" may name a value by other words than its own.
     """
     factor = find_factor(value)
     half = max(1, clips // 2)
     fixed: dict[str, Any] = {factor: value}
     sets = [
-        _as_set("forget", FORGET, draw_prompts(clips, seed, **fixed)),
-        _as_set("neighbours", NEIGHBOUR, neighbour_prompts(clips, seed, value)),
+        prompt_set("forget", FORGET, draw_prompts(clips, seed, synonyms, **fixed)),
+        prompt_set("neighbours", NEIGHBOUR, neighbour_prompts(clips, seed, value, synonyms)),
     ]
     if paraphrases:
-        if synonyms := _synonyms(factor, value, half, seed + 2):
-            sets.append(_as_set("synonyms", PARAPHRASE, synonyms))
+        if others := synonym_prompts(value, half, seed + 2):
+            sets.append(prompt_set("synonyms", PARAPHRASE, others))
         if factor != "background":
             sets.append(_generic(factor, half, seed + 3))
     words = tuple(WORDS[factor][value])
@@ -65,7 +67,8 @@ def suite_for(suite: Suite, pipe: Any, **call: Any) -> Suite:
     return replace(suite, generation={**(own or suite.generation), **call})
 
 
-def _as_set(name: str, role: str, prompts: Sequence[LabelledPrompt]) -> PromptSet:
+def prompt_set(name: str, role: str, prompts: Sequence[LabelledPrompt]) -> PromptSet:
+    """Return labelled prompts as a set of a suite, numbered from 1, with their seeds and their truth."""
     made = tuple(
         EvaluationPrompt(item.prompt, f"{index:04d}", item.seed, dict(item.factors))
         for index, item in enumerate(prompts, start=1)
@@ -73,8 +76,9 @@ def _as_set(name: str, role: str, prompts: Sequence[LabelledPrompt]) -> PromptSe
     return PromptSet(name, role, made)
 
 
-def _synonyms(factor: str, value: str, count: int, seed: int) -> list[LabelledPrompt]:
-    """Draw prompts that name the value by another word than its own."""
+def synonym_prompts(value: str, count: int, seed: int) -> list[LabelledPrompt]:
+    """Draw prompts that name a value by another word than its own; none if it has no other word."""
+    factor = find_factor(value)
     own, *others = WORDS[factor][value]
     if not others:
         return []

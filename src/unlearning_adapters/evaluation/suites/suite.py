@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from unlearning_adapters.concepts.concept import Concept
-from unlearning_adapters.concepts.wording import is_prompt, plain, show, similarity
+from unlearning_adapters.concepts.wording import is_prompt, show
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.metrics import FORGET, GENERIC, NEIGHBOUR, ROLES, UNRELATED
-
-NEAR = 0.75  # similarity from which a test prompt counts as too near to a pair
+from unlearning_adapters.evaluation.metrics import FORGET, NEIGHBOUR, ROLES, UNRELATED
 
 
 @dataclass(frozen=True)
@@ -189,16 +187,6 @@ class Suite:
     def limited(self, count: int) -> "Suite":
         """Return the same suite with at most `count` prompts of each set, evenly drawn and not chosen."""
         return replace(self, sets=tuple(replace(part, prompts=_even(part.prompts, count)) for part in self.sets))
-
-    def overlap(self) -> list[tuple[str, str, float]]:
-        """Return test prompts that are too near to a side of a pair: prompt, side and their similarity (Jaccard)."""
-        found = []
-        for part in self.sets:
-            for prompt in part.prompts if part.held_out and part.role not in (UNRELATED, GENERIC) else ():
-                near = max(((similarity(prompt.text, side), side) for side in self.sides), default=(0.0, ""))
-                if near[0] >= NEAR or plain(prompt.text) == plain(near[1]):
-                    found.append((prompt.text, near[1], round(near[0], 3)))
-        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return the suite as plain JSON types, which `read_suite` reads back."""

@@ -4,10 +4,10 @@ from collections.abc import Collection
 
 import numpy as np
 
-from .captions import TEMPLATES, Wording, compose, draw_wording, is_held_out
-from .phrases import TRAINED, UNSEEN
-from .prompts import LabelledPrompt, find_factor
-from .scenes import FACTORS
+from unlearning_adapters.shapeworld.world.captions import TEMPLATES, Wording, compose, draw_wording, is_held_out
+from unlearning_adapters.shapeworld.world.phrases import TRAINED, UNSEEN
+from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, find_factor
+from unlearning_adapters.shapeworld.world.scenes import FACTORS
 
 KINDS = ("plain", "synonyms", "paraphrases", "unseen")
 

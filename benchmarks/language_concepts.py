@@ -7,12 +7,12 @@ import numpy as np
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.errors import ConfigError
+from unlearning_adapters.shapeworld.world.captions import TRAIN_TEMPLATES, Wording, compose, draw_wording
+from unlearning_adapters.shapeworld.world.phrases import TRAINED
+from unlearning_adapters.shapeworld.world.prompts import find_factor
+from unlearning_adapters.shapeworld.world.scenes import FACTORS
 
-from .captions import TRAIN_TEMPLATES, Wording, compose, draw_wording
 from .language_prompts import phrases_of
-from .phrases import TRAINED
-from .prompts import find_factor
-from .scenes import FACTORS
 
 PAIRS = 5
 NEUTRAL = 160

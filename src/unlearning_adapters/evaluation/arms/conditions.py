@@ -1,0 +1,57 @@
+"""The conditions of a run: all that decides what is generated."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from unlearning_adapters.adapter.versions import version_of
+from unlearning_adapters.evaluation.suites.suite import Suite
+from unlearning_adapters.pipelines.base_model import base_model_of
+from unlearning_adapters.pipelines.sites import denoisers
+
+from .generate import GENERATOR_DEVICE
+
+LIBRARIES = ("unlearning-adapters", "torch", "diffusers", "transformers", "numpy")
+UNSAID = {"batch": 1}  # older runs have no batches, and do not say so
+
+
+def conditions_of(pipe: Any, suite: Suite, batch: int = 1) -> dict[str, Any]:
+    """Return all that decides what is generated, as plain JSON types.
+
+    Two arms, or two runs, can be compared only if these are the same. Versions of libraries are no part of the hash.
+
+    Args:
+        pipe: The pipeline.
+        suite: The suite.
+        batch: Clips per call: clips made in other batches differ in their last bits.
+    """
+    networks = denoisers(pipe)
+    first = next(iter(networks.values()))
+    parameter = next(first.parameters())
+    scheduler = getattr(pipe, "scheduler", None)
+    config = {k: v for k, v in dict(getattr(scheduler, "config", {})).items() if not k.startswith("_")}
+    compared = {
+        "pipeline": type(pipe).__name__,
+        "model": base_model_of(pipe),
+        "denoisers": {name: type(network).__name__ for name, network in networks.items()},
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": parameter.device.type,
+        "generator_device": GENERATOR_DEVICE,
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": json.loads(json.dumps(config, sort_keys=True, default=str)),
+        "generation": json.loads(json.dumps(dict(suite.generation), sort_keys=True, default=str)),
+        "suite": suite.sha256,
+        "batch": batch,
+    }
+    return {**compared, "hash": conditions_hash(compared), "versions": {name: version_of(name) for name in LIBRARIES}}
+
+
+def conditions_hash(conditions: Mapping[str, Any]) -> str:
+    """Return a short hash of conditions, without versions and what older runs do not say."""
+    compared = {
+        name: value
+        for name, value in conditions.items()
+        if name not in ("hash", "versions") and (name, value) not in UNSAID.items()
+    }
+    return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
