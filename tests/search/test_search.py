@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+import optuna
 import pytest
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from planted_words import planted_pipeline
 
 from planted import planted, snapshot
@@ -204,9 +208,30 @@ def test_a_pipeline_with_adapters_is_no_base(tmp_path):
 # Comparing.
 
 
+def study_of(places):
+    """A study in memory with complete trials of the given aims, and one that failed."""
+    study = optuna.create_study(directions=["minimize", "minimize"])
+    attrs = {"settings": BuildConfig(strength=1.0).to_dict(), "mean_leftover": 0.0}
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    for place in places:
+        study.add_trial(optuna.trial.create_trial(values=place, user_attrs=attrs))
+    return study
+
+
 def test_the_front_is_what_nothing_beats():
-    trials = [trial(0, 0.5, 0.1), trial(1, 0.1, 0.5), trial(2, 0.5, 0.2), trial(3, 0.1, 0.5), trial(4, 0.05, 0.9)]
-    assert [item.number for item in pareto_front(trials)] == [4, 1, 0]
+    places = [(0.5, 0.1), (0.1, 0.5), (0.5, 0.2), (0.1, 0.5), (0.05, 0.9)]
+    assert [item.number for item in pareto_front(study_of(places))] == [5, 2, 1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=20))
+def test_the_front_is_that_of_comparing_all_with_all(places):
+    def beaten(one):
+        return any(other != one and other[0] <= one[0] and other[1] <= one[1] for other in places)
+
+    front = pareto_front(study_of([(float(one), float(two)) for one, two in places]))
+    assert [item.place for item in front] == sorted({one for one in places if not beaten(one)})
+    assert [item.number for item in front] == [1 + places.index(item.place) for item in front]
 
 
 def test_the_least_change_wins_among_those_that_erase():
@@ -219,6 +244,19 @@ def test_the_rank_correlation_is_that_of_spearman():
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
     assert rank_correlation([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(3 / math.sqrt(10))  # 4.5 / sqrt(4.5 * 5)
     assert rank_correlation([1, 2], [3, 3]) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=15))
+def test_the_rank_correlation_is_that_of_ranks_by_hand(pairs):
+    def ranks(values):
+        return np.array([sum(o < v for o in values) + (sum(o == v for o in values) - 1) / 2 for v in values])
+
+    one, other = (ranks(side) for side in zip(*pairs, strict=True))
+    found = rank_correlation(*map(list, zip(*pairs, strict=True)))
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        assert found is None
+    else:
+        assert found == pytest.approx(np.corrcoef(one, other)[0, 1], abs=1e-12)
 
 
 def test_the_plot_is_a_picture_with_every_trial(tmp_path):

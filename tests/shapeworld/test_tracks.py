@@ -14,7 +14,7 @@ from unlearning_adapters.shapeworld.world.scenes import (
     render,
     sample_scene,
 )
-from unlearning_adapters.shapeworld.world.tracks import label_components
+from unlearning_adapters.shapeworld.world.tracks import label_components, spread
 
 
 def scenes(seed: int, count: int) -> list[Scene]:
@@ -121,3 +121,18 @@ def test_components_agree_with_a_flood_fill(share: float) -> None:
     assert np.array_equal(labels > 0, mask)
     pairs = {*zip(labels[mask].tolist(), reference[mask].tolist(), strict=True)}
     assert len(pairs) == len({one for one, _ in pairs}) == len({two for _, two in pairs})
+    # Labels rise with the first pixel of their component: which body comes first rests on it.
+    _, firsts = np.unique(labels[mask], return_index=True)
+    assert list(firsts) == sorted(firsts)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_a_mask_grows_by_its_neighbours_in_each_frame(share: float, times: int) -> None:
+    mask = np.random.default_rng(31).random((3, 24, 19)) < share
+    grown = np.zeros_like(mask)
+    for frame, y, x in np.argwhere(mask):
+        for other_y in range(max(0, y - times), min(24, y + times + 1)):
+            width = times - abs(other_y - y)
+            grown[frame, other_y, max(0, x - width) : x + width + 1] = True
+    assert np.array_equal(spread(mask, times), grown)

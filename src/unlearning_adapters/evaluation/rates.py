@@ -2,30 +2,28 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from math import comb, log, sqrt
+from math import log
 
 import numpy as np
+from scipy import special, stats
 
 from unlearning_adapters.errors import ConfigError
 
 DRAWS = 2000  # of a bootstrap
+CONFIDENCE = float(2 * special.ndtr(1.96) - 1)  # 95 %, with z rounded as in the published formula
 ROUNDING = 1e-9  # share of the largest value below which differences are none, and two of them alike
 ALL_SIGNS = 13  # most pairs of which scipy tries all signs, 2^13, by default
 
 
-def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the Wilson interval (95 % by default) of a rate; (0, 1) if nothing was counted.
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a rate, by scipy; (0, 1) if nothing was counted.
 
-    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), E. B. Wilson 1927.
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96, E. B. Wilson 1927.
     """
     if count == 0:
         return 0.0, 1.0
-    share, extra = hits / count, z * z / count
-    middle = share + extra / 2
-    half = z * sqrt(share * (1 - share) / count + extra / (4 * count))
-    low, high = (middle - half) / (1 + extra), (middle + half) / (1 + extra)
-    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding must not put the share outside
+    interval, share = stats.binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson"), hits / count
+    return min(float(interval.low), share), max(float(interval.high), share)  # rounding must not put it outside
 
 
 @dataclass(frozen=True)
@@ -92,9 +90,7 @@ def mcnemar(lost: int, gained: int) -> float:
 
     min(1, 2 sum_{i <= min(b, c)} C(b + c, i) / 2^(b + c)), Q. McNemar 1947, in its exact (binomial) form.
     """
-    changed = lost + gained
-    tail = sum(comb(changed, index) for index in range(min(lost, gained) + 1))
-    return min(1.0, float(2 * tail / 2**changed))
+    return float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
 def wilcoxon(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -108,12 +104,8 @@ def wilcoxon(first: Sequence[float], second: Sequence[float]) -> float | None:
         second: The same in the second arm.
 
     Returns:
-        None without pairs, or without scipy.
+        None without pairs.
     """
-    try:
-        stats = import_module("scipy.stats")
-    except ImportError:
-        return None
     one, other = (np.asarray(side, dtype=np.float64) for side in (first, second))
     if not one.size:
         return None

@@ -31,7 +31,7 @@ from unlearning_adapters.runtime.verbs import (
 from .held_out import Split, split_concept
 from .plot import front_svg
 from .proxy import STEPS, Proxy, Score
-from .space import STRENGTH, Trial, choose, first_guesses, pareto_front, suggest
+from .space import STRENGTH, Trial, choose, first_guesses, pareto_front, suggest, trials_of
 
 TRIALS = 100
 FORMAT = 2  # 1 had no strength per block; its queue of first guesses would leave that choice open
@@ -190,7 +190,7 @@ def run_search(search: Search, output: str | Path, trials: int = TRIALS) -> Sear
     found = _measured(study)
     if not found:
         raise KeyboardInterrupt
-    front = pareto_front(found)
+    front = pareto_front(study)
     best = choose(front)
     tests = tuple(search.score(trial.config, test=True) for trial in front) if search.test else ()
     result = SearchResult(search.split.concept.name, found, front, best, tests, interrupted, {})
@@ -286,12 +286,7 @@ def _try_settings(search: Search, study: Any, folder: Path, trials: int) -> bool
 
 def _measured(study: Any) -> tuple[Trial, ...]:
     complete = study.get_trials(deepcopy=False, states=(load_optuna().trial.TrialState.COMPLETE,))
-    return tuple(
-        Trial(
-            item.number, item.user_attrs["settings"], item.values[0], item.user_attrs["mean_leftover"], item.values[1]
-        )
-        for item in complete
-    )
+    return trials_of(complete)
 
 
 def _write_lines(path: Path, trials: Sequence[Trial]) -> None:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from math import hypot
 from typing import Any
 
+from scipy.stats import spearmanr
+
 from unlearning_adapters.config import DEFAULT_EPSILON, BuildConfig
 from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.methods.method import Range
@@ -122,13 +124,24 @@ def first_guesses(calibrated: float) -> list[dict[str, Any]]:
     ]
 
 
-def pareto_front(trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """Return the trials that no other beats in both aims, the one that leaves least first; of equal ones the first."""
-    front: list[Trial] = []
-    for trial in sorted(trials, key=lambda item: (*item.place, item.number)):
-        if not front or trial.drift < front[-1].drift:
-            front.append(trial)
-    return tuple(front)
+def trials_of(records: Sequence[Any]) -> tuple[Trial, ...]:
+    """Return Optuna's records of complete trials as plain data."""
+    return tuple(
+        Trial(
+            item.number, item.user_attrs["settings"], item.values[0], item.user_attrs["mean_leftover"], item.values[1]
+        )
+        for item in records
+    )
+
+
+def pareto_front(study: Any) -> tuple[Trial, ...]:
+    """Return the trials that no other beats in both aims, the one that leaves least first; of equal ones the first.
+
+    Args:
+        study: An `optuna.Study` that minimises leftover and drift.
+    """
+    best = sorted(trials_of(study.best_trials), key=lambda trial: (*trial.place, trial.number))
+    return tuple({trial.place: trial for trial in reversed(best)}.values())[::-1]
 
 
 def choose(front: Sequence[Trial], erased: float = ERASED) -> Trial:
@@ -141,18 +154,7 @@ def choose(front: Sequence[Trial], erased: float = ERASED) -> Trial:
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation, equal values sharing their mean rank; None if one side does not vary."""
-    first, second = _ranks(one), _ranks(other)
-    spread = [sum((rank - (len(ranks) - 1) / 2) ** 2 for rank in ranks) for ranks in (first, second)]
-    if not spread[0] or not spread[1]:
+    """Return Spearman's rank correlation by scipy, ties sharing their mean rank; None if one side does not vary."""
+    if len(set(one)) < 2 or len(set(other)) < 2:
         return None
-    middle = (len(first) - 1) / 2
-    shared = sum((a - middle) * (b - middle) for a, b in zip(first, second, strict=True))
-    return float(shared / (spread[0] * spread[1]) ** 0.5)
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Return the rank of each value from 0 on; equal ones share the mean of their ranks."""
-    return [
-        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values
-    ]
+    return float(spearmanr(one, other).statistic)
