@@ -12,7 +12,6 @@ import torch
 
 from unlearning_adapters import BuildConfig, build_adapter, load_concept, load_shapeworld
 from unlearning_adapters.clips import save_clip, to_clip
-from unlearning_adapters.shapeworld.models.generate import GENERATION
 from unlearning_adapters.shapeworld.world.judge import judge_clip
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
@@ -21,7 +20,7 @@ build_adapter(pipe, load_concept("red"), BuildConfig(pairs=5)).save_pretrained(f
 
 
 def generate(prompt: str) -> np.ndarray:
-    return to_clip(pipe(prompt, generator=torch.Generator().manual_seed(7), **GENERATION).frames[0])
+    return to_clip(pipe(prompt, generator=torch.Generator().manual_seed(7)).frames[0])
 
 
 prompt, neighbour = "a red circle moves left on a black background", "a blue square moves up on a white background"

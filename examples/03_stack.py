@@ -11,7 +11,6 @@ import torch
 
 from unlearning_adapters import BuildConfig, build_adapter, load_concept, load_shapeworld
 from unlearning_adapters.clips import save_clip, to_clip
-from unlearning_adapters.shapeworld.models.generate import GENERATION
 from unlearning_adapters.shapeworld.world.judge import judge_clip
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
@@ -23,8 +22,7 @@ prompt = "a red circle moves left on a black background"
 
 
 def generate(label: str) -> torch.Tensor:
-    call = {"generator": torch.Generator().manual_seed(7), **GENERATION}
-    clip = to_clip(pipe(prompt, **call).frames[0])
+    clip = to_clip(pipe(prompt, generator=torch.Generator().manual_seed(7)).frames[0])
     seen = judge_clip(clip)
     file = save_clip(clip, folder / f"{label}.mp4")
     print(f"{label}: {seen.colour}, {seen.motion}, wrote {file}")

@@ -11,7 +11,6 @@ import torch
 from diffusers import DiffusionPipeline
 
 from unlearning_adapters import BuildConfig, build_adapter, load_concept, load_shapeworld
-from unlearning_adapters.shapeworld.models.generate import GENERATION
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 pipe = load_shapeworld()
@@ -20,8 +19,7 @@ prompt = "a red circle moves left on a black background"
 
 
 def latents(pipe: DiffusionPipeline) -> torch.Tensor:
-    call = {"generator": torch.Generator().manual_seed(7), "output_type": "latent", **GENERATION}
-    return pipe(prompt, **call).frames
+    return pipe(prompt, generator=torch.Generator().manual_seed(7), output_type="latent").frames
 
 
 pipe.load_unlearning_adapter(build_adapter(pipe, load_concept("red"), BuildConfig(pairs=5)))
@@ -33,8 +31,8 @@ changed = [name for name, weight in pipe.transformer.state_dict().items() if not
 print(f"fused: {len(changed)} of {len(base)} tensors changed")
 print(f"attached and fused latents differ by at most {(attached - fused).abs().max():.1e}")
 
-pipe.save_pretrained(folder / "shapeworld-without-red")  # any diffusers script loads it, without this package
-saved = DiffusionPipeline.from_pretrained(folder / "shapeworld-without-red")
+pipe.save_pretrained(folder / "shapeworld-without-red")  # `DiffusionPipeline.from_pretrained` loads it anywhere
+saved = load_shapeworld(model=folder / "shapeworld-without-red")  # the same, with short clips as default
 kept = pipe.transformer.state_dict()
 same = all(torch.equal(weight, kept[name]) for name, weight in saved.transformer.state_dict().items())
 difference = (latents(saved) - fused).abs().max()

@@ -12,15 +12,13 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
 from unlearning_adapters import BuildConfig, build_adapter, export_lora, load_concept, load_shapeworld
-from unlearning_adapters.shapeworld.models.generate import GENERATION
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 prompt = "a red circle moves left on a black background"
 
 
 def latents(pipe: DiffusionPipeline) -> torch.Tensor:
-    call = {"generator": torch.Generator().manual_seed(7), "output_type": "latent", **GENERATION}
-    return pipe(prompt, **call).frames
+    return pipe(prompt, generator=torch.Generator().manual_seed(7), output_type="latent").frames
 
 
 pipe = load_shapeworld()

@@ -79,7 +79,7 @@ class Search:
         ConceptError: If too little of the concept can be held out.
 
     Example:
-        >>> search = Search(load_shapeworld(), load_concept("red"), call_kwargs=GENERATION)
+        >>> search = Search(load_shapeworld(), load_concept("red"))
         >>> search.score(BuildConfig(strength=1.5)).most_leftover
     """
 

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
 from unlearning_adapters.shapeworld.world.scenes import FRAMES
 
 from .family import Family
+from .generate import OTHERS, call_defaults
 
 NAME = "shapeworld-cogvideox"
 SIZE = 32
@@ -17,6 +19,11 @@ TEXT_TOKENS = 24
 TEXT_WIDTH = 128
 LATENT_CHANNELS = 8
 VAE_CHANNELS = (16, 32, 64)  # 4 times fewer pixels in each direction, 4 times fewer frames
+
+
+@call_defaults(**OTHERS["CogVideoXPipeline"])
+class CogVideoXPipeline(diffusers.CogVideoXPipeline):  # type: ignore[misc]
+    """diffusers' pipeline, whose call has the arguments of this model as defaults."""
 
 
 def build_vae() -> AutoencoderKLCogVideoX:

@@ -1,11 +1,13 @@
 """The call arguments of the ShapeWorld models."""
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from unlearning_adapters.pipelines.base_model import base_model_of
 
-# The shipped defaults: `pipe(prompt, **GENERATION)`.
+# Those of the embedded model, which are the defaults of its pipeline: `pipe(prompt)`.
 GENERATION: dict[str, Any] = {
     "height": 64,
     "width": 64,
@@ -14,7 +16,7 @@ GENERATION: dict[str, Any] = {
     "guidance_scale": 3.0,
     "max_sequence_length": 32,
 }
-# The same for the models of other classes, which `train_family` makes; they are smaller.
+# The same for the models of other classes, which are smaller.
 OTHERS: dict[str, dict[str, Any]] = {
     "TextToVideoSDPipeline": {
         "height": 32,
@@ -43,3 +45,34 @@ def generation_of(pipe: Any) -> dict[str, Any]:
 def prompt_length(call: Mapping[str, Any]) -> dict[str, Any]:
     """Return of the arguments of a call the length that prompts are padded to, which a build should share."""
     return {name: call[name] for name in ("max_sequence_length",) if name in call}
+
+
+def call_defaults(**defaults: Any) -> Callable[[type], type]:
+    """Give a subclass of a pipeline other defaults in its call; what a caller passes stays as it is.
+
+    The subclass has the name of the pipeline, so that it is saved as diffusers' own and loads without this package.
+
+    Args:
+        defaults: Arguments of the call with their new defaults.
+
+    Example:
+        >>> @call_defaults(height=64, width=64)
+        ... class WanPipeline(diffusers.WanPipeline):
+        ...     pass
+    """
+
+    def decorate(kind: type) -> type:
+        inherited: Any = kind.__call__
+        signature = inspect.signature(inherited)
+
+        @functools.wraps(inherited)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            passed = signature.bind_partial(self, *args, **kwargs).arguments
+            return inherited(self, *args, **{**{n: v for n, v in defaults.items() if n not in passed}, **kwargs})
+
+        parameters = [p.replace(default=defaults.get(p.name, p.default)) for p in signature.parameters.values()]
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        kind.__call__ = call  # type: ignore[method-assign]
+        return kind
+
+    return decorate

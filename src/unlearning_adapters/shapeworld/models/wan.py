@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from unlearning_adapters.shapeworld.world.captions import vocabulary
+
+from .generate import GENERATION, call_defaults
 
 LATENT_CHANNELS = 24
 VAE_CONFIG: dict[str, Any] = {
@@ -36,7 +39,12 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
     "num_layers": 6,
     "rope_max_seq_len": 32,
 }
-MAX_TEXT = 512  # what WanPipeline pads prompts to by default
+MAX_TEXT = 512  # what diffusers' WanPipeline pads prompts to by default
+
+
+@call_defaults(**GENERATION)
+class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
+    """diffusers' pipeline, whose call has the arguments of the embedded model as defaults."""
 
 
 def build_vae(mean: list[float] | None = None, std: list[float] | None = None) -> AutoencoderKLWan:
