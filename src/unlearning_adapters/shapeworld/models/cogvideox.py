@@ -12,11 +12,11 @@ from unlearning_adapters.shapeworld.world.scenes import FRAMES
 
 from .family import Family
 from .generate import OTHERS, call_defaults
+from .wan import T5_CONFIG, TEXT_WIDTH
 
 NAME = "shapeworld-cogvideox"
 SIZE = 32
 TEXT_TOKENS = 24
-TEXT_WIDTH = 128
 LATENT_CHANNELS = 8
 VAE_CHANNELS = (16, 32, 64)  # 4 times fewer pixels in each direction, 4 times fewer frames
 
@@ -43,20 +43,7 @@ def build_vae() -> AutoencoderKLCogVideoX:
 
 def build_text_encoder(vocabulary_size: int) -> T5EncoderModel:
     """Return a fresh text encoder of CogVideoX's own class."""
-    config = T5Config(
-        vocab_size=vocabulary_size,
-        d_model=TEXT_WIDTH,
-        d_kv=32,
-        num_heads=4,
-        d_ff=256,
-        num_layers=2,
-        relative_attention_num_buckets=32,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    return T5EncoderModel(config)
+    return T5EncoderModel(T5Config(vocab_size=vocabulary_size, **T5_CONFIG))
 
 
 def build_denoiser() -> CogVideoXTransformer3DModel:
@@ -106,12 +93,6 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     return pixels
 
 
-def predict(denoiser: torch.nn.Module, noisy: Tensor, timestep: Tensor, hidden: Tensor) -> Tensor:
-    """Return the prediction of the denoiser."""
-    prediction: Tensor = denoiser(noisy, hidden, timestep, return_dict=False)[0]
-    return prediction
-
-
 def assemble(parts: dict[str, Any]) -> CogVideoXPipeline:
     """Return the pipeline of parts."""
     return CogVideoXPipeline(
@@ -134,7 +115,6 @@ COGVIDEOX = Family(
     build_scheduler=build_scheduler,
     encode=encode,
     decode=decode,
-    predict=predict,
     assemble=assemble,
     clip_vae=True,
 )

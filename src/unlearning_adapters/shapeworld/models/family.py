@@ -24,7 +24,6 @@ class Family:
         encode: VAE and clips (batch, 3, frames, height, width) -> means and deviations of their latents, laid out as
             the denoiser takes them.
         decode: VAE and unscaled latents -> clips, as the pipeline decodes them.
-        predict: Denoiser, noisy latents, timesteps (batch,) and encoded prompts -> prediction.
         assemble: Parts by name -> pipeline.
         clip_vae: Whether the VAE sees time, and must learn from clips after it has learned from frames.
     """
@@ -39,6 +38,5 @@ class Family:
     build_scheduler: Callable[[], Any]
     encode: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
     decode: Callable[[Any, Tensor], Tensor]
-    predict: Callable[[torch.nn.Module, Tensor, Tensor, Tensor], Tensor]
     assemble: Callable[[dict[str, Any]], Any]
     clip_vae: bool

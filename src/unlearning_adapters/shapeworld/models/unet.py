@@ -123,12 +123,6 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     return pixels.transpose(1, 2)
 
 
-def predict(denoiser: torch.nn.Module, noisy: Tensor, timestep: Tensor, hidden: Tensor) -> Tensor:
-    """Return the prediction of the denoiser."""
-    prediction: Tensor = denoiser(noisy, timestep, hidden, return_dict=False)[0]
-    return prediction
-
-
 def assemble(parts: dict[str, Any]) -> TextToVideoSDPipeline:
     """Return the pipeline of parts."""
     return TextToVideoSDPipeline(
@@ -151,7 +145,6 @@ UNET = Family(
     build_scheduler=build_scheduler,
     encode=encode,
     decode=decode,
-    predict=predict,
     assemble=assemble,
     clip_vae=False,
 )

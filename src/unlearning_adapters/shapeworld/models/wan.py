@@ -27,6 +27,18 @@ VAE_CONFIG: dict[str, Any] = {
     "scale_factor_spatial": 16,
 }
 TEXT_WIDTH = 128
+T5_CONFIG: dict[str, Any] = {
+    "d_model": TEXT_WIDTH,
+    "d_kv": 32,
+    "num_heads": 4,
+    "d_ff": 256,
+    "num_layers": 2,
+    "relative_attention_num_buckets": 32,
+    "dropout_rate": 0.0,
+    "feed_forward_proj": "gated-gelu",
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
 TRANSFORMER_CONFIG: dict[str, Any] = {
     "patch_size": (1, 1, 1),
     "num_attention_heads": 6,
@@ -78,20 +90,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
     """Return a fresh text encoder of Wan's own class."""
-    config = UMT5Config(
-        vocab_size=vocabulary_size,
-        d_model=TEXT_WIDTH,
-        d_kv=32,
-        num_heads=4,
-        d_ff=256,
-        num_layers=2,
-        relative_attention_num_buckets=32,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    return UMT5EncoderModel(config)
+    return UMT5EncoderModel(UMT5Config(vocab_size=vocabulary_size, **T5_CONFIG))
 
 
 def build_transformer() -> WanTransformer3DModel:

@@ -72,7 +72,8 @@ class Conditioned(torch.nn.Module):
     def forward(self, ids: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
         """Predict v."""
         hidden = self.text_encoder(ids).last_hidden_state
-        return self.family.predict(self.denoiser, noisy, timestep, hidden)
+        prediction: Tensor = self.denoiser(noisy, timestep=timestep, encoder_hidden_states=hidden, return_dict=False)[0]
+        return prediction
 
     def tag_loss(self, ids: Tensor, tags: Tensor) -> Tensor:
         """Return the cross-entropy of the value that each token names; tokens without one weigh as much as all others.

@@ -1,16 +1,17 @@
-"""What trainings share: the command line, the folder of a run, its log and checkpoints, the rate, the data's form."""
+"""What trainings share: the command line, the folder of a run, its log and checkpoints, the data's form, the loop."""
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from unlearning_adapters.adapter.draft import draft_of
 
@@ -58,6 +59,47 @@ class Run:
         """Write the settings and the log of this run beside the model that was exported to a folder."""
         (folder / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
         (folder / "training_log.jsonl").write_text((self.folder / "log.jsonl").read_text())
+
+
+def minimise(
+    run: Run,
+    stage: str,
+    model: torch.nn.Module,
+    steps: int,
+    rate: Callable[[int], float],
+    loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+) -> None:
+    """Minimise a loss by AdamW over the parameters that ask for gradients, from the newest checkpoint of a stage.
+
+    Args:
+        run: Where checkpoints and log lines go.
+        stage: Their name.
+        model: What is trained.
+        steps: Number of steps, with those of the checkpoint.
+        rate: Step -> learning rate.
+        loss: Step -> loss, and what the log says of it.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)
+    start = 0
+    if (state := run.load(stage)) is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    bar = tqdm(range(start, steps), total=steps, initial=start, desc=stage)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        value, values = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        bar.set_postfix({name: f"{number:.4f}" for name, number in values.items()})
+        if step % 50 == 49:
+            run.log(stage, step=step + 1, **values)
+        if step % 100 == 99 or step + 1 == steps:
+            run.save(stage, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
 
 
 def stage_parser(description: str | None, stages: Sequence[str]) -> argparse.ArgumentParser:

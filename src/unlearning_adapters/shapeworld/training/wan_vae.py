@@ -1,6 +1,5 @@
 """First stage of training: the VAE, and later its decoder alone on the latents that the denoiser has learned."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +7,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
-from tqdm import tqdm
 
 from unlearning_adapters.shapeworld.models.wan import LATENT_CHANNELS, build_vae
 from unlearning_adapters.shapeworld.world.scenes import FRAMES, Scene, render, sample_scene
 
-from .run import DEVICE, Run, learning_rate, to_tensor
+from .run import DEVICE, Run, learning_rate, minimise, to_tensor
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,14 @@ class VaeSettings:
         return self.frame_steps + self.clip_steps
 
 
-def vae_batches(settings: VaeSettings, start: int) -> Iterator[Tensor]:
-    """Yield one batch of frames, later of clips, per step; step k is the same whatever was run before."""
-    for step in range(start, settings.steps):
-        rng = np.random.default_rng((settings.seed, step))
-        frames = step < settings.frame_steps
-        count = settings.frame_batch if frames else settings.clip_batch
-        scenes = [sample_scene(rng, bodies=1 + int(rng.random() < settings.pairs)) for _ in range(count)]
-        clips = [render(scene) for scene in scenes]
-        yield to_tensor([clip[[rng.integers(FRAMES)]] for clip in clips] if frames else clips)
+def vae_batch(settings: VaeSettings, step: int) -> Tensor:
+    """Return the frames, later the clips, of a step; they are the same whatever was run before."""
+    rng = np.random.default_rng((settings.seed, step))
+    frames = step < settings.frame_steps
+    count = settings.frame_batch if frames else settings.clip_batch
+    scenes = [sample_scene(rng, bodies=1 + int(rng.random() < settings.pairs)) for _ in range(count)]
+    clips = [render(scene) for scene in scenes]
+    return to_tensor([clip[[rng.integers(FRAMES)]] for clip in clips] if frames else clips)
 
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
@@ -69,21 +66,24 @@ def foreground_weight(clips: Tensor, extra: float) -> Tensor:
     return 1.0 + extra * differs.float()
 
 
+def reconstruction_loss(decoded: Tensor, clips: Tensor, foreground: float) -> tuple[Tensor, dict[str, float]]:
+    """Return the weighted loss of decoded clips, and what to log.
+
+    Its square gets a VAE off the plateau on which only the background is right, its absolute value makes edges sharp.
+    """
+    weight, error = foreground_weight(clips, foreground), (decoded - clips).abs()
+    loss = (weight * (error + 2 * error**2)).sum() / (weight.sum() * 3)
+    return loss, {"l1": float(error.detach().mean()), "weighted": float(loss.detach())}
+
+
 def vae_loss(vae: AutoencoderKLWan, clips: Tensor, settings: VaeSettings) -> tuple[Tensor, dict[str, float]]:
     """Return the weighted L1 loss plus the KL term, and what to log."""
     posterior = vae.encode(clips).latent_dist
     decoded = decode_unclamped(vae, posterior.sample())
-    weight = foreground_weight(clips, settings.foreground)
-    error = (decoded - clips).abs()
-    # The square gets it off the plateau on which only the background is right, the absolute value makes edges sharp.
-    reconstruction = (weight * (error + 2 * error**2)).sum() / (weight.sum() * 3)
+    reconstruction, values = reconstruction_loss(decoded, clips, settings.foreground)
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
-    return reconstruction + settings.kl * kl, {
-        "l1": float(error.detach().mean()),
-        "weighted": float(reconstruction.detach()),
-        "kl": float(kl.detach()),
-        "sigma": float(posterior.std.detach().mean()),
-    }
+    others = {"kl": float(kl.detach()), "sigma": float(posterior.std.detach().mean())}
+    return reconstruction + settings.kl * kl, {**values, **others}
 
 
 def train_vae(run: Run, settings: VaeSettings) -> AutoencoderKLWan:
@@ -92,30 +92,16 @@ def train_vae(run: Run, settings: VaeSettings) -> AutoencoderKLWan:
     vae = build_vae().to(DEVICE)
     # Start with little posterior noise: from sigma = 1 the encoder collapsed onto the prior.
     torch.nn.init.constant_(vae.quant_conv.bias[LATENT_CHANNELS:], -4.0)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    start = 0
-    if (state := run.load("vae")) is not None:
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    bar = tqdm(vae_batches(settings, start), total=settings.steps, initial=start, desc="vae")
-    for step, clips in enumerate(bar, start):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings.steps, settings.warmup, settings.learning_rate)
-            if step >= settings.frame_steps:
-                group["lr"] = learning_rate(
-                    step - settings.frame_steps, settings.clip_steps, settings.warmup, settings.learning_rate
-                )
-        loss, values = vae_loss(vae, clips.to(DEVICE), settings)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        bar.set_postfix(l1=f"{values['l1']:.4f}", kl=f"{values['kl']:.2f}")
-        if step % 50 == 49:
-            run.log("vae", step=step + 1, **values)
-        if step % 100 == 99 or step + 1 == settings.steps:
-            run.save("vae", {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+
+    def rate(step: int) -> float:
+        late = step - settings.frame_steps
+        phase = (step, settings.steps) if late < 0 else (late, settings.clip_steps)
+        return learning_rate(*phase, settings.warmup, settings.learning_rate)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        return vae_loss(vae, vae_batch(settings, step).to(DEVICE), settings)
+
+    minimise(run, "vae", vae, settings.steps, rate, loss)
     return vae.eval()
 
 
@@ -141,35 +127,19 @@ def refine_decoder(run: Run, settings: DecoderSettings, scenes: list[Scene]) -> 
     vae = build_vae().to(DEVICE)
     vae.load_state_dict(state["model"])
     vae.requires_grad_(False)
-    parameters = [
-        *vae.decoder.requires_grad_(True).parameters(),
-        *vae.post_quant_conv.requires_grad_(True).parameters(),
-    ]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    start = 0
-    if (saved := run.load("decoder")) is not None:
-        vae.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
     spread = data["mean"].std((0, 2, 3, 4))[:, None, None, None]
-    bar = tqdm(range(start, settings.steps), total=settings.steps, initial=start, desc="decoder")
-    for step in bar:
+
+    def rate(step: int) -> float:
+        return learning_rate(step, settings.steps, settings.warmup, settings.learning_rate)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((settings.seed, step))
         indices = rng.integers(len(scenes), size=settings.batch)
         clips = to_tensor([render(scenes[index]) for index in indices]).to(DEVICE)
         deviation = (data["deviation"][indices] ** 2 + (settings.noise * spread) ** 2).sqrt()
         latents = data["mean"][indices] + deviation * torch.randn_like(deviation)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings.steps, settings.warmup, settings.learning_rate)
-        error = (decode_unclamped(vae, latents) - clips).abs()
-        weight = foreground_weight(clips, settings.foreground)
-        loss = (weight * (error + 2 * error**2)).sum() / (weight.sum() * 3)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        bar.set_postfix(loss=f"{loss.item():.4f}")
-        if step % 50 == 49:
-            run.log("decoder", step=step + 1, weighted=loss.item(), l1=float(error.detach().mean()))
-        if step % 100 == 99 or step + 1 == settings.steps:
-            run.save("decoder", {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+        return reconstruction_loss(decode_unclamped(vae, latents), clips, settings.foreground)
+
+    minimise(run, "decoder", vae, settings.steps, rate, loss)
