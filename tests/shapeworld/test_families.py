@@ -31,7 +31,7 @@ from unlearning_adapters.shapeworld.training.family import (
 )
 from unlearning_adapters.shapeworld.training.family_vae import refine_family_decoder, train_family_vae
 from unlearning_adapters.shapeworld.training.gold import gold_settings, train_gold
-from unlearning_adapters.shapeworld.training.run import Run
+from unlearning_adapters.shapeworld.training.run import TrainingRun
 from unlearning_adapters.shapeworld.training.wan_denoiser import (
     Captions,
     DenoiserSettings,
@@ -57,7 +57,7 @@ def small(name: str, steps: int):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_trains_resumes_and_becomes_a_pipeline(name, tmp_path):
-    family, run = FAMILIES[name], Run(tmp_path / "run")
+    family, run = FAMILIES[name], TrainingRun(tmp_path / "run")
     vae, denoiser = small(name, 2)
     train_family_vae(family, run, vae)
     train_family_denoiser(family, run, replace(denoiser, steps=1))
@@ -192,7 +192,7 @@ def test_the_scenes_of_the_embedded_model_are_as_they_were():
 
 
 def test_gold_training_resumes(tmp_path):
-    run, settings = Run(tmp_path), replace(gold_settings("red"), steps=2, batch=4, scenes=6, pair_scenes=2)
+    run, settings = TrainingRun(tmp_path), replace(gold_settings("red"), steps=2, batch=4, scenes=6, pair_scenes=2)
     train_gold(run, replace(settings, steps=1))
     train_gold(run, settings)
     assert run.load("denoiser")["step"] == 2

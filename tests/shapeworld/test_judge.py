@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.shapeworld.world.judge import UNKNOWN, Verdict, judge_clip, judge_clips
+from unlearning_adapters.shapeworld.world.judge import UNKNOWN, SceneReading, judge_clip, judge_clips
 from unlearning_adapters.shapeworld.world.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -60,7 +60,7 @@ def draw(body: Body, background: str, distance: Callable[[int, np.ndarray, np.nd
     return np.rint(clip).astype(np.uint8)
 
 
-def assert_accurate(truth: list[Scene], verdicts: list[Verdict], least: float, most_confused: float) -> None:
+def assert_accurate(truth: list[Scene], verdicts: list[SceneReading], least: float, most_confused: float) -> None:
     assert np.mean([verdict.valid for verdict in verdicts]) >= least
     for name in FACTORS:
         pairs = [(scene.factors[name], verdict.factors[name]) for scene, verdict in zip(truth, verdicts, strict=True)]
@@ -239,7 +239,7 @@ def test_strange_clips_never_raise() -> None:
             part = slice(*sorted(rng.integers(0, frames + 1, 2)))
             clip[part, top : top + height, left : left + width] = rng.integers(0, 256, 3)
         verdict = judge_clip(clip)
-        assert verdict.valid or verdict == Verdict(valid=False, reason=verdict.reason), trial
+        assert verdict.valid or verdict == SceneReading(valid=False, reason=verdict.reason), trial
         assert np.isfinite(verdict.displacement)
         for name, value in verdict.factors.items():
             assert value in {*FACTORS[name], UNKNOWN, "static"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unlearning_adapters.shapeworld.world.judge import UNKNOWN, Verdict, judge_clip, judge_clips
+from unlearning_adapters.shapeworld.world.judge import UNKNOWN, SceneReading, judge_clip, judge_clips
 from unlearning_adapters.shapeworld.world.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -32,10 +32,10 @@ def smooth_field(rng: np.random.Generator, cutoff: float, amplitude: float, movi
     return np.broadcast_to(np.clip(field, 0, 255), (FRAMES, SIZE, SIZE, 3)).astype(np.uint8)
 
 
-def assert_junk(verdict: Verdict) -> None:
+def assert_junk(verdict: SceneReading) -> None:
     assert not verdict.valid
     assert verdict.reason
-    assert verdict == Verdict(valid=False, reason=verdict.reason)
+    assert verdict == SceneReading(valid=False, reason=verdict.reason)
     assert set(verdict.factors.values()) == {UNKNOWN}
 
 

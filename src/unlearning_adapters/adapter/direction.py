@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unlearning_adapters.config import check_gain, check_keys, check_strength
+from unlearning_adapters.config import check_gain, check_keys, check_strength, site_strength
 from unlearning_adapters.errors import ConfigError
 
 FORMAT_VERSION = 3  # with directions of both kinds
@@ -52,6 +52,22 @@ class Direction:
     def in_features(self) -> int:
         """Width of the site's input."""
         return int(self.read.shape[1])
+
+    def stock_factor(self, response: Tensor, strength: float, site: str = "") -> Tensor:
+        """Return the LoRA factor that makes this edit on one weight W, `B = -strength * gain * W write^T`.
+
+        Args:
+            response: What the weight makes of the writes, `write @ W.T`, shape (rank, out_features), float32.
+            strength: Strength of the adapter.
+            site: What an error calls the site, if anything.
+
+        Returns:
+            Shape (out_features, rank); `W + B @ read` is the edited weight.
+
+        Raises:
+            ConfigError: If strength times gain is out of range.
+        """
+        return -site_strength(strength, self.gain, site) * response.T
 
     @property
     def orthogonal(self) -> bool:

@@ -9,7 +9,7 @@ from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.evaluation.arms.generate import ClipRequest
 from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
 from unlearning_adapters.shapeworld.world.captions import compose_pair, draw_wording, is_held_out
-from unlearning_adapters.shapeworld.world.prompts import find_factor
+from unlearning_adapters.shapeworld.world.prompts import PREFIX, find_factor
 from unlearning_adapters.shapeworld.world.scenes import FACTORS, sample_scene
 
 from .target import Target, target_of
@@ -29,7 +29,7 @@ def shapeworld_target(value: str, count: int, seed: int = SEED) -> Target:
     factor = find_factor(value)
     suite = shapeworld_suite(value, 2 * count, seed)  # half as many paraphrases as prompts
     try:
-        pairs = tuple((pair.unsafe, pair.safe) for pair in load_concept(f"shapeworld-{value}").pairs)
+        pairs = tuple((pair.unsafe, pair.safe) for pair in load_concept(f"{PREFIX}{value}").pairs)
     except ConceptError:  # a value without a shipped concept
         pairs = ()
     target = target_of(suite, pairs, count, FILLERS.get(factor, ""))

@@ -14,7 +14,7 @@ from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
 from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.concepts.concept import Concept
-from unlearning_adapters.config import BuildConfig, site_strength
+from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import DenoiserError
 from unlearning_adapters.methods.registry import METHODS, find_direction, find_strength
 from unlearning_adapters.methods.strength import pair_shares
@@ -155,7 +155,7 @@ def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: floa
         response = layer_response(networks[component], path, direction.write)
         if response is None:
             return {}  # only this package's own loader, which needs no factor, can use the adapter
-        factors[name] = (-site_strength(strength, direction.gain, name) * response.T).contiguous()
+        factors[name] = direction.stock_factor(response, strength, name).contiguous()
     return factors
 
 

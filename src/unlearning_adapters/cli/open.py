@@ -57,10 +57,9 @@ def open_suite(source: Any, clips: int | None = None) -> Any:
 
 def shapeworld_value(name: str) -> str:
     """Return the value of the embedded world that a concept is about, such as "red"; "" if it is about none."""
-    from unlearning_adapters.evaluation.suites.shapeworld import values
+    from unlearning_adapters.shapeworld.world.prompts import value_named
 
-    value = name.removeprefix(f"{SHAPEWORLD}-")
-    return value if value in values() else ""
+    return value_named(name)
 
 
 def read_result(path: str) -> Any:

@@ -31,6 +31,7 @@ from unlearning_adapters.evaluation.detectors.detector import Detector, as_detec
 from unlearning_adapters.evaluation.reports.report import Report, make_report
 from unlearning_adapters.evaluation.suites.file import read_suite, suite_from_dict
 from unlearning_adapters.evaluation.suites.suite import Case, Suite
+from unlearning_adapters.shapeworld.world.prompts import PREFIX
 
 RECORD = "run.json"
 REPEATED = 2  # clips of the base that are made once more at the end, without batches
@@ -165,7 +166,7 @@ def as_suite(adapter: UnlearningAdapter | None, suite: Suite | Concept | str | P
 
 def default_detectors(suite: Suite) -> tuple[Detector, ...]:
     """Return the detectors of a suite of the embedded world; for others there is no choice that fits all."""
-    if suite.name.startswith("shapeworld-"):
+    if suite.name.startswith(PREFIX):
         return as_detectors(["shapes", "validity", "motion"])
     raise EvaluationError(
         f"No detector was given for the suite {suite.name!r}, and none fits every concept. "

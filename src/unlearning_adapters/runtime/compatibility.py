@@ -110,7 +110,7 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter) -> UnlearningAdapt
                 f"The stock LoRA factor of {site} cannot be computed, since its weight is quantised or offloaded out "
                 "of reach. Load the base without quantisation and offloading."
             )
-        factors[site] = (-adapter.strength_at(site) * response.T).contiguous()
+        factors[site] = direction.stock_factor(response, adapter.strength, site).contiguous()
     return replace(adapter, lora_B={site: factors[site] for site in adapter.directions})
 
 
@@ -166,14 +166,15 @@ def base_deviation(adapter: UnlearningAdapter, weights: Mapping[str, Tensor]) ->
     for site, weight in weights.items():
         if site not in adapter.directions or site not in adapter.lora_B:
             raise SiteError(f"The adapter has no stock factor for the site {site!r}. Choose from `adapter.lora_B`.")
-        write, factor = adapter.directions[site].write.to(weight.device), adapter.lora_B[site].to(weight.device)
+        direction, factor = adapter.directions[site], adapter.lora_B[site].to(weight.device)
+        write = direction.write.to(weight.device)
         expected_shape = (factor.shape[0], write.shape[1])
         if tuple(weight.shape) != expected_shape:
             raise BaseMismatchError(
                 f"The weight of {site!r} has shape {tuple(weight.shape)}, but the adapter was built on one of shape "
                 f"{expected_shape}. Load the base {adapter.info.base_model!r}, or build the adapter for this one."
             )
-        expected = -adapter.strength_at(site) * (weight.float() @ write.float().T)
+        expected = direction.stock_factor(write.float() @ weight.float().T, adapter.strength, site)
         scale, difference = float(expected.norm()), float((factor.float() - expected).norm())
         largest = max(largest, difference / scale if scale else float("inf") if difference else 0.0)
     return largest

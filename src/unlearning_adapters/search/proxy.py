@@ -62,7 +62,7 @@ class Score:
 
 
 @dataclass
-class _Probed(Call):
+class _ProbedCall(Call):
     """A call, and what is compared with its prediction, one row per prompt."""
 
     probe: Tensor = field(default_factory=lambda: torch.empty(0))  # g / |g|^2, or the base's own prediction
@@ -134,7 +134,7 @@ class Proxy:
             drift += (moved / whole).sqrt().tolist()
         return Score(tuple(leftover), tuple(drift))
 
-    def _batches(self, count: int, make: Callable[[range], list[_Probed]]) -> list[list[_Probed]]:
+    def _batches(self, count: int, make: Callable[[range], list[_ProbedCall]]) -> list[list[_ProbedCall]]:
         """Record all batches; prompt by prompt where the predictions of a batch cannot be told apart."""
         try:
             return [make(range(start, min(start + self.size, count))) for start in range(0, count, self.size)]
@@ -145,7 +145,7 @@ class Proxy:
             return self._batches(count, make)
 
     @torch.no_grad()
-    def _concept(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_Probed]:
+    def _concept(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_ProbedCall]:
         items, seeds = [prompts.named[i] for i in chosen], [seed + i for i in chosen]
         calls = self._record([item.prompt for item in items], seeds)
         count = max(len(item.safe) for item in items)
@@ -167,7 +167,7 @@ class Proxy:
         return calls
 
     @torch.no_grad()
-    def _unchanged(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_Probed]:
+    def _unchanged(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_ProbedCall]:
         seeds = [seed + i for i in chosen]
         calls = self._record([prompts.kept[i] for i in chosen], seeds)
         empty = self._text_of([""] * len(chosen), seeds, calls[0])
@@ -179,14 +179,14 @@ class Proxy:
             raise _alike(prompts.kept[chosen[int(whole.argmin())]], "an empty prompt")
         return calls
 
-    def _record(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[_Probed]:
+    def _record(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[_ProbedCall]:
         found = record_calls(self.run, self.networks, prompts, seeds, self.calls)
-        return [_Probed(call.component, call.args, call.kwargs) for call in found]
+        return [_ProbedCall(call.component, call.args, call.kwargs) for call in found]
 
     def _text_of(self, prompts: Sequence[str], seeds: Sequence[int], first: Call) -> Call:
         return text_of(self.run, self.networks, prompts, seeds, first)
 
-    def _again(self, call: _Probed) -> Tensor:
+    def _again(self, call: _ProbedCall) -> Tensor:
         return self._predict(call, len(call.offset))
 
     def _predict(self, call: Call, rows: int) -> Tensor:

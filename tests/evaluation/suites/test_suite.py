@@ -12,16 +12,17 @@ from unlearning_adapters.concepts.concept import Concept, Pair, load_concept, sa
 from unlearning_adapters.errors import ConfigError, EvaluationError
 from unlearning_adapters.evaluation.suites.file import read_suite, suite_from_dict
 from unlearning_adapters.evaluation.suites.overlap import near_prompts
-from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite, values
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
 from unlearning_adapters.evaluation.suites.suite import EvaluationPrompt, PromptSet, Suite, derived_seed
 from unlearning_adapters.shapeworld.world.captions import is_held_out
+from unlearning_adapters.shapeworld.world.scenes import FACTORS
 
 
 def forget(*texts: str) -> PromptSet:
     return PromptSet.of("forget", "forget", texts or ("a red car",))
 
 
-@pytest.mark.parametrize("value", values())
+@pytest.mark.parametrize("value", [value for values in FACTORS.values() for value in values])
 def test_every_value_of_the_embedded_world_has_a_suite(value: str) -> None:
     suite = shapeworld_suite(value, 8)
     (factor,) = suite.target

@@ -105,17 +105,17 @@ def train_esd(
         ConfigError: If `call_kwargs` has an argument that the pipeline lacks.
         DenoiserError: If the pipeline has no denoiser, its cache skips blocks, or the training diverged.
     """
-    course = _Course(pipe, concept, settings, dict(call_kwargs or {}))
-    lora = course.lora
+    training = _EsdTraining(pipe, concept, settings, dict(call_kwargs or {}))
+    lora = training.lora
     optimizer = torch.optim.Adam(lora.parameters, lr=settings.learning_rate)
-    held = [parameter for network in course.networks.values() for parameter in network.parameters()]
+    held = [parameter for network in training.networks.values() for parameter in network.parameters()]
     trained = [parameter for parameter in held if parameter.requires_grad]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
         with tqdm(total=settings.steps, desc="ESD", unit="step", disable=not progress) as bar:
             for step in range(settings.steps):
-                loss, gradients = course.step()
+                loss, gradients = training.step()
                 if not math.isfinite(loss):
                     raise DenoiserError(
                         f"The training of ESD diverged: the loss of step {step + 1} is {loss}. Lower `learning_rate`, "
@@ -132,7 +132,7 @@ def train_esd(
     return SiteLora({site: (down.detach(), up.detach()) for site, (down, up) in lora.factors.items()})
 
 
-class _Course:
+class _EsdTraining:
     """What stays the same while a LoRA is trained, and the source of all chance."""
 
     def __init__(self, pipe: Any, concept: Concept, settings: EsdSettings, call: dict[str, Any]) -> None:

@@ -14,9 +14,10 @@ from unlearning_adapters.concepts.wording import show
 from unlearning_adapters.config import check_keys
 from unlearning_adapters.errors import EvaluationError, UnlearningError
 from unlearning_adapters.evaluation.metrics import FORGET, ROLES
+from unlearning_adapters.shapeworld.world.prompts import value_named
 
 from .public import PROMPT_SETS, load_prompt_set
-from .shapeworld import shapeworld_suite, values
+from .shapeworld import shapeworld_suite
 from .suite import EvaluationPrompt, PromptSet, Suite
 
 GROUP = "unlearning_adapters.prompt_sets"  # of entry points: a callable of a path that returns prompt sets
@@ -49,8 +50,8 @@ def read_suite(source: str | Path, role: str = FORGET) -> Suite:
         {'colour': 'red'}
     """
     text, path = str(source), Path(source)
-    if text.removeprefix("shapeworld-") in values():
-        return shapeworld_suite(text.removeprefix("shapeworld-"))
+    if value := value_named(text):
+        return shapeworld_suite(value)
     loader, colon, rest = text.partition(":")
     if colon and loader in PROMPT_SETS:
         return Suite(loader, tuple(load_prompt_set(loader, rest)))

@@ -10,8 +10,13 @@ from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.evaluation.metrics import FORGET, GENERIC, NEIGHBOUR, PARAPHRASE
 from unlearning_adapters.shapeworld.models.generate import GENERATION, generation_of
 from unlearning_adapters.shapeworld.world.captions import WORDS
-from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, draw_prompts, find_factor, neighbour_prompts
-from unlearning_adapters.shapeworld.world.scenes import FACTORS
+from unlearning_adapters.shapeworld.world.prompts import (
+    PREFIX,
+    LabelledPrompt,
+    draw_prompts,
+    find_factor,
+    neighbour_prompts,
+)
 
 from .suite import EvaluationPrompt, PromptSet, Suite
 
@@ -58,7 +63,7 @@ def shapeworld_suite(
         pairs = ()
     sides = dict.fromkeys(side for pair in pairs for side in (pair.unsafe, pair.safe))
     call = dict(GENERATION if not generation else generation)
-    return Suite(f"shapeworld-{value}", tuple(sets), {factor: value}, call, words, tuple(sides), sensitive=False)
+    return Suite(f"{PREFIX}{value}", tuple(sets), {factor: value}, call, words, tuple(sides), sensitive=False)
 
 
 def suite_for(suite: Suite, pipe: Any, **call: Any) -> Suite:
@@ -97,8 +102,3 @@ def _generic(factor: str, count: int, seed: int) -> PromptSet:
         text = f"a {thing}{motion} on a {named['background']} background"
         made.append(EvaluationPrompt(text, f"{index:04d}", item.seed, named))
     return PromptSet("generic", GENERIC, tuple(made))
-
-
-def values() -> tuple[str, ...]:
-    """Return all values that the embedded world knows."""
-    return tuple(value for known in FACTORS.values() for value in known)

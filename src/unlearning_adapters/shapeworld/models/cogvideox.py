@@ -10,7 +10,7 @@ from transformers import T5Config, T5EncoderModel
 
 from unlearning_adapters.shapeworld.world.scenes import FRAMES
 
-from .family import Family
+from .family import ModelFamily
 from .generate import OTHERS, call_defaults
 from .wan import T5_CONFIG, TEXT_WIDTH
 
@@ -104,7 +104,7 @@ def assemble(parts: dict[str, Any]) -> CogVideoXPipeline:
     )
 
 
-COGVIDEOX = Family(
+COGVIDEOX = ModelFamily(
     name=NAME,
     frames=FRAMES,
     size=SIZE,

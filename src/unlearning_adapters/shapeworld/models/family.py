@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """One architecture of a ShapeWorld model: how its parts are made, and how they work together.
 
     Args:

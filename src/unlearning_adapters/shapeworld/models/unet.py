@@ -9,7 +9,7 @@ from diffusers.models.resnet import TemporalConvLayer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from .family import Family
+from .family import ModelFamily
 from .generate import OTHERS, call_defaults
 
 NAME = "shapeworld-unet"
@@ -134,7 +134,7 @@ def assemble(parts: dict[str, Any]) -> TextToVideoSDPipeline:
     )
 
 
-UNET = Family(
+UNET = ModelFamily(
     name=NAME,
     frames=FRAMES,
     size=SIZE,

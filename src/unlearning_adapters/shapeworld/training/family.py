@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unlearning_adapters.shapeworld.models.cogvideox import COGVIDEOX
-from unlearning_adapters.shapeworld.models.family import Family
+from unlearning_adapters.shapeworld.models.family import ModelFamily
 from unlearning_adapters.shapeworld.models.unet import UNET
 from unlearning_adapters.shapeworld.models.wan import build_tokenizer
 from unlearning_adapters.shapeworld.world.captions import WORDS
@@ -27,7 +27,7 @@ from unlearning_adapters.shapeworld.world.scenes import Scene, render
 
 from .curriculum import Curriculum, strangeness, to_the_noisiest
 from .family_vae import FamilyVaeSettings, refine_family_decoder, train_family_vae
-from .run import DEVICE, Run, parse_stage, stage_parser, to_tensor
+from .run import DEVICE, TrainingRun, parse_stage, stage_parser, to_tensor
 from .wan_denoiser import Captions, DenoiserSettings, Training, training_scenes
 
 VALUES = tuple((factor, value) for factor, values in WORDS.items() for value in values)
@@ -60,7 +60,7 @@ SETTINGS = {
 class Conditioned(torch.nn.Module):
     """Text encoder and denoiser, trained as one module; prompts are padded and not masked, as the pipelines do it."""
 
-    def __init__(self, family: Family, vocabulary_size: int) -> None:
+    def __init__(self, family: ModelFamily, vocabulary_size: int) -> None:
         super().__init__()
         self.family = family
         self.text_encoder = family.build_text_encoder(vocabulary_size)
@@ -100,7 +100,7 @@ def tags_of(tokenizer: Any) -> Tensor:
 
 
 @torch.no_grad()
-def encode_scenes(family: Family, run: Run, scenes: list[Scene]) -> tuple[Tensor, Tensor, float]:
+def encode_scenes(family: ModelFamily, run: TrainingRun, scenes: list[Scene]) -> tuple[Tensor, Tensor, float]:
     """Return means and deviations of the scenes' latents, scaled to variance 1, and the scale."""
     if (data := run.load("latents")) is not None:
         return data["mean"], data["deviation"], float(data["scale"])
@@ -124,7 +124,7 @@ def encode_scenes(family: Family, run: Run, scenes: list[Scene]) -> tuple[Tensor
 
 def diffusion_batch(
     rng: np.random.Generator,
-    family: Family,
+    family: ModelFamily,
     mean: Tensor,
     deviation: Tensor,
     share: float = 0.5,
@@ -148,7 +148,7 @@ def diffusion_batch(
     return noisy, timestep.to(DEVICE), kept.sqrt() * noise - (1 - kept).sqrt() * clean
 
 
-def train_family_denoiser(family: Family, run: Run, settings: FamilySettings) -> None:
+def train_family_denoiser(family: ModelFamily, run: TrainingRun, settings: FamilySettings) -> None:
     """Train text encoder and denoiser together, from the newest checkpoint if there is one."""
     scenes = training_scenes(settings)
     mean, deviation, _ = encode_scenes(family, run, scenes)
@@ -178,7 +178,7 @@ def train_family_denoiser(family: Family, run: Run, settings: FamilySettings) ->
             training.save()
 
 
-def assemble(family: Family, run: Run, weights: str = "average") -> Any:
+def assemble(family: ModelFamily, run: TrainingRun, weights: str = "average") -> Any:
     """Return the pipeline of the newest checkpoints of a run."""
     # The refined decoder if there is one.
     vae_state, data, state = run.load("decoder") or run.load("vae"), run.load("latents"), run.load("denoiser")
@@ -198,7 +198,9 @@ def assemble(family: Family, run: Run, weights: str = "average") -> Any:
     return pipe
 
 
-def export(family: Family, run: Run, folder: Path, vae: FamilyVaeSettings, denoiser: FamilySettings) -> None:
+def export(
+    family: ModelFamily, run: TrainingRun, folder: Path, vae: FamilyVaeSettings, denoiser: FamilySettings
+) -> None:
     """Write the pipeline in half precision, with the training log beside it."""
     assemble(family, run).to(torch.float16).save_pretrained(folder, safe_serialization=True)
     run.publish(folder, {"vae": asdict(vae), "denoiser": asdict(denoiser)})

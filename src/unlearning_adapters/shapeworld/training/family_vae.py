@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearning_adapters.shapeworld.models.family import Family
+from unlearning_adapters.shapeworld.models.family import ModelFamily
 from unlearning_adapters.shapeworld.world.scenes import Scene, render, sample_scene
 
-from .run import DEVICE, Run, learning_rate, minimise, to_tensor
+from .run import DEVICE, TrainingRun, learning_rate, minimise, to_tensor
 from .wan_vae import reconstruction_loss
 
 
@@ -32,7 +32,7 @@ class FamilyVaeSettings:
     seed: int = 1
 
 
-def vae_batch(family: Family, settings: FamilyVaeSettings, step: int) -> Tensor:
+def vae_batch(family: ModelFamily, settings: FamilyVaeSettings, step: int) -> Tensor:
     """Return the frames, later the clips, of a step; they are the same whatever was run before."""
     rng = np.random.default_rng((settings.seed, step))
     frames = step < settings.frame_steps
@@ -42,7 +42,9 @@ def vae_batch(family: Family, settings: FamilyVaeSettings, step: int) -> Tensor:
     return to_tensor([clip[[rng.integers(family.frames)]] for clip in clips] if frames else clips)
 
 
-def vae_loss(family: Family, vae: Any, clips: Tensor, settings: FamilyVaeSettings) -> tuple[Tensor, dict[str, float]]:
+def vae_loss(
+    family: ModelFamily, vae: Any, clips: Tensor, settings: FamilyVaeSettings
+) -> tuple[Tensor, dict[str, float]]:
     """Return the weighted L1 and L2 loss plus the KL term, and what to log."""
     mean, deviation = family.encode(vae, clips)
     spread = (deviation.square() + (settings.noise * mean.detach().std()) ** 2).sqrt()
@@ -52,7 +54,7 @@ def vae_loss(family: Family, vae: Any, clips: Tensor, settings: FamilyVaeSetting
     return reconstruction + settings.kl * kl, {**values, "kl": float(kl.detach())}
 
 
-def train_family_vae(family: Family, run: Run, settings: FamilyVaeSettings) -> None:
+def train_family_vae(family: ModelFamily, run: TrainingRun, settings: FamilyVaeSettings) -> None:
     """Train the VAE, from the newest checkpoint if there is one."""
     torch.manual_seed(settings.seed)
     vae = family.build_vae().to(DEVICE)
@@ -74,7 +76,7 @@ def train_family_vae(family: Family, run: Run, settings: FamilyVaeSettings) -> N
 
 
 def refine_family_decoder(
-    family: Family, run: Run, settings: FamilyVaeSettings, scenes: list[Scene], steps: int = 400
+    family: ModelFamily, run: TrainingRun, settings: FamilyVaeSettings, scenes: list[Scene], steps: int = 400
 ) -> None:
     """Train the decoder alone on the stored latents of the denoiser's scenes; the latents stay as they are."""
     state, data = run.load("vae"), run.load("latents")

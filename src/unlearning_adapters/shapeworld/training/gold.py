@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
 
 from .language import encode_clips
-from .run import Run, parse_stage, stage_parser
+from .run import TrainingRun, parse_stage, stage_parser
 from .wan_denoiser import DenoiserSettings, TextConditioned, train_on, training_scenes
 
 
@@ -27,13 +27,13 @@ def gold_settings(value: str) -> DenoiserSettings:
     return DenoiserSettings(steps=900, batch=64, without=value)
 
 
-def train_gold(run: Run, settings: DenoiserSettings) -> None:
+def train_gold(run: TrainingRun, settings: DenoiserSettings) -> None:
     """Train text encoder and denoiser together, from the newest checkpoint if there is one."""
     scenes = training_scenes(settings)
     train_on(run, settings, scenes, *encode_clips(run, scenes), stage="gold")
 
 
-def assemble_gold(run: Run, value: str, weights: str = "average") -> WanPipeline:
+def assemble_gold(run: TrainingRun, value: str, weights: str = "average") -> WanPipeline:
     """Return the pipeline of the newest checkpoint of a run."""
     state = run.load("denoiser")
     if state is None:
@@ -49,7 +49,7 @@ def assemble_gold(run: Run, value: str, weights: str = "average") -> WanPipeline
     return pipe
 
 
-def export(run: Run, settings: DenoiserSettings, folder: Path) -> None:
+def export(run: TrainingRun, settings: DenoiserSettings, folder: Path) -> None:
     """Write the pipeline in half precision, with the training log and settings beside it."""
     assemble_gold(run, settings.without).to(torch.float16).save_pretrained(folder, safe_serialization=True)
     run.publish(folder, asdict(settings))

@@ -24,7 +24,7 @@ from unlearning_adapters.shapeworld.world.captions import describe
 from unlearning_adapters.shapeworld.world.phrases import TRAINED
 from unlearning_adapters.shapeworld.world.scenes import Scene, render
 
-from .run import DEVICE, Run, parse_stage, stage_parser, to_tensor
+from .run import DEVICE, TrainingRun, parse_stage, stage_parser, to_tensor
 from .wan_denoiser import (
     DenoiserSettings,
     PaddedCrossAttention,
@@ -86,7 +86,7 @@ class EncodedCaptions:
 
     @classmethod
     @torch.no_grad()
-    def encode(cls, run: Run, scenes: list[Scene], settings: LanguageSettings) -> "EncodedCaptions":
+    def encode(cls, run: TrainingRun, scenes: list[Scene], settings: LanguageSettings) -> "EncodedCaptions":
         """Draw and encode the captions, or read them from the run; the last row of the table is the empty prompt."""
         if (data := run.load("captions")) is not None:
             return cls(data["tokens"], data["starts"], settings.captions)
@@ -124,7 +124,7 @@ class EncodedCaptions:
 
 
 @torch.no_grad()
-def encode_clips(run: Run, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+def encode_clips(run: TrainingRun, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
     """Return means and deviations of the scenes' latents, scaled as the pipeline scales them."""
     if (data := run.load("latents")) is not None:
         return data["mean"], data["deviation"]
@@ -144,7 +144,7 @@ def encode_clips(run: Run, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
     return data["mean"], data["deviation"]
 
 
-def train_language(run: Run, settings: LanguageSettings) -> None:
+def train_language(run: TrainingRun, settings: LanguageSettings) -> None:
     """Train the denoiser, from the newest checkpoint if there is one."""
     scenes = training_scenes(settings)
     captions = EncodedCaptions.encode(run, scenes, settings)
@@ -165,7 +165,7 @@ def train_language(run: Run, settings: LanguageSettings) -> None:
             training.save()
 
 
-def trained_denoiser(run: Run, weights: str = "average") -> WanTransformer3DModel:
+def trained_denoiser(run: TrainingRun, weights: str = "average") -> WanTransformer3DModel:
     """Return the denoiser of the newest checkpoint of a run."""
     state: dict[str, Any] | None = run.load("denoiser")
     if state is None:
@@ -178,7 +178,7 @@ def trained_denoiser(run: Run, weights: str = "average") -> WanTransformer3DMode
     return model.transformer.eval()
 
 
-def export(run: Run, settings: LanguageSettings, folder: Path) -> None:
+def export(run: TrainingRun, settings: LanguageSettings, folder: Path) -> None:
     """Write the denoiser in half precision, with the training log and settings beside it."""
     trained_denoiser(run).to(torch.float16).save_pretrained(folder, safe_serialization=True)
     run.publish(folder, asdict(settings))

@@ -31,7 +31,7 @@ def to_tensor(clips: list[np.ndarray]) -> Tensor:
     return batch.float().div_(127.5).sub_(1.0)
 
 
-class Run:
+class TrainingRun:
     """A folder that holds the log and the checkpoints of one training run."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +62,7 @@ class Run:
 
 
 def minimise(
-    run: Run,
+    run: TrainingRun,
     stage: str,
     model: torch.nn.Module,
     steps: int,
@@ -112,10 +112,10 @@ def stage_parser(description: str | None, stages: Sequence[str]) -> argparse.Arg
     return parser
 
 
-def parse_stage(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Run]:
+def parse_stage(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, TrainingRun]:
     """Return the arguments and the folder of the run, and set the number of threads."""
     arguments = parser.parse_args()
     if arguments.stage == "export" and arguments.to is None:
         parser.error("the stage 'export' needs --to DIR")
     torch.set_num_threads(arguments.threads)
-    return arguments, Run(arguments.output)
+    return arguments, TrainingRun(arguments.output)

@@ -24,12 +24,12 @@ from unlearning_adapters.shapeworld.models.wan import (
     build_vae,
 )
 
-from .run import Run, parse_stage, stage_parser
+from .run import TrainingRun, parse_stage, stage_parser
 from .wan_denoiser import DenoiserSettings, TextConditioned, train_denoiser, training_scenes
 from .wan_vae import DecoderSettings, VaeSettings, refine_decoder, train_vae
 
 
-def assemble(run: Run, weights: str = "average") -> WanPipeline:
+def assemble(run: TrainingRun, weights: str = "average") -> WanPipeline:
     """Return the pipeline of the newest checkpoints of a run."""
     # The refined decoder if there is one.
     vae_state = run.load("decoder") or run.load("vae")
@@ -47,7 +47,7 @@ def assemble(run: Run, weights: str = "average") -> WanPipeline:
     return WanPipeline(**parts, tokenizer=tokenizer, scheduler=build_scheduler())
 
 
-def export(run: Run, folder: Path) -> None:
+def export(run: TrainingRun, folder: Path) -> None:
     """Write the pipeline in half precision, with the training log and settings beside it."""
     pipe = assemble(run).to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)

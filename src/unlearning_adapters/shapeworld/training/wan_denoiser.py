@@ -21,7 +21,7 @@ from unlearning_adapters.shapeworld.models.wan import (
 from unlearning_adapters.shapeworld.world.captions import WORDS, describe
 from unlearning_adapters.shapeworld.world.scenes import Scene, render, sample_scene
 
-from .run import DEVICE, Run, learning_rate, to_tensor
+from .run import DEVICE, TrainingRun, learning_rate, to_tensor
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def values_shown(scene: Scene) -> set[str]:
 
 
 @torch.no_grad()
-def encode_scenes(run: Run, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+def encode_scenes(run: TrainingRun, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
     """Return the means and deviations of the scenes' latents, and keep them in the run."""
     if (data := run.load("latents")) is not None:
         return data["mean"], data["deviation"]
@@ -85,7 +85,7 @@ def encode_scenes(run: Run, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def normalised(run: Run, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+def normalised(run: TrainingRun, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     """Scale the latents to mean 0 and variance 1 per channel, as the pipeline will, and keep the statistics."""
     scale = (mean.var((0, 2, 3, 4)) + deviation.square().mean((0, 2, 3, 4))).sqrt()[:, None, None, None]
     centre = mean.mean((0, 2, 3, 4))[:, None, None, None]
@@ -212,7 +212,7 @@ def flow_batch(rng: np.random.Generator, mean: Tensor, deviation: Tensor) -> tup
 class Training:
     """Model, optimisers and weight average of the second stage, saved and restored together."""
 
-    def __init__(self, run: Run, settings: DenoiserSettings, model: torch.nn.Module) -> None:
+    def __init__(self, run: TrainingRun, settings: DenoiserSettings, model: torch.nn.Module) -> None:
         self.run, self.settings, self.step = run, settings, 0
         self.model = model.to(DEVICE)
         self.optimizers = build_optimizers(self.model, settings)
@@ -247,14 +247,14 @@ class Training:
         self.run.save("denoiser", {"model": model, "optimizers": states, "average": self.average, "step": self.step})
 
 
-def train_denoiser(run: Run, settings: DenoiserSettings, compiled: bool) -> None:
+def train_denoiser(run: TrainingRun, settings: DenoiserSettings, compiled: bool) -> None:
     """Train text encoder and denoiser together, from the newest checkpoint if there is one."""
     scenes = training_scenes(settings)
     train_on(run, settings, scenes, *normalised(run, *encode_scenes(run, scenes)), compiled)
 
 
 def train_on(
-    run: Run,
+    run: TrainingRun,
     settings: DenoiserSettings,
     scenes: list[Scene],
     mean: Tensor,

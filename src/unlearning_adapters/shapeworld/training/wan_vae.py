@@ -11,7 +11,7 @@ from torch import Tensor
 from unlearning_adapters.shapeworld.models.wan import LATENT_CHANNELS, build_vae
 from unlearning_adapters.shapeworld.world.scenes import FRAMES, Scene, render, sample_scene
 
-from .run import DEVICE, Run, learning_rate, minimise, to_tensor
+from .run import DEVICE, TrainingRun, learning_rate, minimise, to_tensor
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def vae_loss(vae: AutoencoderKLWan, clips: Tensor, settings: VaeSettings) -> tup
     return reconstruction + settings.kl * kl, {**values, **others}
 
 
-def train_vae(run: Run, settings: VaeSettings) -> AutoencoderKLWan:
+def train_vae(run: TrainingRun, settings: VaeSettings) -> AutoencoderKLWan:
     """Train the VAE and return it."""
     torch.manual_seed(settings.seed)
     vae = build_vae().to(DEVICE)
@@ -118,7 +118,7 @@ class DecoderSettings:
     seed: int = 3
 
 
-def refine_decoder(run: Run, settings: DecoderSettings, scenes: list[Scene]) -> None:
+def refine_decoder(run: TrainingRun, settings: DecoderSettings, scenes: list[Scene]) -> None:
     """Train the decoder alone on the stored latents of the training scenes."""
     state, data = run.load("vae"), run.load("latents")
     if state is None or data is None:

@@ -42,7 +42,7 @@ REACH = 21  # half of the window that a template covers
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SceneReading:
     """What a clip shows.
 
     Args:
@@ -71,7 +71,7 @@ class Verdict:
         return {name: str(getattr(self, name)) for name in FACTORS}
 
 
-def judge_clip(clip: NDArray[np.uint8]) -> Verdict:
+def judge_clip(clip: NDArray[np.uint8]) -> SceneReading:
     """Say what a clip shows.
 
     Args:
@@ -99,9 +99,9 @@ def judge_clip(clip: NDArray[np.uint8]) -> Verdict:
         tracks = find_bodies(pixels, ground)
         check_explained(pixels, ground, tracks)
     except NotAScene as error:
-        return Verdict(valid=False, reason=str(error))
+        return SceneReading(valid=False, reason=str(error))
     motion, displacement = judge_motion(tracks[0])
-    return Verdict(
+    return SceneReading(
         valid=True,
         colour=judge_colour(pixels, tracks[0]),
         shape=judge_shape(tracks[0]),
@@ -112,7 +112,7 @@ def judge_clip(clip: NDArray[np.uint8]) -> Verdict:
     )
 
 
-def judge_clips(clips: Iterable[NDArray[np.uint8]]) -> list[Verdict]:
+def judge_clips(clips: Iterable[NDArray[np.uint8]]) -> list[SceneReading]:
     """Return the verdict of each clip, in order."""
     return [judge_clip(clip) for clip in clips]
 

@@ -10,6 +10,8 @@ from unlearning_adapters.errors import ConceptError, ConfigError
 from .captions import held_out_caption
 from .scenes import FACTORS
 
+PREFIX = "shapeworld-"  # of the names of concepts and suites
+
 
 @dataclass(frozen=True)
 class LabelledPrompt:
@@ -33,6 +35,12 @@ def find_factor(value: str) -> str:
             return name
     known = ", ".join(value for values in FACTORS.values() for value in values)
     raise ConfigError(f"ShapeWorld has no value {value!r}. Known values: {known}.")
+
+
+def value_named(name: str) -> str:
+    """Return the value that a name stands for, "red" for "red" and "shapeworld-red"; "" if it stands for none."""
+    value = name.removeprefix(PREFIX)
+    return value if any(value in values for values in FACTORS.values()) else ""
 
 
 def draw_prompts(
