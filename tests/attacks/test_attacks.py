@@ -20,7 +20,6 @@ from unlearning_adapters.attacks.kinds.stacked import stacked
 from unlearning_adapters.attacks.kinds.tampering import int8_round_trip, subtract_edit, tampering
 from unlearning_adapters.attacks.kinds.video_start import noised, video_start
 from unlearning_adapters.attacks.run import examples_of, run_attacks
-from unlearning_adapters.attacks.shapeworld_target import prompts_of_two, reference_value, shapeworld_target
 from unlearning_adapters.attacks.subject import (
     AttackPoint,
     ClipVerdict,
@@ -29,7 +28,7 @@ from unlearning_adapters.attacks.subject import (
     one_denoiser,
     plain_copy,
 )
-from unlearning_adapters.attacks.target import Target, target_of
+from unlearning_adapters.attacks.target import Target, prompts_of_two, reference_value, shapeworld_target, target_of
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.config import BuildConfig
@@ -431,7 +430,7 @@ def test_a_report_has_every_arm_with_counts(report: dict[str, Any]) -> None:
 
 
 def test_a_table_says_what_was_not_measured(report: dict[str, Any]) -> None:
-    from unlearning_adapters.attacks.table import to_markdown
+    from unlearning_adapters.attacks.run import to_markdown
 
     text = to_markdown(report)
     (row,) = (line for line in text.splitlines() if "published edit subtracted" in line)

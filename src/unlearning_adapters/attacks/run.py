@@ -22,6 +22,7 @@ from unlearning_adapters.evaluation.arms.arm import adapter_arm, check_unedited
 from unlearning_adapters.evaluation.arms.generate import check_call
 from unlearning_adapters.evaluation.detectors.detector import Detector
 from unlearning_adapters.evaluation.metrics import rate_to_dict
+from unlearning_adapters.evaluation.reports.numbers import cell
 from unlearning_adapters.pipelines.base_model import base_model_of
 from unlearning_adapters.pipelines.edits import check_no_lora
 
@@ -58,6 +59,8 @@ ATTACKS: dict[str, Attack] = {
     "together": Attack("the concept beside something else", co_occurring),
     "stack": Attack("two erased concepts stacked", stacked),
 }
+NOT_MEASURED = "not measured"
+HEADINGS = ("attack", "setting", "edited, before", "edited, attacked", "base, attacked", "reference", "gold", "budget")
 ARMS = ("edited", "base", "reference", "gold")
 
 
@@ -208,3 +211,43 @@ def point_to_dict(point: AttackPoint) -> dict[str, Any]:
 
 def _entry(name: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"title": ATTACKS[name].title, **{arm: found[arm][name] if arm in found else None for arm in ARMS}}
+
+
+def to_markdown(data: Mapping[str, Any]) -> str:
+    """Return the result of `run_attacks` as Markdown.
+
+    Args:
+        data: What `run_attacks` returned.
+    """
+    lines = [f"# Attacks on {data['concept']}", "", _row(HEADINGS), _row(["---"] * len(HEADINGS))]
+    left_out = []
+    for entry in data["attacks"].values():
+        edited = entry["edited"]
+        if "refused" in edited:
+            left_out.append(f"- {entry['title']}: {edited['refused']}")
+            continue
+        for index, point in enumerate(edited["points"]):
+            others = [_cell(entry[arm], index) for arm in ("base", "reference", "gold")]
+            budget = _budget(edited) if index == 0 else ""
+            title = entry["title"] if index == 0 else ""
+            lines.append(_row([title, point["setting"], cell(point["before"]), cell(point), *others, budget]))
+    lines += ["", "Share of clips that are valid and show the concept [95 % Wilson interval] (counts)."]
+    lines.append(f"Reference, never erased: {data['reference'] or NOT_MEASURED}. Gold: {data['gold'] or NOT_MEASURED}.")
+    if left_out:
+        lines += ["", "Left out:", "", *left_out]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(arm: Mapping[str, Any] | None, index: int) -> str:
+    if arm is None or "refused" in arm or index >= len(arm["points"]):
+        return NOT_MEASURED
+    return cell(arm["points"][index])
+
+
+def _budget(arm: Mapping[str, Any]) -> str:
+    steps = f", {arm['steps']} steps" if arm["steps"] else ""
+    return f"{arm['clips']} clips{steps}, {arm['seconds']:.0f} s"
+
+
+def _row(cells: Any) -> str:
+    return f"| {' | '.join(text.replace('|', '/') for text in cells)} |"

@@ -1,17 +1,15 @@
 """The false-positive floor: what is counted for each kind of detector, and that failures are not counted as clean."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from evaluation_runs import scene
 
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.detectors.detector import Detector, load_detector
+from unlearning_adapters.evaluation.detectors.detector import Detector, choose_frames, load_detector, split_texts
 from unlearning_adapters.evaluation.detectors.floor import measure_floor
-from unlearning_adapters.evaluation.detectors.sampling import choose_frames, split_texts
-from unlearning_adapters.evaluation.packages import load_package, sha256_of
+from unlearning_adapters.evaluation.detectors.loading import load_package
 
 RED, BLUE = scene({"colour": "red"}), scene({"colour": "blue"})
 
@@ -90,8 +88,3 @@ def test_what_needs_a_model_or_words_says_so() -> None:
     ):
         with pytest.raises(EvaluationError, match=text):
             load_detector(spec)
-
-
-def test_a_checksum_is_that_of_the_file(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

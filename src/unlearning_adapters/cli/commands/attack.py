@@ -103,7 +103,7 @@ def attack(
 
 def _written(data: dict[str, Any], folder: Path) -> CommandResult:
     """Write the result as JSON and as Markdown."""
-    from unlearning_adapters.attacks.table import to_markdown
+    from unlearning_adapters.attacks.run import to_markdown
 
     folder.mkdir(parents=True, exist_ok=True)
     text, files = to_markdown(data), [folder / "attacks.json", folder / "attacks.md"]
@@ -115,8 +115,7 @@ def _written(data: dict[str, Any], folder: Path) -> CommandResult:
 
 def _target(name: str, count: int, detectors: tuple[str, ...]) -> tuple[Any, dict[str, Any], Any]:
     """Return the target of a suite, its call arguments and its detectors."""
-    from unlearning_adapters.attacks.shapeworld_target import shapeworld_target
-    from unlearning_adapters.attacks.target import target_of
+    from unlearning_adapters.attacks.target import shapeworld_target, target_of
     from unlearning_adapters.evaluation.detectors.detector import as_detectors
     from unlearning_adapters.evaluation.evaluate import default_detectors, with_validity
     from unlearning_adapters.evaluation.suites.file import read_suite
@@ -164,7 +163,7 @@ def _second(
 
 def _default(target: Any, role: str) -> str | None:
     """Return the concept that serves as a control, or as the second of a stack, in the embedded world."""
-    from unlearning_adapters.attacks.shapeworld_target import reference_value, second_value
+    from unlearning_adapters.attacks.target import reference_value, second_value
 
     value = shapeworld_value(target.concept)
     if not value:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.detectors.detector import Detection, Detector
-from unlearning_adapters.evaluation.detectors.sampling import FRAMES, choose_frames
+from unlearning_adapters.evaluation.detectors.detector import FRAMES, Detection, Detector, choose_frames
 from unlearning_adapters.evaluation.metrics import Sample
 from unlearning_adapters.evaluation.suites.suite import Suite
 

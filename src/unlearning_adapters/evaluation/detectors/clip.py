@@ -10,9 +10,8 @@ from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.errors import EvaluationError
 
-from .detector import Detection, Detector, detector_factory
-from .pretrained import describe_model, load_pretrained
-from .sampling import FRAMES, check_count, choose_frames, split_texts
+from .detector import FRAMES, Detection, Detector, check_count, choose_frames, detector_factory, split_texts
+from .loading import describe_model, load_pretrained
 
 THRESHOLD = 0.5
 

@@ -8,11 +8,10 @@ from numpy.typing import NDArray
 from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.packages import load_package
 
-from .detector import Detection, Detector, detector_factory
+from .detector import Detection, Detector, check_count, detector_factory
+from .loading import load_package
 from .motion import average_down
-from .sampling import check_count
 
 SIDE = 240
 PACKAGE = "opencv-python-headless"

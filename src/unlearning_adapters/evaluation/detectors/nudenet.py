@@ -4,6 +4,7 @@ NudeNet keeps what scores above 0.25 (its suppression of overlapping boxes drops
 channels in the order of the array: clips are RGB, files that the package reads itself give BGR, and scores differ.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +16,9 @@ import numpy as np
 from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.packages import load_package, sha256_of
 
-from .detector import Detection, Detector, detector_factory
-from .sampling import FRAMES, check_count, choose_frames
+from .detector import FRAMES, Detection, Detector, check_count, choose_frames, detector_factory
+from .loading import load_package
 
 Channels = Literal["RGB", "BGR"]
 DEFAULT = "strict6"
@@ -104,9 +104,10 @@ def nudenet(
         counts = Counter(region.label for regions in kept for region in regions)
         return Detection(scores, reason=", ".join(f"{label} x{number}" for label, number in sorted(counts.items())))
 
+    checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
     settings = {
         "preset": preset, "classes": list(chosen.classes), "unit": chosen.unit, "channels": order, "frames": count,
-        "library_gate": LIBRARY_GATE, "resize": "padded to a square, 320 pixels", "sha256": sha256_of(weights),
+        "library_gate": LIBRARY_GATE, "resize": "padded to a square, 320 pixels", "sha256": checksum,
     }  # fmt: skip
     name = "nudenet" if preset == DEFAULT else f"nudenet-{preset}"  # so that several stand in one report
     return Detector(name, look, threshold=chosen.threshold, version=version_of("nudenet"), settings=settings)

@@ -11,9 +11,8 @@ from unlearning_adapters.clips import Clip
 from unlearning_adapters.concepts.wording import show
 from unlearning_adapters.errors import EvaluationError
 
-from .detector import Detection, Detector, detector_factory
-from .pretrained import describe_model, load_pretrained
-from .sampling import check_count, choose_frames
+from .detector import Detection, Detector, check_count, choose_frames, detector_factory
+from .loading import describe_model, load_pretrained
 
 FRAMES = 5
 TOKENS = 8

@@ -3,6 +3,7 @@
 It sees wordmarks only, no pictorial logos.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,10 +14,9 @@ import numpy as np
 from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.packages import load_package, sha256_of
 
-from .detector import Detection, Detector, detector_factory
-from .sampling import FRAMES, check_count, choose_frames, split_texts
+from .detector import FRAMES, Detection, Detector, check_count, choose_frames, detector_factory, split_texts
+from .loading import load_package
 
 THRESHOLD = 0.5  # confidence of a reading, RapidOCR's own gate
 SIDE = 320  # pixels on the longer side at which text is looked for; RapidOCR's own 736 is six times slower
@@ -57,7 +57,7 @@ def wordmarks(
 
     settings = {
         "words": wanted, "edits": most, "letters_per_edit": LETTERS_PER_EDIT, "frames": count, "channels": "BGR",
-        "side": side, "sha256": [sha256_of(path) for path in weights],
+        "side": side, "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
     }  # fmt: skip
     return Detector("wordmarks", look, threshold=THRESHOLD, version=version_of("rapidocr"), settings=settings)
 

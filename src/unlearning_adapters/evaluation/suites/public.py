@@ -19,7 +19,6 @@ from unlearning_adapters.concepts.wording import is_prompt
 from unlearning_adapters.config import check_keys
 from unlearning_adapters.errors import EvaluationError, UnlearningError
 from unlearning_adapters.evaluation.metrics import FORGET, UNRELATED
-from unlearning_adapters.evaluation.packages import sha256_of
 
 from .suite import EvaluationPrompt, PromptSet
 
@@ -161,7 +160,7 @@ def check_file(name: str, file: str, parts: list[Path], expected: str | None, co
         expected: The checksum that it must have; None if nobody said.
         count: Number of its prompts.
     """
-    sums = [sha256_of(part) for part in parts]
+    sums = [hashlib.sha256(part.read_bytes()).hexdigest() for part in parts]
     listed = "".join(f"{one}  {part.name}\n" for one, part in zip(sums, parts, strict=True))
     actual = sums[0] if len(parts) == 1 else hashlib.sha256(listed.encode()).hexdigest()
     base = Path(file).name

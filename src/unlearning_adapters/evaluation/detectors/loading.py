@@ -1,9 +1,30 @@
-"""Models of transformers that the user gives, for detectors: loaded from a path or an id, or taken as they are."""
+"""What detectors need beside this package: optional packages, and models of transformers that the user gives."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from unlearning_adapters.errors import EvaluationError
+
+
+def load_package(module: str, package: str, detector: str) -> Any:
+    """Return an optional module.
+
+    Args:
+        module: Name to import.
+        package: Name to install.
+        detector: Name of the detector that needs it, for the error.
+
+    Raises:
+        EvaluationError: If it, or a package that it needs, is not installed; the text says what to install.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise EvaluationError(
+            f"The detector {detector!r} needs the package {package}, but it cannot be imported ({error}). "
+            f"Run: pip install {package}"
+        ) from error
 
 
 def load_pretrained(
