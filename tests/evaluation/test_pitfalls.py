@@ -16,9 +16,10 @@ from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.evaluation.arms.record import read_record
 from unlearning_adapters.evaluation.arms.store import Store
 from unlearning_adapters.evaluation.detectors.detector import Detector, as_detector
-from unlearning_adapters.evaluation.evaluate import evaluate, read_record, rescore
+from unlearning_adapters.evaluation.evaluate import evaluate, rescore
 from unlearning_adapters.evaluation.metrics import measure_samples
 from unlearning_adapters.evaluation.rates import wilson
 from unlearning_adapters.evaluation.reports import distances

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from unlearning_adapters.clips import Clip
+from unlearning_adapters.evaluation.arms.record import RECORD
 from unlearning_adapters.evaluation.arms.samples import drift_between, look
 from unlearning_adapters.evaluation.arms.store import Row, Store
 from unlearning_adapters.evaluation.detectors.detector import Detection, Detector, as_detectors
 from unlearning_adapters.evaluation.detectors.shapes import shapes
-from unlearning_adapters.evaluation.evaluate import RECORD, rescore, with_validity
+from unlearning_adapters.evaluation.evaluate import rescore, with_validity
 from unlearning_adapters.evaluation.reports.report import Report
 from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
 from unlearning_adapters.evaluation.suites.suite import Case, Suite

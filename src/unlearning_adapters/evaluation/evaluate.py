@@ -1,14 +1,12 @@
 """Evaluate an adapter: the same prompts and seeds through the base, the edited pipeline and the controls."""
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
-from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.arm import (
@@ -21,10 +19,11 @@ from unlearning_adapters.evaluation.arms.arm import (
     base_arm,
     check_unedited,
 )
-from unlearning_adapters.evaluation.arms.conditions import UNSAID, conditions_of
+from unlearning_adapters.evaluation.arms.conditions import conditions_of
 from unlearning_adapters.evaluation.arms.controls import destroyed_arm, random_arm
 from unlearning_adapters.evaluation.arms.generate import check_batch, check_call
 from unlearning_adapters.evaluation.arms.processes import Process, this_process
+from unlearning_adapters.evaluation.arms.record import RECORD, check_same, read_record, write_record
 from unlearning_adapters.evaluation.arms.run import AGAIN, Run, look_again, run_arm
 from unlearning_adapters.evaluation.arms.store import Store
 from unlearning_adapters.evaluation.detectors.detector import Detector, as_detectors, load_detector
@@ -33,8 +32,29 @@ from unlearning_adapters.evaluation.suites.file import read_suite, suite_from_di
 from unlearning_adapters.evaluation.suites.suite import Case, Suite
 from unlearning_adapters.shapeworld.world.prompts import PREFIX
 
-RECORD = "run.json"
 REPEATED = 2  # clips of the base that are made once more at the end, without batches
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation runs; the fields are the arguments of `evaluate`, checked."""
+
+    pipe: Any
+    suite: Suite
+    detectors: tuple[Detector, ...]
+    arms: Mapping[str, Arm]
+    seeds: Sequence[int] | None
+    gate: float | None
+    features: Any
+    progress: bool
+    process: Process
+    batch: int
+
+    def __post_init__(self) -> None:
+        check_unedited(self.pipe)
+        check_batch(self.pipe, self.batch)
+        for arm in self.arms.values():
+            check_call(self.pipe, {**self.suite.generation, **arm.call})
 
 
 def evaluate(
@@ -95,21 +115,24 @@ def evaluate(
     loaded = load_adapter(adapter) if isinstance(adapter, (str, Path)) else adapter
     chosen = as_suite(loaded, suite)
     watching = default_detectors(chosen) if detectors is None else as_detectors(detectors)
-    watching = with_validity(watching)
-    planned = plan_arms(loaded, arms or {}, controls, fused, strengths)
-    check_unedited(pipe)
-    check_batch(pipe, batch_size)
-    for arm in planned.values():
-        check_call(pipe, {**chosen.generation, **arm.call})
-    own = process or this_process(cpu=_on_cpu(pipe))
-    if output is None:
-        if own.count > 1:
-            raise EvaluationError("Several processes need a folder that all of them see. Give `output`.")
-        with tempfile.TemporaryDirectory(prefix="unlearning-evaluation-") as folder:
-            place = Path(folder)
-            return _evaluate(pipe, chosen, watching, planned, seeds, gate, features, place, progress, own, batch_size)
-    place = Path(output)
-    return _evaluate(pipe, chosen, watching, planned, seeds, gate, features, place, progress, own, batch_size)
+    plan = EvaluationPlan(
+        pipe=pipe,
+        suite=chosen,
+        detectors=with_validity(watching),
+        arms=plan_arms(loaded, arms or {}, controls, fused, strengths),
+        seeds=seeds,
+        gate=gate,
+        features=features,
+        progress=progress,
+        process=process or this_process(cpu=_on_cpu(pipe)),
+        batch=batch_size,
+    )
+    if output is not None:
+        return _evaluate(plan, Path(output))
+    if plan.process.count > 1:
+        raise EvaluationError("Several processes need a folder that all of them see. Give `output`.")
+    with tempfile.TemporaryDirectory(prefix="unlearning-evaluation-") as folder:
+        return _evaluate(plan, Path(folder))
 
 
 def rescore(
@@ -147,7 +170,7 @@ def rescore(
         watching = tuple(replace(item, threshold=value) if item.name == name else item for item in watching)
     record |= {"detectors": [detector.describe() for detector in watching]}
     record |= {} if gate is None else {"gate": gate}
-    _write_record(Path(folder), record)
+    write_record(Path(folder), record)
     return make_report(record, store.rows(), suite, watching, _distances(store, suite, features))
 
 
@@ -211,25 +234,15 @@ def plan_arms(
     return planned
 
 
-def _evaluate(
-    pipe: Any,
-    suite: Suite,
-    detectors: tuple[Detector, ...],
-    arms: Mapping[str, Arm],
-    seeds: Sequence[int] | None,
-    gate: float | None,
-    features: Any,
-    folder: Path,
-    progress: bool,
-    process: Process,
-    batch: int,
-) -> Report:
-    conditions = conditions_of(pipe, suite, batch)
-    store, cases = Store(folder, process.index), list(suite.cases(seeds))
-    record = _open_record(folder, suite, detectors, conditions, seeds, gate, process)
-    run = Run(pipe, suite, detectors, store, conditions["hash"], process, progress, batch)
-    repeated = _repeated(cases, batch, process.count)
-    for name, arm in {**arms, AGAIN: replace(base_arm(), part="reference", title="base, once more")}.items():
+def _evaluate(plan: EvaluationPlan, folder: Path) -> Report:
+    suite, detectors, process = plan.suite, plan.detectors, plan.process
+    conditions = conditions_of(plan.pipe, suite, plan.batch)
+    store, cases = Store(folder, process.index), list(suite.cases(plan.seeds))
+    record = _open_record(plan, folder, conditions)
+    run = Run(plan.pipe, suite, detectors, store, conditions["hash"], process, plan.progress, plan.batch)
+    repeated = _repeated(cases, plan.batch, process.count)
+    again = replace(base_arm(), part="reference", title="base, once more")
+    for name, arm in {**plan.arms, AGAIN: again}.items():
         chosen: list[Case] = repeated if name == AGAIN else cases
         run_arm(run, name, arm, chosen)
         process.wait()
@@ -241,10 +254,10 @@ def _evaluate(
             "cases": len(chosen),
         }
         if process.main:  # after each arm, so that a run that is cut can be looked at
-            _write_record(folder, record)
+            write_record(folder, record)
         if name == BASE and _stops_at_gate(record, store, suite, detectors):
             break
-    report = make_report(record, store.rows(), suite, detectors, _distances(store, suite, features))
+    report = make_report(record, store.rows(), suite, detectors, _distances(store, suite, plan.features))
     process.wait()
     return report
 
@@ -269,76 +282,25 @@ def _stops_at_gate(record: Mapping[str, Any], store: Store, suite: Suite, detect
     return bool(data["gate_failures"])
 
 
-def _open_record(
-    folder: Path,
-    suite: Suite,
-    detectors: Sequence[Detector],
-    conditions: Mapping[str, Any],
-    seeds: Sequence[int] | None,
-    gate: float | None,
-    process: Process,
-) -> dict[str, Any]:
+def _open_record(plan: EvaluationPlan, folder: Path, conditions: Mapping[str, Any]) -> dict[str, Any]:
     """Write what is run into the folder, or check that the folder holds a run of the same kind."""
-    described = [detector.describe() for detector in detectors]
     record: dict[str, Any] = {
         "conditions": conditions,
-        "suite": suite.to_dict(),
-        "detectors": described,
-        "seeds": None if seeds is None else list(seeds),
-        "gate": gate,
+        "suite": plan.suite.to_dict(),
+        "detectors": [detector.describe() for detector in plan.detectors],
+        "seeds": None if plan.seeds is None else list(plan.seeds),
+        "gate": plan.gate,
         "arms": {},
     }
+    process = plan.process
     if (folder / RECORD).is_file():
         before = read_record(folder)
-        _check_same(folder, before, record)
+        check_same(folder, before, record)
     process.wait()
     if process.main:
-        _write_record(folder, record)
+        write_record(folder, record)
     process.wait()
     return record
-
-
-def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    conditions = {**UNSAID, **before["conditions"]}
-    for name, value in now["conditions"].items():
-        if name not in ("hash", "versions") and conditions.get(name) != value:
-            raise EvaluationError(
-                f"The folder {folder.name!r} holds a run with another {name.replace('_', ' ')}: "
-                f"{conditions.get(name)!r}, now {value!r}. Choose another folder, or remove that one."
-            )
-    if before["seeds"] != now["seeds"]:
-        raise EvaluationError(
-            f"The folder {folder.name!r} holds a run with other seeds: {before['seeds']}, now {now['seeds']}. "
-            "Choose another folder, or remove that one."
-        )
-    old, new = before["detectors"], now["detectors"]
-    if [_identity(item) for item in old] != [_identity(item) for item in new]:
-        raise EvaluationError(
-            f"The folder {folder.name!r} holds a run with other detectors: {[item['name'] for item in old]}, now "
-            f"{[item['name'] for item in new]}. Take these, and change them afterwards with --rescore."
-        )
-
-
-def _identity(detector: Mapping[str, Any]) -> tuple[Any, ...]:
-    return detector["name"], detector["settings"], detector["version"]
-
-
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """Return what a run says of itself.
-
-    Raises:
-        EvaluationError: If the folder holds no run.
-    """
-    try:
-        record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
-        return dict(record)
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"{str(folder)!r} is no folder of an evaluation: {error}.") from error
-
-
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record, indent=1, allow_nan=False, default=str)
-    write_whole(folder / RECORD, f"{text}\n".encode())
 
 
 def _described(item: Mapping[str, Any]) -> Detector:

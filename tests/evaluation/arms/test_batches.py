@@ -28,9 +28,10 @@ from unlearning_adapters.evaluation.arms.generate import (
     generate_batch,
 )
 from unlearning_adapters.evaluation.arms.processes import Process
+from unlearning_adapters.evaluation.arms.record import RECORD, read_record
 from unlearning_adapters.evaluation.arms.store import Store
 from unlearning_adapters.evaluation.detectors.detector import as_detector
-from unlearning_adapters.evaluation.evaluate import RECORD, evaluate, read_record
+from unlearning_adapters.evaluation.evaluate import evaluate
 from unlearning_adapters.evaluation.reports.report import Report
 from unlearning_adapters.evaluation.suites.suite import PromptSet, Suite
 from unlearning_adapters.pipelines.sites import denoisers
