@@ -71,7 +71,7 @@ class AttackPlan:
     Args:
         names: Attacks, in order.
         budget: What each may spend.
-        strict: Whether an attack that does not suit is an error; else the report says why it was left out.
+        strict: Whether an attack that does not suit is an error; otherwise the report says why it was left out.
         progress: Whether to show a progress bar.
     """
 

@@ -60,7 +60,7 @@ class AttackPoint:
         valid: Share of valid clips.
         number: What belongs to the setting, such as a loss; None if there is nothing.
         before: The same without the attack, where that is not the rate of the target's own prompts.
-        opened: Whether the prompts leave the concept open; else they name it.
+        opened: Whether the prompts leave the concept open; otherwise they name it.
     """
 
     setting: str
@@ -111,7 +111,7 @@ class Subject:
         """Make clips and say, for each, whether it is valid and shows the concept.
 
         Raises:
-            EvaluationError: If a detector fails, or none can tell; errors of the pipeline go on.
+            EvaluationError: If a detector fails, or none can tell. Errors of the pipeline pass through.
         """
         self._count(requests)
         verdicts = []

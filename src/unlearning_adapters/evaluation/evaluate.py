@@ -78,8 +78,8 @@ def evaluate(
     """Measure what an adapter makes a pipeline forget, and what else it changes.
 
     Each prompt of the suite is run with the same seed in every arm: the base, the edited pipeline, and the controls, a
-    random direction of the same rank and norm at the same sites, and a destroyed model. Both must fail; else, or if
-    they are not run, the report is void. The pipeline is left as it was.
+    random direction of the same rank and norm at the same sites, and a destroyed model. Both must fail; the report is
+    void if one does not, or if they are not run. The pipeline is left as it was.
 
     Args:
         pipe: A diffusers pipeline without adapters of this package.
@@ -92,7 +92,7 @@ def evaluate(
         controls: Whether to run the controls.
         fused: Whether to write the adapter into the weights for its arm.
         strengths: Further strengths of the adapter, each an arm "strength-<value>".
-        gate: Least share of forget prompts that the base must show, else no other arm is run; None takes 0.9 for
+        gate: Least share of forget prompts that the base must show; below it no other arm is run. None takes 0.9 for
             suites with a target and 0.5 for others, 0 turns it off.
         features: Network for Frechet and kernel distances, see `measure_distances`, or "random" for a fixed random one;
             None takes no distances.
@@ -188,7 +188,7 @@ def as_suite(adapter: UnlearningAdapter | None, suite: Suite | Concept | str | P
 
 
 def default_detectors(suite: Suite) -> tuple[Detector, ...]:
-    """Return the detectors of a suite of the embedded world; for others there is no choice that fits all."""
+    """Return the detectors of a suite of the embedded world; no choice fits all others."""
     if suite.name.startswith(PREFIX):
         return as_detectors(["shapes", "validity", "motion"])
     raise EvaluationError(
@@ -263,7 +263,7 @@ def _evaluate(plan: EvaluationPlan, folder: Path) -> Report:
 
 
 def _repeated(cases: Sequence[Case], batch: int, processes: int) -> list[Case]:
-    """Return what is made once more at the end: of batches the first of each process, so that rounding is the same."""
+    """Return the cases that are made once more at the end; in batches the first of each process, for equal rounding."""
     if batch > 1:
         return list(cases[: batch * processes])
     return list(cases[:: max(1, len(cases) // REPEATED)][:REPEATED])

@@ -101,8 +101,8 @@ def cpca_direction(
             f"{contrast:g}: lower `contrast`, or give pairs that differ more."
         )
     padded = torch.nn.functional.pad(largest, (0, 0, 0, len(factors) - len(largest)))
-    found = torch.ormqr(factors[:, : len(scales)], scales, padded)
-    return orthogonal(_within(exact_rows(r), found.T, "contrastive")[None], r.device)
+    basis = torch.ormqr(factors[:, : len(scales)], scales, padded)
+    return orthogonal(_within(exact_rows(r), basis.T, "contrastive")[None], r.device)
 
 
 def _within(r: Tensor, basis: Tensor, kind: str) -> Tensor:

@@ -87,10 +87,10 @@ def token_differences(unsafe_rows: Tensor, safe_rows: Tensor) -> Tensor:
     Raises:
         ConceptError: As `concept_rows`.
     """
-    found = concept_rows(unsafe_rows, safe_rows)
+    concept = concept_rows(unsafe_rows, safe_rows)
     unsafe, safe = exact_rows(unsafe_rows), exact_rows(safe_rows)
     counterpart = safe[_distances(unsafe, safe).argmin(dim=1)]
-    counterpart[found.unsafe_index.to(safe.device)] = exact_rows(found.counterpart)
+    counterpart[concept.unsafe_index.to(safe.device)] = exact_rows(concept.counterpart)
     differences = distinct_rows(unsafe - counterpart)
     return differences[differences.any(dim=1)].to(unsafe_rows.device, torch.float32)
 
@@ -130,9 +130,9 @@ def agreeing_pairs(differences: Sequence[Tensor]) -> tuple[int, ...]:
     """Return which pairs agree on how the concept differs from what stands in its place.
 
     A mean of differences to things that are unlike each other, such as several colours, leads to none of them, and a
-    model shows something in between. Differences within half of the largest distance agree. Of the one with which
-    most others agree (of several, that with the smallest mean distance to all), it and those are returned
-    (docs/maths.md 2). What surrounds the concept in a pair is on both of its sides, and hardly in their difference.
+    model shows something in between. Two differences agree if their distance is at most half of the largest one. The
+    pair with which most others agree is returned with those others; of several such pairs, the one with the smallest
+    mean distance to all (docs/maths.md 2).
 
     Args:
         differences: Concept less counterpart of each pair, shape (features,).
@@ -167,8 +167,8 @@ def landing_vector(differences: Sequence[Tensor]) -> Tensor:
     agree[list(agreeing_pairs(differences))] = True
     share = max(AGREED_SHARE, float(agree.double().mean()))
     weights = torch.where(agree, share / agree.sum(), (1 - share) / (~agree).sum().clamp_min(1))
-    found: Tensor = weights.to(rows) @ rows
-    return found.to(differences[0].device, torch.float32)
+    landing: Tensor = weights.to(rows) @ rows
+    return landing.to(differences[0].device, torch.float32)
 
 
 def pooled_refusal_vector(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:

@@ -109,7 +109,7 @@ def protected_rows(rows: GroupRows) -> tuple[Tensor, Tensor]:
     """Return the rows that must not change, shape (rows, features), and the weight of each, shape (rows,).
 
     A row that several prompts read weighs as many, and the rows of guidance together as much as all others, since a
-    guided model reads them at every step. What is not text is no part of that: there equal rows count once.
+    guided model reads them at every step. At sites that read no text, equal rows count once.
     """
     (neutral, counts), safe = rows.neutral.counted, torch.cat(rows.safe)
     if rows.kind != "text":

@@ -1,7 +1,7 @@
 """The methods "uce" and "rece": Unified Concept Editing (arXiv 2308.14761), and the same attacked and repeated.
 
 They return what `W' = W - (W V^T) A` takes from what a site reads, reads `A` and writes `V` of shape (rank, features),
-float32. `A V^T` is no identity: these are `additive` directions (docs/maths.md 6).
+float32. `A V^T` is not the identity: these are `additive` directions (docs/maths.md 6).
 """
 
 import torch
@@ -100,14 +100,14 @@ def rece_direction(
     identity = torch.eye(tokens.shape[1], dtype=torch.float64, device=tokens.device)
     quadratic = exact_rows(gram).to(tokens.device)
     penalty = search * quadratic.trace() / len(quadratic)
-    edit, found = identity, tokens
+    edit, erased = identity, tokens
     for _ in range(rounds + 1):
-        scale = _relative_size(tokens) / _relative_size(found)  # undoes that `_uce` goes by what it erases
-        step = _uce(found, guides, preserved, ridge * scale, erase, keep)
+        scale = _relative_size(tokens) / _relative_size(erased)  # undoes that `_uce` goes by what it erases
+        step = _uce(erased, guides, preserved, ridge * scale, erase, keep)
         read, write = (exact_rows(rows.float()) for rows in step)  # a round attacks the edit as a file holds it
         edit = edit @ (identity - write.T @ read)
         pulled = edit.T @ quadratic
-        found = torch.linalg.solve(penalty * identity + pulled @ edit, pulled @ tokens.T).T
+        erased = torch.linalg.solve(penalty * identity + pulled @ edit, pulled @ tokens.T).T
     return of_matrix(identity - edit, (rounds + 1) * len(tokens), concepts.device)
 
 

@@ -166,7 +166,7 @@ class Search:
 
 
 def run_search(search: Search, output: str | Path, trials: int = TRIALS) -> SearchResult:
-    """Try settings until there are `trials` in all, then choose; a folder with a search in it is gone on with.
+    """Try settings until there are `trials` in all, then choose. A search that the folder holds is continued.
 
     Args:
         search: What is searched.

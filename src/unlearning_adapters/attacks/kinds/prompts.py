@@ -1,4 +1,4 @@
-"""Attacks by what is asked for: other words, other guidance, other noise, or the concept beside something else."""
+"""Attacks through the prompt and the call: other words, other guidance, other noise, a second thing in the scene."""
 
 import inspect
 from dataclasses import replace

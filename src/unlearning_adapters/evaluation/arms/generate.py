@@ -1,4 +1,4 @@
-"""Make clips through the pipeline's own call: what is asked for, how many at once, and what comes back."""
+"""`generate`: make clips through the pipeline's own call, several at once."""
 
 import contextlib
 import inspect
@@ -27,7 +27,7 @@ class ClipRequest:
     Args:
         text: The prompt.
         seed: Seed of its noise.
-        told: The prompt that detectors are told, if it is another one; "" for `text`.
+        told: The prompt that detectors get, "" for `text`.
         image: Picture for an image-to-video pipeline (a path), "" for none.
         call: Arguments of the pipeline's call for this clip alone.
         embeds: What the denoiser reads in place of the prompt, of shape (1, tokens, width); None encodes the prompt.
@@ -188,7 +188,7 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
 
 
 def check_batch(pipe: Any, size: int) -> None:
-    """Raise `EvaluationError` if `size` is no number of clips, or the pipeline's call says that it takes no lists.
+    """Raise `EvaluationError` if `size` is not a number of clips, or the pipeline's call takes no lists.
 
     A call that does not say what it takes is tried: `check_count` sees what came of it.
     """

@@ -101,7 +101,7 @@ class Store:
             os.fsync(file.fileno())
 
     def rows(self) -> dict[Key, Row]:
-        """Return all rows of all processes; of two with one key, one without an error, else the last."""
+        """Return all rows of all processes; of two with one key the one without an error, or the last."""
         merged: dict[Key, Row] = {}
         for path in sorted(self.folder.glob("rows-*.jsonl")):
             for row in read_rows(path):

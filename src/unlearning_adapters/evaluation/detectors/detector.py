@@ -114,7 +114,7 @@ class Detector:
         """Look at a clip.
 
         Raises:
-            EvaluationError: If the callable returned something that is no result. What it raises itself goes on.
+            EvaluationError: If the callable returned something that is not a result. Its own errors pass through.
         """
         return as_detection(self.detect(frames, prompt=prompt) if self.sees_prompt else self.detect(frames), self.name)
 
@@ -125,7 +125,7 @@ class Detector:
     def sees_concept(self, detection: Detection, target: Mapping[str, str]) -> bool | None:
         """Tell whether the concept counts as seen in a clip; None if the detector cannot tell.
 
-        Labels decide if they name the target's factor; else the share of frames over the threshold.
+        Labels decide if they name the target's factor; otherwise the share of frames over the threshold does.
         """
         if self.kind != "concept":
             return None

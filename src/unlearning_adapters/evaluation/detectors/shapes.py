@@ -1,4 +1,4 @@
-"""ShapeWorld's judge as a detector: it gives a label per factor, and rejects what is no scene."""
+"""ShapeWorld's judge as a detector: it labels each factor, and rejects clips that show no scene."""
 
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.shapeworld.world.judge import judge_clip

@@ -1,4 +1,4 @@
-"""Order in which a model that would learn the words of colour first, and those of motion never, meets its clips.
+"""`Curriculum`: the order of training clips for a model that otherwise learns colours first and motions never.
 
 A small 3D UNet has one short way from a word to where a thing moves. While every clip has another colour and another
 background, what those words explain is so much more that its text encoder keeps nothing else. So the clips of one

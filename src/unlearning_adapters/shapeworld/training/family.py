@@ -91,7 +91,7 @@ class Conditioned(torch.nn.Module):
 
 
 def tags_of(tokenizer: Any) -> Tensor:
-    """Return the value that each token of the vocabulary names: 0 for none, else its place in `VALUES` from 1."""
+    """Return the value that each token of the vocabulary names: 0 for none, otherwise its place in `VALUES`, from 1."""
     tags = torch.zeros(len(tokenizer), dtype=torch.long)
     for index, (factor, value) in enumerate(VALUES, 1):
         for words in WORDS[factor][value]:

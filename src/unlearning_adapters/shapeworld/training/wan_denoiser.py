@@ -180,7 +180,7 @@ class Captions:
 
 
 def build_optimizers(model: Any, settings: DenoiserSettings) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices of the denoiser's blocks and AdamW for all else."""
+    """Return Muon for the matrices of the denoiser's blocks and AdamW for the rest."""
     names = (".blocks.", "_blocks.", "mid_block.")
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and any(part in name for part in names)]
     chosen = {id(p) for p in matrices}

@@ -21,7 +21,7 @@ from .tracks import FRAME_SHARE, Floats, NotAScene, Track, centroids, check_expl
 UNKNOWN = "unknown"
 STATIC = "static"
 
-# Tolerances, in units of 1/255 per channel where a colour is meant, else in pixels of a clip of `SIZE`.
+# Tolerances, in units of 1/255 per channel where a colour is meant, otherwise in pixels of a clip of `SIZE`.
 BACKGROUND_OFF = 50.0  # largest channel difference to a background's own colour; they lie 110 apart
 COLOUR_OFF = 75.0  # distance to a body colour; they lie at least 173 apart, and every grey 100 or more from all
 COLOUR_MARGIN = 1.4  # the second nearest colour is at least this much farther
@@ -78,7 +78,7 @@ def judge_clip(clip: NDArray[np.uint8]) -> SceneReading:
         clip: RGB clip of shape (frames, size, size, 3), values 0 to 255.
 
     Returns:
-        The verdict; `valid` is False, and every factor "unknown", if the clip is no scene at all.
+        The reading; `valid` is False, and every factor "unknown", if the clip shows no scene.
 
     Raises:
         ConfigError: If `clip` is not a uint8 array of that shape.
@@ -118,7 +118,7 @@ def judge_clips(clips: Iterable[NDArray[np.uint8]]) -> list[SceneReading]:
 
 
 def judge_bodies(clip: NDArray[np.uint8]) -> list[dict[str, str]]:
-    """Return colour, shape and motion of each body of a clip; none if the clip is no scene.
+    """Return colour, shape and motion of each body of a clip; none if the clip shows no scene.
 
     Args:
         clip: RGB clip of shape (frames, size, size, 3), values 0 to 255.

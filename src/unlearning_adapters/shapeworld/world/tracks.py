@@ -1,6 +1,6 @@
 """Explains a clip as a plain background plus one or two flat bodies, each followed through the frames.
 
-What cannot be explained so (noise, blank, destroyed clips) is no scene: nothing may be read off it.
+A clip that cannot be explained so (noise, blank, destroyed) shows no scene, and nothing may be read off it.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 NEIGHBOURS = np.zeros((3, 3, 3), dtype=bool)
 NEIGHBOURS[1] = ndimage.generate_binary_structure(2, 1)
 
-# Tolerances, in units of 1/255 per channel where a colour is meant, else in pixels of a clip of `SIZE`.
+# Tolerances, in units of 1/255 per channel where a colour is meant, otherwise in pixels of a clip of `SIZE`.
 PLAIN = 30.0  # a background pixel differs from the background by less than this
 PLAIN_SHARE = 0.85  # share of the border that must be plain
 CONTRAST = 36.0  # a body differs from the background by more than this in some channel; 4.5 sd of visible noise
