@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
+from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.building.build import assemble
 from unlearning_adapters.building.gains import with_block_strengths
 from unlearning_adapters.building.inputs import Material, gather
@@ -294,8 +295,6 @@ def _write_lines(path: Path, trials: Sequence[Trial]) -> None:
 
 
 def _write(search: Search, result: SearchResult, folder: Path) -> SearchResult:
-    from importlib.metadata import version
-
     tests = [
         {"number": trial.number, "leftover": score.most_leftover, "drift": score.mean_drift}
         for trial, score in zip(result.front, result.tests, strict=False)
@@ -312,7 +311,7 @@ def _write(search: Search, result: SearchResult, folder: Path) -> SearchResult:
         "front": [trial.number for trial in result.front],
         "test": tests,
         "trials": [trial.to_dict() for trial in result.trials],
-        "versions": {name: version(name) for name in ("torch", "diffusers", "optuna")},
+        "versions": {name: version_of(name) for name in ("torch", "diffusers", "optuna")},
     }
     write_record(folder, record)
     places = [trial.place for trial in result.trials]
