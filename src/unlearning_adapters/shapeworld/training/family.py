@@ -159,23 +159,18 @@ def train_family_denoiser(family: ModelFamily, run: TrainingRun, settings: Famil
     training = Training(run, settings, model)
     plan, strange = settings.curriculum, strangeness(scenes)
     tags = tags_of(captions.tokenizer).to(DEVICE)
-    bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc="denoiser")
-    for step in bar:
+
+    def loss(step: int) -> Tensor:
         rng = np.random.default_rng((settings.seed, 1, step))
         indices = rng.choice(len(scenes), size=settings.batch, p=plan.chances(strange, step))
         ids, _ = captions.draw(rng, indices)
         latents, timestep, target = diffusion_batch(
             rng, family, mean[indices], deviation[indices], settings.noisy, plan.share_of_noisiest(step)
         )
-        loss = plan.loss(model(ids, latents, timestep) - target, step)
-        if settings.tags:
-            loss = loss + settings.tags * model.tag_loss(ids, tags)
-        training.update(loss)
-        bar.set_postfix(loss=f"{loss.item():.4f}")
-        if training.step % 25 == 0:
-            run.log("denoiser", step=training.step, loss=round(loss.item(), 5))
-        if training.step % 100 == 0 or training.step == settings.steps:
-            training.save()
+        value = plan.loss(model(ids, latents, timestep) - target, step)
+        return value + settings.tags * model.tag_loss(ids, tags) if settings.tags else value
+
+    training.train("denoiser", loss, save_every=100)
 
 
 def assemble(family: ModelFamily, run: TrainingRun, weights: str = "average") -> Any:

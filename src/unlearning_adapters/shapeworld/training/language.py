@@ -150,19 +150,16 @@ def train_language(run: TrainingRun, settings: LanguageSettings) -> None:
     captions = EncodedCaptions.encode(run, scenes, settings)
     mean, deviation = encode_clips(run, scenes)
     training = Training(run, settings, TokenConditioned(build_denoiser(captions.tokens.shape[1])))
-    bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc="denoiser")
-    for step in bar:
+
+    def loss(step: int) -> Tensor:
         rng = np.random.default_rng((settings.seed, 1, step))
         indices = rng.integers(len(scenes), size=settings.batch)
         hidden, mask = captions.draw(rng, indices, settings.drop_prompt)
         noisy, timestep, target, padded = flow_batch(rng, mean[indices], deviation[indices])
-        loss = (training.model(hidden, mask, padded, noisy, timestep) - target).square().mean()
-        training.update(loss)
-        bar.set_postfix(loss=f"{loss.item():.4f}")
-        if training.step % 25 == 0:
-            run.log("language", step=training.step, loss=round(loss.item(), 5))
-        if training.step % 50 == 0 or training.step == settings.steps:
-            training.save()
+        error: Tensor = training.model(hidden, mask, padded, noisy, timestep) - target
+        return error.square().mean()
+
+    training.train("language", loss, save_every=50)
 
 
 def trained_denoiser(run: TrainingRun, weights: str = "average") -> WanTransformer3DModel:

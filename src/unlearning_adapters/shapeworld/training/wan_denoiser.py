@@ -1,5 +1,6 @@
 """Second stage of training: text encoder and denoiser together, by flow matching on the VAE's latents."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,6 +241,19 @@ class Training:
                 old.lerp_(value, 1 - decay) if value.is_floating_point() else old.copy_(value)
         self.step += 1
 
+    def train(self, stage: str, loss: Callable[[int], Tensor], save_every: int) -> None:
+        """Take all steps that are left, each on the loss of its number; the log and the bar call them `stage`."""
+        steps = self.settings.steps
+        bar = tqdm(range(self.step, steps), total=steps, initial=self.step, desc=stage)
+        for step in bar:
+            value = loss(step)
+            self.update(value)
+            bar.set_postfix(loss=f"{value.item():.4f}")
+            if self.step % 25 == 0:
+                self.run.log(stage, step=self.step, loss=round(value.item(), 5))
+            if self.step % save_every == 0 or self.step == steps:
+                self.save()
+
     def save(self) -> None:
         """Write a checkpoint."""
         states = [optimizer.state_dict() for optimizer in self.optimizers]
@@ -268,16 +282,13 @@ def train_on(
     model = TextConditioned(build_text_encoder(len(captions.tokenizer)), build_transformer())
     training = Training(run, settings, model)
     forward = torch.compile(training.model) if compiled else training.model
-    bar = tqdm(range(training.step, settings.steps), total=settings.steps, initial=training.step, desc=stage)
-    for step in bar:
+
+    def loss(step: int) -> Tensor:
         rng = np.random.default_rng((settings.seed, 1, step))
         indices = rng.integers(len(scenes), size=settings.batch)
         ids, mask = captions.draw(rng, indices)
         noisy, timestep, target, padded = flow_batch(rng, mean[indices], deviation[indices])
-        loss = (forward(ids, mask, padded, noisy, timestep) - target).square().mean()
-        training.update(loss)
-        bar.set_postfix(loss=f"{loss.item():.4f}")
-        if training.step % 25 == 0:
-            run.log(stage, step=training.step, loss=round(loss.item(), 5))
-        if training.step % 200 == 0 or training.step == settings.steps:
-            training.save()
+        error: Tensor = forward(ids, mask, padded, noisy, timestep) - target
+        return error.square().mean()
+
+    training.train(stage, loss, save_every=200)
