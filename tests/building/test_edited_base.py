@@ -19,7 +19,7 @@ from planted_words import CONCEPT, planted_pipeline
 from planted import bits, lora_that_reads, planted, snapshot
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.attacks.run import run_attacks
-from unlearning_adapters.attacks.shapeworld_target import shapeworld_target
+from unlearning_adapters.attacks.target import shapeworld_target
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import Concept, Pair
 from unlearning_adapters.config import BuildConfig
