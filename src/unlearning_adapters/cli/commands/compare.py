@@ -66,7 +66,7 @@ def compare(
         forgotten,
         suite_for(prompts, pipe),
         folder,
-        COMPARED if methods is None else tuple(name for name in methods if name != "random"),
+        COMPARED if methods is None else tuple(name for name in methods if name in COMPARED or name not in METHODS),
         list(detectors) or None,
         esd=esd_settings,
         gold=None if gold is None else open_pipeline(gold, dtype, device),
