@@ -11,20 +11,27 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import unlearning_adapters as ua
-from unlearning_adapters.attacks.shapeworld_target import shapeworld_target
+from unlearning_adapters.adapter.draft import write_whole
+from unlearning_adapters.attacks.target import shapeworld_target
+from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
+from unlearning_adapters.evaluation.arms.observe import measure
+from unlearning_adapters.evaluation.detectors.shapes import shapes
+from unlearning_adapters.evaluation.metrics import UNKNOWN, Sample
 from unlearning_adapters.evaluation.rates import Rate
-from unlearning_adapters.shapeworld.models.generate import generate_clips, generation_of
-from unlearning_adapters.shapeworld.world.judge import Verdict, judge_clips
+from unlearning_adapters.shapeworld.models.generate import generation_of
 from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, find_factor, neighbour_prompts
+from unlearning_adapters.shapeworld.world.scenes import FACTORS
 
 from .models import open_model
+from .worlds import NEIGHBOURS, Sets, markdown_table, suite_of
 
 FOLDER = Path(__file__).parent
 FILE = FOLDER / "concept.json"
@@ -47,41 +54,48 @@ def draw_sets(value: str, clips: int) -> dict[str, list[LabelledPrompt]]:
         "named": target.named[: clips // 6],
         "other words": target.paraphrases[: clips // 6],
     }
-    sets = {kind: [LabelledPrompt(ask.text, {factor: value}, ask.seed) for ask in asks] for kind, asks in kinds.items()}
-    return {**sets, "neighbours": neighbour_prompts(clips // 3, SEED + 1, value)}
+    sets = {
+        kind: [LabelledPrompt(one.text, {factor: value}, one.seed) for one in items] for kind, items in kinds.items()
+    }
+    return {**sets, NEIGHBOURS: neighbour_prompts(clips // 3, SEED + 1, value)}
 
 
-def open_rates(value: str, seen: Sequence[Verdict], clips: Sequence[Any], base: dict[str, Any]) -> dict[str, Any]:
+def open_rates(value: str, seen: Sequence[Sample], clips: Sequence[Any], base: dict[str, Any]) -> dict[str, Any]:
     """Return how often open prompts show a value, and how the clips are changed that did not show it before."""
-    factor, before = find_factor(value), base["verdicts"]["open"]
-    spared = [index for index, verdict in enumerate(before) if verdict.valid and verdict.factors[factor] != value]
-    others = [name for name in before[0].factors if name != factor]
+    factor, before = find_factor(value), base["samples"]["open"]
+    spared = [index for index, sample in enumerate(before) if sample.valid and shown(sample, factor) != value]
+    others = [name for name in FACTORS if name != factor]
     return {
-        "open": plain([verdict.factors[factor] == value for verdict in seen]),
-        "valid": plain([verdict.valid for verdict in seen]),
-        "instead": dict(Counter(verdict.factors[factor] for verdict in seen)),
-        "spared keep their value": plain([seen[i].factors[factor] == before[i].factors[factor] for i in spared]),
+        "open": plain([shown(sample, factor) == value for sample in seen]),
+        "valid": plain([sample.valid for sample in seen]),
+        "instead": dict(Counter(shown(sample, factor) for sample in seen)),
+        "spared keep their value": plain([shown(seen[i], factor) == shown(before[i], factor) for i in spared]),
         "rest of the scene": plain(
-            [now.factors[name] == then.factors[name] for now, then in zip(seen, before, strict=True) for name in others]
+            [shown(now, name) == shown(then, name) for now, then in zip(seen, before, strict=True) for name in others]
         ),
         "drift of spared": drift([clips[i] for i in spared], [base["clips"]["open"][i] for i in spared]),
     }
 
 
-def other_rates(value: str, sets: dict[str, list[LabelledPrompt]], verdicts: dict[str, Any]) -> dict[str, Any]:
+def shown(sample: Sample, factor: str) -> str:
+    """Return what a clip shows of a factor; "unknown" if it is not valid."""
+    return sample.labels.get(factor, UNKNOWN)
+
+
+def other_rates(value: str, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
     """Return how often prompts that name a value show it, and how many neighbours are kept, with the worst one."""
     factor = find_factor(value)
-    kept = Counter[str]()
-    for prompt, verdict in zip(sets["neighbours"], verdicts["neighbours"], strict=True):
-        kept[prompt.factors[factor]] += verdict.factors[factor] == prompt.factors[factor]
-    asked = Counter(prompt.factors[factor] for prompt in sets["neighbours"])
-    shown = {
-        kind: plain([verdict.factors[factor] == value for verdict in verdicts[kind]])
+    kept, asked = Counter[str](), Counter[str]()
+    for sample in samples[NEIGHBOURS]:
+        asked[sample.truth[factor]] += 1
+        kept[sample.truth[factor]] += shown(sample, factor) == sample.truth[factor]
+    named = {
+        kind: plain([shown(sample, factor) == value for sample in samples[kind]])
         for kind in ("named", "other words")
-        if verdicts[kind]
+        if samples[kind]
     }
     return {
-        **shown,
+        **named,
         "neighbours": {"hits": kept.total(), "count": asked.total()},
         "worst neighbour": min(kept[name] / count for name, count in asked.items()),
     }
@@ -100,17 +114,23 @@ def drift(clips: Sequence[Any], base: Sequence[Any]) -> float:
     return float(np.mean([np.square((one.astype(float) - other) / 255).mean() for one, other in pairs]))
 
 
-def look(pipe: Any, sets: dict[str, list[LabelledPrompt]], kinds: Sequence[str], label: str) -> dict[str, Any]:
-    """Return the clips of some kinds of prompts, and the judge's verdicts."""
-    clips = {kind: generate_clips(pipe, sets[kind], progress=f"{label}, {kind}") for kind in kinds if sets[kind]}
-    return {"clips": clips, "verdicts": {kind: judge_clips(clips.get(kind, [])) for kind in kinds}}
+def look(pipe: Any, value: str, sets: Sets, kinds: Sequence[str], label: str) -> dict[str, Any]:
+    """Return the clips of some kinds of prompts, and what each shows."""
+    asked = {kind: sets[kind] for kind in kinds if sets[kind]}
+    found = measure(pipe, suite_of(pipe, value, asked), [shapes()], progress=label)
+    ends = list(accumulate(len(prompts) for prompts in asked.values()))
+    places = {kind: slice(end - len(asked[kind]), end) for kind, end in zip(asked, ends, strict=True)}
+    return {
+        "clips": {kind: found.clips[places[kind]] for kind in asked},
+        "samples": {kind: found.samples[places[kind]] if kind in asked else () for kind in kinds},
+    }
 
 
-def measure(pipe: Any, value: str, clips: int) -> dict[str, Any]:
+def measure_concept(pipe: Any, value: str, clips: int) -> dict[str, Any]:
     """Return the rates of all arms for one concept."""
     sets = draw_sets(value, clips)
-    base = look(pipe, sets, ("open", "neighbours"), f"{value}: base")
-    arms = {"base": open_rates(value, base["verdicts"]["open"], base["clips"]["open"], base)}
+    base = look(pipe, value, sets, ("open", NEIGHBOURS), f"{value}: base")
+    arms = {"base": open_rates(value, base["samples"]["open"], base["clips"]["open"], base)}
     for name, config in ARMS.items():
         if config is None:
             continue
@@ -119,17 +139,17 @@ def measure(pipe: Any, value: str, clips: int) -> dict[str, Any]:
             pipe, ua.load_concept(f"shapeworld-{value}"), config, progress=False, call_kwargs=generation_of(pipe)
         )
         seconds = time.perf_counter() - start
-        kinds = ("open", "named", "other words", "neighbours") if config.scope == "concept" else ("open",)
+        kinds = ("open", "named", "other words", NEIGHBOURS) if config.scope == "concept" else ("open",)
         ua.load_unlearning_adapter(pipe, adapter)
         try:
-            seen = look(pipe, sets, kinds, f"{value}: {name}")
+            seen = look(pipe, value, sets, kinds, f"{value}: {name}")
         finally:
             ua.unload_unlearning_adapters(pipe)
-        arms[name] = open_rates(value, seen["verdicts"]["open"], seen["clips"]["open"], base)
+        arms[name] = open_rates(value, seen["samples"]["open"], seen["clips"]["open"], base)
         arms[name]["build"] = seconds / clip_seconds(pipe, sets["open"][0])
-        if "neighbours" in kinds:
-            arms[name] |= other_rates(value, sets, seen["verdicts"])
-            arms[name]["drift of neighbours"] = drift(seen["clips"]["neighbours"], base["clips"]["neighbours"])
+        if NEIGHBOURS in kinds:
+            arms[name] |= other_rates(value, seen["samples"])
+            arms[name]["drift of neighbours"] = drift(seen["clips"][NEIGHBOURS], base["clips"][NEIGHBOURS])
     return arms
 
 
@@ -138,7 +158,7 @@ def clip_seconds(pipe: Any, prompt: LabelledPrompt) -> float:
     taken = []
     for _ in range(3):
         start = time.perf_counter()
-        generate_clips(pipe, [prompt])
+        generate(pipe, [ClipRequest(prompt.prompt, prompt.seed)], generation_of(pipe))
         taken.append(time.perf_counter() - start)
     return sorted(taken)[1]
 
@@ -150,16 +170,16 @@ NUMBERS = ("worst neighbour", "drift of spared", "drift of neighbours", "build")
 def table(results: dict[str, Any]) -> str:
     """Return the Markdown table: all concepts of a model together, then each."""
     head = ["model", "concept", "arm", *COLUMNS, *NUMBERS, "open clips show"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for model, concepts in results.items():
         groups = {"all": list(concepts)} | {value: [value] for value in concepts}
         for label, values in groups.items():
             for arm in ARMS:
-                lines.append(row(model, label, arm, [concepts[value][arm] for value in values]))
-    return "\n".join(lines) + "\n"
+                rows.append(row(model, label, arm, [concepts[value][arm] for value in values]))
+    return markdown_table(head, rows)
 
 
-def row(model: str, label: str, arm: str, items: Sequence[dict[str, Any]]) -> str:
+def row(model: str, label: str, arm: str, items: Sequence[dict[str, Any]]) -> list[str]:
     """Return one row: rates with 95 % Wilson intervals over all clips, means of the numbers."""
     cells = [model, f"{label} (tuned on)" if label in TUNED else label, arm]
     for key in COLUMNS:
@@ -170,11 +190,11 @@ def row(model: str, label: str, arm: str, items: Sequence[dict[str, Any]]) -> st
         numbers = [item[key] for item in items if key in item]
         worst = min(numbers) if key == "worst neighbour" and numbers else None
         cells.append("" if not numbers else f"{np.mean(numbers) if worst is None else worst:.4f}")
-    shown = Counter[str]()
+    instead = Counter[str]()
     for item in items:
-        shown.update(item["instead"])
-    cells.append(", ".join(f"{name} {count}" for name, count in shown.most_common()) if len(items) == 1 else "")
-    return "| " + " | ".join(cells) + " |"
+        instead.update(item["instead"])
+    cells.append(", ".join(f"{name} {count}" for name, count in instead.most_common()) if len(items) == 1 else "")
+    return cells
 
 
 def cell(rate: Rate) -> str:
@@ -196,7 +216,7 @@ def main() -> None:
         for model in options.models:
             known = results.setdefault(model, {})
             if value not in known:
-                known[value] = measure(open_model(model), value, options.clips)
+                known[value] = measure_concept(open_model(model), value, options.clips)
                 write(results)
     write(results)
 
@@ -204,9 +224,7 @@ def main() -> None:
 def write(results: dict[str, Any]) -> None:
     """Write results and table, whole or not at all."""
     for path, text in ((FILE, json.dumps(results, indent=1) + "\n"), (FILE.with_suffix(".md"), table(results))):
-        part = path.with_suffix(".part")
-        part.write_text(text)
-        part.replace(path)
+        write_whole(path, text.encode())
 
 
 if __name__ == "__main__":
