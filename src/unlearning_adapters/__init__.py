@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .export.reading import Reading
     from .pipelines.sites import find_sites
     from .runtime.any_module import DenoiserPipeline, wrap_denoiser
+    from .runtime.file_verbs import load_unlearning_adapter, push_unlearning_adapter, save_unlearning_adapter
     from .runtime.status import AdapterStatus
     from .runtime.verbs import (
         delete_unlearning_adapters,
@@ -54,11 +55,9 @@ if TYPE_CHECKING:
         get_active_unlearning_adapters,
         get_list_unlearning_adapters,
         get_unlearning_adapters_info,
-        load_unlearning_adapter,
-        push_unlearning_adapter,
-        save_unlearning_adapter,
         set_unlearning_adapters,
         unfuse_unlearning_adapters,
+        unlearning_adapters,
         unload_unlearning_adapters,
     )
     from .shapeworld.models.language_model import load_shapeworld_language
@@ -124,6 +123,7 @@ __all__ = [
     "save_unlearning_adapter",
     "set_unlearning_adapters",
     "unfuse_unlearning_adapters",
+    "unlearning_adapters",
     "unload_unlearning_adapters",
     "wrap_denoiser",
 ]

@@ -8,7 +8,10 @@ from torch import nn
 
 from planted import bits, direction
 from unlearning_adapters.errors import DenoiserError
-from unlearning_adapters.runtime.attach import HOOK, LiveEdit, Seats, attach_edit, detach_edit, is_wrapped, module_at
+from unlearning_adapters.runtime.hooks.denoiser import EditHooks
+from unlearning_adapters.runtime.hooks.layer import LiveEdit, attach_edit, detach_edit
+from unlearning_adapters.runtime.hooks.places import is_wrapped, module_at
+from unlearning_adapters.runtime.hooks.registry import HOOK
 from unlearning_adapters.runtime.joint_edit import StackedEdit, stack_directions
 
 WIDTH = 12
@@ -286,34 +289,34 @@ class Lora(nn.Module):
 PATHS = ("blocks.0.to_k", "blocks.1.to_k", "blocks.1.to_v")
 
 
-def seated(denoiser: nn.Module) -> Seats:
-    seats = Seats(denoiser)
+def hooks_on(denoiser: nn.Module) -> EditHooks:
+    hooks = EditHooks(denoiser)
     for number, path in enumerate(PATHS):
-        seats.sites[path] = LiveEdit(edit(seed=number))
-    seats.seat()
-    return seats
+        hooks.sites[path] = LiveEdit(edit(seed=number))
+    hooks.place()
+    return hooks
 
 
-def test_seats_hold_one_hook_per_site_and_one_on_the_denoiser():
+def test_the_hooks_are_one_hook_per_site_and_one_on_the_denoiser():
     denoiser = Denoiser()
     before = trace(denoiser)
-    seats = seated(denoiser)
+    hooks = hooks_on(denoiser)
     hooked = [name for name, module in denoiser.named_modules() if "_diffusers_hook" in module.__dict__]
     assert hooked == ["", *PATHS]
     assert list(denoiser._diffusers_hook.hooks) == [HOOK]
-    seats.sites.clear()
-    seats.seat()
+    hooks.sites.clear()
+    hooks.place()
     assert trace(denoiser) == before
 
 
 def test_a_lora_that_wraps_a_site_later_reads_the_edited_input():
     denoiser, x = Denoiser(), tokens()
-    seats = seated(denoiser)
+    hooks = hooks_on(denoiser)
     denoiser(x)
     wrapper = Lora(denoiser.blocks[1].to_k)
     denoiser.blocks[1].to_k = wrapper
     denoiser(x)
-    joint, raw = seats.sites["blocks.1.to_k"].edit, x + denoiser.blocks[0](x)
+    joint, raw = hooks.sites["blocks.1.to_k"].edit, x + denoiser.blocks[0](x)
     edited = raw - (raw @ joint.read.T) @ joint.mix.T
     assert torch.equal(wrapper.base_layer.read, edited) and torch.equal(wrapper.lora_A["style"].read, edited)
     assert (edited @ joint.read.T).abs().max() < 1e-5 < (raw @ joint.read.T).abs().max()
@@ -321,7 +324,7 @@ def test_a_lora_that_wraps_a_site_later_reads_the_edited_input():
 
 def test_a_lora_that_goes_leaves_the_edit_on_the_layer():
     denoiser, x = Denoiser(), tokens()
-    seated(denoiser)
+    hooks_on(denoiser)
     expected, layer = denoiser(x), denoiser.blocks[1].to_k
     denoiser.blocks[1].to_k = Lora(layer)
     assert not torch.equal(denoiser(x), expected)
@@ -333,9 +336,9 @@ def test_a_lora_that_goes_leaves_the_edit_on_the_layer():
 def test_what_comes_or_goes_around_a_layer_with_a_fused_edit_is_told_before_it_matters(event):
     denoiser, x, told, changed = Denoiser(), tokens(), [], []
     before = trace(denoiser)
-    seats = Seats(denoiser, lambda: told.append(is_wrapped(denoiser.blocks[0].to_k)), lambda: bool(changed))
-    seats.wrapped = {PATHS[0]: False}
-    seats.seat()
+    hooks = EditHooks(denoiser, lambda: told.append(is_wrapped(denoiser.blocks[0].to_k)), lambda: bool(changed))
+    hooks.wrapped = {PATHS[0]: False}
+    hooks.place()
 
     def happen():
         told.clear()
@@ -347,29 +350,29 @@ def test_what_comes_or_goes_around_a_layer_with_a_fused_edit_is_told_before_it_m
     layer = denoiser.blocks[0].to_k
     denoiser.blocks[0].to_k = Lora(layer)
     assert set(happen()) == {True}
-    seats.wrapped = {PATHS[0]: True}
+    hooks.wrapped = {PATHS[0]: True}
     assert happen() == []
     denoiser.blocks[0].to_k = layer
     assert set(happen()) == {False}
-    seats.wrapped = {PATHS[0]: False}
+    hooks.wrapped = {PATHS[0]: False}
     changed.append("a weight")
     assert set(happen()) == {False}
-    seats.wrapped = {}
-    seats.seat()
-    assert happen() == [] and trace(denoiser) == before and not seats.handles
+    hooks.wrapped = {}
+    hooks.place()
+    assert happen() == [] and trace(denoiser) == before and not hooks._handles
 
 
 def test_a_copy_of_an_edited_denoiser_is_refused():
     """diffusers' hooks of a copy run the original's weights."""
     denoiser, x = Denoiser(), tokens()
-    seated(denoiser)
+    hooks_on(denoiser)
     with pytest.raises(DenoiserError, match="Denoiser is a copy of a denoiser with unlearning adapters"):
         copy.deepcopy(denoiser)(x)
 
 
 def test_projections_that_are_fused_later_are_an_error_and_not_a_bypass():
     denoiser, x = Denoiser(), tokens()
-    seated(denoiser)
+    hooks_on(denoiser)
     denoiser(x)
     denoiser.blocks[1].fused_projections = True
     with pytest.raises(DenoiserError, match=r"projections of Denoiser are fused, so that 'blocks.1.to_k' is not used"):
@@ -380,7 +383,7 @@ def test_projections_that_are_fused_later_are_an_error_and_not_a_bypass():
 
 def test_a_layer_that_is_gone_is_an_error():
     denoiser, x = Denoiser(), tokens()
-    seated(denoiser)
+    hooks_on(denoiser)
     denoiser.blocks[1].to_k = None
     with pytest.raises(DenoiserError, match=r"no longer has the layer 'blocks.1.to_k'"):
         denoiser(x)
@@ -418,25 +421,25 @@ def test_a_compiled_denoiser_obeys_and_new_strengths_compile_nothing(graphs, in_
     if in_place:
         denoiser.compile(backend=backend, fullgraph=True)
     base = call(x)
-    seats, eager = seated(denoiser), seated(plain)
+    hooks, eager = hooks_on(denoiser), hooks_on(plain)
     assert torch.equal(call(x), plain(x)) and not torch.equal(call(x), base)
     compiled = len(count)
     for strength in (0.3, 1.7, 1.0):
         for number, path in enumerate(PATHS):
-            for each in (seats, eager):
+            for each in (hooks, eager):
                 each.sites[path].rewrite(edit(strength, seed=number))
         before = call(x)
         assert torch.equal(before, plain(x))
     assert len(count) == compiled
     for path in PATHS:
-        seats.sites[path].on = False
+        hooks.sites[path].on = False
     assert torch.equal(call(x), base)
 
 
 def test_a_compiled_denoiser_follows_a_lora_that_comes_later(graphs):
     backend, _ = graphs
     denoiser, x = Denoiser(), tokens()
-    seated(denoiser)
+    hooks_on(denoiser)
     call = torch.compile(denoiser, backend=backend)
     call(x)
     denoiser.blocks[1].to_k = Lora(denoiser.blocks[1].to_k)

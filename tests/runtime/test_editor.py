@@ -10,11 +10,11 @@ from tiny import tiny_wan_pipeline
 from planted import bits, output, planted, snapshot
 from unlearning_adapters.errors import DenoiserError, FuseError
 from unlearning_adapters.runtime import editor as editor_module
-from unlearning_adapters.runtime.attach import Seats
 from unlearning_adapters.runtime.editor import change_stacks, editor_of
 from unlearning_adapters.runtime.fusing.compact_record import CompactRecord
 from unlearning_adapters.runtime.fusing.record_choice import RecordChoice
 from unlearning_adapters.runtime.fusing.weight_copy import WeightCopy
+from unlearning_adapters.runtime.hooks.denoiser import EditHooks
 from unlearning_adapters.runtime.verbs import (
     delete_unlearning_adapters,
     fuse_unlearning_adapters,
@@ -68,10 +68,11 @@ RECORDS = {"copy": WeightCopy, "compact": CompactRecord}
 FAULTS = [
     (action, fault, call, record)
     for action in ACTIONS
-    for fault, calls in (("seat", (1, 2)), ("fuse_block", (1, 3, 5, 8)), ("restore_block", (1, 3, 5, 8)))
+    for fault, calls in (("place", (1, 2)), ("fuse_block", (1, 3, 5, 8)), ("restore_block", (1, 3, 5, 8)))
     for call in calls
     for record in RECORDS
-    if fault == "seat" or (fault == "fuse_block" and "fuse" in action and action not in ("unfuse", "load beside fused"))
+    if fault == "place"
+    or (fault == "fuse_block" and "fuse" in action and action not in ("unfuse", "load beside fused"))
     or (fault == "restore_block" and action in ("unfuse", "fuse the other too"))
 ]  # fmt: skip
 
@@ -90,7 +91,7 @@ def test_whatever_fails_midway_everything_is_as_it_was(action, fault, call, reco
     if fused:
         fuse_unlearning_adapters(pipe, "red")
     before, outputs = snapshot(pipe), [output(pipe), output(pipe, "transformer_2")]
-    owner = Seats if fault == "seat" else RECORDS[record]
+    owner = EditHooks if fault == "place" else RECORDS[record]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, fault, failing_at(getattr(owner, fault), call))
         with pytest.raises(Plug, match="pulled the plug"):
@@ -232,14 +233,14 @@ def test_projections_that_are_fused_are_refused():
 def test_new_strengths_leave_every_hook_and_tensor_in_its_place():
     pipe = two_loaded()
     before = snapshot(pipe)
-    seats = editor_of(pipe.transformer).seats
-    places = {path: live.edit.mix.data_ptr() for path, live in seats.sites.items()}
+    hooks = editor_of(pipe.transformer).hooks
+    places = {path: live.edit.mix.data_ptr() for path, live in hooks.sites.items()}
     set_unlearning_adapters(pipe, ["red", "blue"], [0.0, 0.7])
     after = snapshot(pipe)
     assert {key for key in before if before[key] != after[key]} == {
         f"{part}:{what}" for part in ("transformer", "transformer_2") for what in ("stack", "edits")
     }
-    assert {path: live.edit.mix.data_ptr() for path, live in seats.sites.items()} == places
+    assert {path: live.edit.mix.data_ptr() for path, live in hooks.sites.items()} == places
 
 
 def test_changing_nothing_fuses_nothing_again(monkeypatch):

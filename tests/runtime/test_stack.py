@@ -9,7 +9,7 @@ from planted import direction
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
 from unlearning_adapters.errors import FuseError
-from unlearning_adapters.runtime.stack import Loaded, Stack, edit_in_weight, edit_on_input, twins
+from unlearning_adapters.runtime.stack import Loaded, Stack, edit_in_weight, edit_on_input, near_duplicates
 
 WIDTH = 24
 PATH = "blocks.0.to_k"
@@ -84,7 +84,7 @@ def test_what_is_fused_loaded_again_adds_nothing(strength):
     one = mixed(1, 0.4)
     stack = stack_of([one, one], [1.0, strength], fused=[0])
     assert edit_on_input(stack, PATH)[1] is False
-    assert twins(stack, PATH) == [("n0", "n1")]
+    assert near_duplicates(stack, PATH) == [("n0", "n1")]
 
 
 def test_what_is_fused_cannot_be_outdone_by_an_input():

@@ -108,7 +108,7 @@ def snapshot(pipe: WanPipeline) -> dict[str, Any]:
                 taken[f"{component}:stack"] = (strengths, stack.active, stack.fused, stack.enabled)
                 taken[f"{component}:edits"] = {
                     path: (live.on, live.edit.read.tolist(), live.edit.mix.tolist())
-                    for path, live in editor.seats.sites.items()
+                    for path, live in editor.hooks.sites.items()
                 }
                 taken[f"{component}:fused"] = {
                     path: bits(record.after).tolist() for path, (_, record) in editor.records.items()

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.generate import ClipRequest
+from unlearning_adapters.pipelines.hooks import before_calls
 from unlearning_adapters.pipelines.partial_run import PartialRun, StopRun
 
 from .subject import Subject, one_denoiser
@@ -124,11 +126,9 @@ def _first_call(subject: Subject, network: nn.Module) -> dict[str, Any]:
         calls.append({**dict(zip(names, arguments, strict=False)), **named})
         raise StopRun
 
-    handle = network.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
+    with ExitStack() as stack:
+        before_calls(stack, network, stop)
         PartialRun(subject.pipe, subject.call, any_video=False)(["a"], [0])
-    finally:
-        handle.remove()
     return calls[0] if calls else {}
 
 

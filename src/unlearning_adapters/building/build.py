@@ -19,6 +19,7 @@ from unlearning_adapters.errors import DenoiserError
 from unlearning_adapters.methods.registry import METHODS, find_direction, find_strength
 from unlearning_adapters.methods.strength import pair_shares
 from unlearning_adapters.pipelines.base_model import base_model_of, base_revision_of
+from unlearning_adapters.pipelines.call_lock import reading
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.pipelines.weights import layer_response, weight_gram
 
@@ -80,36 +81,37 @@ def build_adapter(
         >>> adapter = build_adapter(pipe, load_concept("shapeworld-red"))
         >>> adapter.save_pretrained("no-red")
     """
-    if config.scope == "concept":
-        check_makes_base_clips(pipe)
-    material = gather(pipe, concept, config, progress=progress, call_kwargs=call_kwargs)
-    generator = torch.Generator("cpu").manual_seed(config.seed)
-    by_group: list[Direction] = []
-    strengths: list[float] = []
-    parts: list[list[float]] = []
-    method = METHODS[config.method]
-    knows_pairs = method.find_with_extra_rows is not None and config.rank == 1 and config.strength is None
     networks = denoisers(pipe)
-    for group in tqdm(range(material.groups), desc="Directions", unit="group", disable=not progress):
-        rows = material.rows(group)
-        if method.needs_gram:
-            rows = replace(rows, gram=_gram(networks, material.recorded.members(group), config.method))
-        with material.named(group):
-            by_group.append(find_direction(rows, config, generator))
-            strengths.append(find_strength(rows, config, generator))
-            parts.append(pair_shares(rows, by_group[-1]) if knows_pairs and rows.kind == "text" else [])
-    strength = median(strengths)
-    by_group, own, kept = with_own_rows(material, by_group, parts, strength, config)
-    for doubt in doubts(material, config, by_group, strength, own, kept):
-        warnings.warn(doubt, stacklevel=2)
-    by_site = {site.name: by_group[material.group_of(site)] for site in material.sites}
-    directions = with_block_strengths(by_site, material.sites, config.block_strengths)
-    if config.scope == "concept":
-        video = video_directions(
-            pipe, concept, material.pairs, config, strength, progress=progress, call_kwargs=call_kwargs
-        )
-        directions = {**video, **directions}
-    return assemble(pipe, concept, config, directions, strength)
+    with reading(networks.values()):
+        if config.scope == "concept":
+            check_makes_base_clips(pipe)
+        material = gather(pipe, concept, config, progress=progress, call_kwargs=call_kwargs)
+        generator = torch.Generator("cpu").manual_seed(config.seed)
+        by_group: list[Direction] = []
+        strengths: list[float] = []
+        parts: list[list[float]] = []
+        method = METHODS[config.method]
+        knows_pairs = method.find_with_extra_rows is not None and config.rank == 1 and config.strength is None
+        for group in tqdm(range(material.groups), desc="Directions", unit="group", disable=not progress):
+            rows = material.rows(group)
+            if method.needs_gram:
+                rows = replace(rows, gram=_gram(networks, material.recorded.members(group), config.method))
+            with material.named(group):
+                by_group.append(find_direction(rows, config, generator))
+                strengths.append(find_strength(rows, config, generator))
+                parts.append(pair_shares(rows, by_group[-1]) if knows_pairs and rows.kind == "text" else [])
+        strength = median(strengths)
+        by_group, own, kept = with_own_rows(material, by_group, parts, strength, config)
+        for doubt in doubts(material, config, by_group, strength, own, kept):
+            warnings.warn(doubt, stacklevel=2)
+        by_site = {site.name: by_group[material.group_of(site)] for site in material.sites}
+        directions = with_block_strengths(by_site, material.sites, config.block_strengths)
+        if config.scope == "concept":
+            video = video_directions(
+                pipe, concept, material.pairs, config, strength, progress=progress, call_kwargs=call_kwargs
+            )
+            directions = {**video, **directions}
+        return assemble(pipe, concept, config, directions, strength)
 
 
 def assemble(

@@ -1,6 +1,10 @@
-"""Hooks that show what a denoiser's layers are fed, and count its calls; all of them end with an `ExitStack`."""
+"""Hooks that show what a denoiser's layers are fed, and count its calls; all of them end with an `ExitStack`.
+
+They act in calls of the thread that sets them: other threads may call the same networks meanwhile.
+"""
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,9 +33,29 @@ def count_calls(
             if _denoises(pipe, kwargs):
                 end(name, calls[name])
 
-        stack.callback(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
-        stack.callback(network.register_forward_hook(finish, with_kwargs=True).remove)
+        before_calls(stack, network, begin)
+        after_calls(stack, network, finish)
     return calls
+
+
+def before_calls(stack: ExitStack, module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Call `hook(module, args, kwargs)` before each call of a module by this thread; it may return other arguments."""
+    stack.callback(module.register_forward_pre_hook(_in_this_thread(hook), with_kwargs=True).remove)
+
+
+def after_calls(stack: ExitStack, module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Call `hook(module, args, kwargs, output)` after each call of a module by this thread."""
+    stack.callback(module.register_forward_hook(_in_this_thread(hook), with_kwargs=True).remove)
+
+
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    thread = threading.get_ident()
+
+    # torch notes that a hook takes keywords after it has added it: another thread may call it without them.
+    def guarded(module: nn.Module, args: Any, *rest: Any) -> Any:
+        return hook(module, args, *rest) if threading.get_ident() == thread else None
+
+    return guarded
 
 
 def on_input(stack: ExitStack, module: nn.Module, read: Callable[[Tensor], None]) -> None:
@@ -40,7 +64,7 @@ def on_input(stack: ExitStack, module: nn.Module, read: Callable[[Tensor], None]
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read(args[0] if args else next(iter(kwargs.values())))
 
-    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    before_calls(stack, module, hook)
 
 
 def place_of(tensor: Tensor) -> tuple[Any, ...]:
@@ -81,7 +105,7 @@ def on_call(
             if _denoises(pipe, kwargs):
                 read(name, args, kwargs)
 
-        stack.callback(network.register_forward_hook(hook, with_kwargs=True).remove)
+        after_calls(stack, network, hook)
 
 
 def _denoises(pipe: Any, kwargs: Mapping[str, Any]) -> bool:

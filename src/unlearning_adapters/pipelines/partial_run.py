@@ -1,14 +1,12 @@
 """Run the user's own pipeline for a moment and leave no trace: no pipeline loop is re-implemented.
 
 Guidance is off, so that every call of the denoiser is a conditional one, and the run ends by an exception from a hook
-as soon as enough was seen. What a run changes is put back: random state, scheduler, guiders, progress bar, attributes.
+as soon as enough was seen.
 """
 
-import copy
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,11 @@ import numpy as np
 import torch
 from diffusers.utils import load_image
 from PIL import Image
-from torch import nn
 
 from unlearning_adapters.config import check_keys
 
+from .compiling import any_compiled, eager
+from .isolation import own_pipeline
 from .sites import denoisers
 
 # Guidance, each kind at the value that switches it off.
@@ -134,13 +133,13 @@ class PartialRun:
         elif self.image in self.required and self.image not in self.arguments:
             size = (self.arguments.get("width", 256), self.arguments.get("height", 256))
             batch[str(self.image)] = Image.new("RGB", size, (128, 128, 128))
-        with _unchanged(self.pipe, seed), eager(self.compiled):
+        with own_pipeline(self.pipe, seed) as pipe, eager(self.compiled):
             try:
-                self.pipe(**{**self.arguments, **self._only_accepted(batch)})
+                pipe(**{**self.arguments, **self._only_accepted(batch)})
             except StopRun:
                 # The pipeline's last line, which a stopped run did not reach: offloaded models leave the device.
-                if hasattr(self.pipe, "maybe_free_model_hooks"):
-                    self.pipe.maybe_free_model_hooks()
+                if hasattr(pipe, "maybe_free_model_hooks"):
+                    pipe.maybe_free_model_hooks()
                 return True
         return False
 
@@ -193,102 +192,3 @@ def _small_video(pipe: Any) -> dict[str, Any]:
 def _factor(pipe: Any, names: Sequence[str], default: int) -> int:
     values = (getattr(pipe, name, None) for name in names)
     return next((int(value) for value in values if isinstance(value, (int, float))), default)
-
-
-@contextmanager
-def _unchanged(pipe: Any, seed: int) -> Iterator[None]:
-    """Put back what a run changes, also if it fails."""
-    components = [component for component in pipe.components.values() if component is not None]
-    with ExitStack() as stack:
-        stack.enter_context(_own_random_state(seed))
-        stack.enter_context(_same_attributes(pipe))
-        for component in components:
-            if hasattr(component, "set_attn_processor"):
-                stack.enter_context(_same_processors(component))
-            if hasattr(component, "set_timesteps"):
-                stack.enter_context(_same_scheduler(component))
-            elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
-                stack.enter_context(_guider_off(component, modular=hasattr(pipe, "blocks")))
-        yield
-
-
-def eager(compiled: bool) -> AbstractContextManager[None]:
-    """Run compiled modules as they were written: hooks that were set after the compilation are not called else."""
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
-@contextmanager
-def _own_random_state(seed: int) -> Iterator[None]:
-    """Seed torch's global generators for pipelines that use them in spite of `generator`, and restore them."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed_all(seed)
-        yield
-
-
-@contextmanager
-def _same_attributes(pipe: Any) -> Iterator[None]:
-    """Switch the pipeline's progress bar off, then restore it and what a call writes on the pipeline itself."""
-    before = dict(vars(pipe))
-    vars(pipe)["_progress_bar_config"] = {"disable": True}
-    try:
-        yield
-    finally:
-        for name in [name for name in vars(pipe) if name not in before]:
-            del vars(pipe)[name]
-        for name, value in before.items():
-            if name == "_progress_bar_config" or value is None or isinstance(value, (bool, int, float, str)):
-                vars(pipe)[name] = value
-
-
-@contextmanager
-def _same_processors(network: Any) -> Iterator[None]:
-    """Restore attention processors: some pipelines swap them for a run, and swap them back in their last lines."""
-    before = dict(network.attn_processors)
-    try:
-        yield
-    finally:
-        if any(before.get(name) is not processor for name, processor in network.attn_processors.items()):
-            network.set_attn_processor(before)
-
-
-@contextmanager
-def _same_scheduler(scheduler: Any) -> Iterator[None]:
-    before = {name: copy.deepcopy(value) for name, value in vars(scheduler).items() if name != "_internal_dict"}
-    try:
-        yield
-    finally:
-        for name in [name for name in vars(scheduler) if name not in before and name != "_internal_dict"]:
-            del vars(scheduler)[name]
-        vars(scheduler).update(before)
-
-
-@contextmanager
-def _guider_off(guider: Any, *, modular: bool) -> Iterator[None]:
-    """Let a guider ask for the conditional prediction alone.
-
-    Blocks of modular pipelines fail if their guider is disabled, for they then miss the embedding of the negative
-    prompt (diffusers 0.42.1: Wan raises UnboundLocalError, LTX ValueError). There guidance starts after the last step.
-    """
-    before = dict(vars(guider))
-    if modular and hasattr(guider, "_start"):
-        vars(guider).update(_start=1.0, _step=None, _num_inference_steps=None)
-    else:
-        guider.disable()
-    try:
-        yield
-    finally:
-        vars(guider).clear()
-        vars(guider).update(before)
-
-
-def any_compiled(components: Iterable[Any]) -> bool:
-    """Whether a module of any component was compiled."""
-    networks = [component for component in components if isinstance(component, nn.Module)]
-    return any(
-        "_orig_mod" in module._modules or module._compiled_call_impl is not None
-        for network in networks
-        for module in network.modules()
-    )

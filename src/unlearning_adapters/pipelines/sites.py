@@ -83,7 +83,7 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
             f"{type(pipe).__name__} has no denoiser. Expected a component named {', '.join(COMPONENTS[:-1])} or "
             f"{COMPONENTS[-1]}, but its components are: {names}."
         )
-    return {name: _bare(module) for name, module in found.items()}
+    return {name: bare_denoiser(module) for name, module in found.items()}
 
 
 def find_sites(
@@ -171,7 +171,7 @@ def linear_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _bare(denoiser: nn.Module) -> nn.Module:
+def bare_denoiser(denoiser: nn.Module) -> nn.Module:
     """Return a denoiser without what `torch.compile` and `peft.get_peft_model` put around it."""
     while True:
         inner = _uncompiled(denoiser)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .hooks import after_calls, before_calls
+
 TOKENS, MASK = "input_ids", "attention_mask"
 
 
@@ -50,8 +52,8 @@ def _shorten(stack: ExitStack, encoder: nn.Module, saved: list[int]) -> None:
         length, width = cut.pop()
         return output if width == length else _padded(output, length, width)
 
-    stack.callback(encoder.register_forward_pre_hook(before, with_kwargs=True).remove)
-    stack.callback(encoder.register_forward_hook(after, with_kwargs=True).remove)
+    before_calls(stack, encoder, before)
+    after_calls(stack, encoder, after)
 
 
 def _lengths(given: Mapping[str, Any]) -> tuple[int, int]:

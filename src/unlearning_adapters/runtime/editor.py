@@ -9,22 +9,19 @@ weight, with whatever `fuse_lora` left there.
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from unlearning_adapters.errors import FuseError
+from unlearning_adapters.pipelines.call_lock import changing, held
 from unlearning_adapters.pipelines.edits import EDITOR
 from unlearning_adapters.pipelines.sites import base_linear, check_not_empty
 from unlearning_adapters.pipelines.weights import is_in_a_file, kept_weight
 
-from .attach import LiveEdit, Seats, check_site, is_wrapped, module_at
-from .checkpoint import SaveWarning
 from .fusing.copy_memory import CopyMemory
 from .fusing.fuse import (
     Fused,
@@ -42,25 +39,15 @@ from .fusing.fuse import (
 )
 from .fusing.weight_copy import WeightCopy
 from .fusing.weight_record import WeightRecord
+from .hooks.bypass import is_strict, tell_of_bypass
+from .hooks.denoiser import EditHooks
+from .hooks.layer import LiveEdit
+from .hooks.places import check_site, is_wrapped, module_at
+from .hooks.saving import warn_of_saving
+from .hooks.scope import Scope, current_scope
 from .joint_edit import BLOCK_ELEMENTS, StackedEdit
-from .stack import Stack, edit_in_weight, edit_on_input, same_edit, twins, whole_edit
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a stack means for hooks and weights.
-
-    Args:
-        stack: The stack.
-        fused: Joint edit per path that goes into the weight, while nothing wraps the layer.
-        attached: Edit per path that goes onto the input beside it, and whether it acts.
-        twins: Pairs of adapters that remove nearly the same direction, and at how many layers.
-    """
-
-    stack: Stack = field(default_factory=Stack)
-    fused: Mapping[str, StackedEdit] = field(default_factory=dict)
-    attached: Mapping[str, tuple[StackedEdit, bool]] = field(default_factory=dict)
-    twins: Mapping[tuple[str, str], int] = field(default_factory=dict)
+from .plan import Plan, plan_of
+from .stack import Stack, same_edit
 
 
 class Editor:
@@ -73,11 +60,13 @@ class Editor:
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
         self.plan = Plan()
-        self.seats = Seats(denoiser, self.settle, self._weights_changed)
+        self.hooks = EditHooks(denoiser, self.sync, self._weights_changed, self._tell_of_bypass, self._warn_of_saving)
+        self.scopes: list[Scope] = []  # of all threads
+        self.scoped: set[str] = set()  # layers that have a hook for scopes
         self.records: dict[str, tuple[StackedEdit, WeightRecord]] = {}
         self.memory = CopyMemory()
         self.changed: set[str] = set()  # layers whose original weight is lost, since it changed while it was fused
-        self.save_warning: SaveWarning | None = None
+        self.told: set[str] = set()  # why layers were not called, as far as a user knows
 
     @property
     def stack(self) -> Stack:
@@ -104,16 +93,9 @@ class Editor:
 
     def make_plan(self, stack: Stack) -> Plan:
         """Return what a stack would mean; raise if it cannot be, and change nothing."""
-        if self.seats.moved():
-            self.settle()
-        in_weight = {path: edit_in_weight(stack, path) for path in stack.paths}
-        on_input = {path: edit_on_input(stack, path) for path in stack.paths}
-        plan = Plan(
-            stack=stack,
-            fused={path: edit for path, edit in in_weight.items() if edit is not None},
-            attached={path: edit for path, edit in on_input.items() if edit is not None},
-            twins=Counter(pair for path in stack.paths for pair in twins(stack, path)),
-        )
+        if self.hooks.moved():
+            self.sync()
+        plan = plan_of(stack)
         self._check(plan)
         return plan
 
@@ -122,23 +104,21 @@ class Editor:
         in_weight = self._in_weight(plan)
         self._restore(self._outdated(plan))
         self._fuse({path: edit for path, edit in in_weight.items() if path not in self.records}, plan)
-        on_input = dict(plan.attached)
-        for path in plan.fused.keys() - in_weight.keys():
-            whole = whole_edit(plan.stack, path)
-            if whole is not None:
-                on_input[path] = whole
-        self._rewrite(self.seats.sites, on_input)
-        self.seats.wrapped = {path: is_wrapped(module_at(self.denoiser, path)) for path in plan.fused}
-        self.seats.seat()
+        on_input = plan.on_input(in_weight)
+        for path in self._kept_for_scopes(plan.stack) - on_input.keys():
+            on_input[path] = self._nothing(path), False
+        self._rewrite(self.hooks.sites, on_input)
+        for scope in self.scopes:
+            self._rewrite(scope.edits, scope.plan.on_input(in_weight))
+        self.hooks.wrapped = {path: is_wrapped(module_at(self.denoiser, path)) for path in plan.fused}
+        self.hooks.place()
+        if plan.stack.loaded.keys() != self.stack.loaded.keys():
+            self.told.clear()
         self.plan = plan
-        if plan.stack.loaded:
+        if plan.stack.loaded or self.scopes:
             setattr(self.denoiser, EDITOR, self)
-            self.save_warning = self.save_warning or SaveWarning(self.denoiser, self._acting_attached)
         elif hasattr(self.denoiser, EDITOR):
             delattr(self.denoiser, EDITOR)
-            if self.save_warning is not None:
-                self.save_warning.remove()
-                self.save_warning = None
 
     def _restore(self, paths: Sequence[str]) -> None:
         restore_weights([fused_weight(self._linear(path), self.records[path][1], path) for path in paths])
@@ -157,25 +137,65 @@ class Editor:
         self.records.update({item.name: (edits[item.name], item.record) for item in new})
         fuse_weights(new)
 
-    def _acting_attached(self) -> list[str]:
+    def _warn_of_saving(self) -> None:
         stack = self.stack
-        return [name for name in stack.attached if stack.enabled and stack.loaded[name].strength]
+        warn_of_saving([name for name in stack.attached if stack.enabled and stack.loaded[name].strength])
+
+    def _tell_of_bypass(self, paths: list[str]) -> None:
+        scope = current_scope(self.hooks.state)
+        stack, edits = (self.stack, self.hooks.sites) if scope is None else (scope.plan.stack, scope.edits)
+        sites = sum(live.on for live in edits.values())
+        tell_of_bypass(self.denoiser, paths, sites, stack.acting, self.told, is_strict(stack.strict))
+
+    def open_scope(self, stack: Stack) -> Scope:
+        """Return a scope in which a stack acts; other calls see nothing of it.
+
+        Raises:
+            FuseError: If the stack is not the denoiser's own in what is fused, or cannot act beside that.
+        """
+        scope = Scope(self.make_plan(stack))
+        self._rewrite(scope.edits, scope.plan.on_input(self.records))
+        self.scopes.append(scope)
+        self.hooks.state.open_scopes += 1
+        self.scoped |= scope.edits.keys()
+        setattr(self.denoiser, EDITOR, self)  # the next verb finds the scope
+        if not scope.edits.keys() <= self.hooks.sites.keys():
+            with changing([self.denoiser]):
+                self.carry_out(self.plan)
+        return scope
+
+    def close_scope(self, scope: Scope) -> None:
+        """Forget a scope; the hooks of loaded adapters stay for the next one."""
+        self.scopes.remove(scope)
+        self.hooks.state.open_scopes -= 1
+        if not self.scopes and not self.stack.loaded:
+            with changing([self.denoiser]), _editing():
+                self.carry_out(self.plan)
+
+    def _kept_for_scopes(self, stack: Stack) -> set[str]:
+        loaded = {path for item in stack.loaded.values() for path in item.directions}
+        self.scoped = (self.scoped & loaded) | {path for scope in self.scopes for path in scope.edits}
+        return self.scoped
+
+    def _nothing(self, path: str) -> StackedEdit:
+        rows = torch.zeros(0, self._linear(path).in_features)
+        return StackedEdit(rows, rows.T)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Bring weights and hooks in line with what others did since: LoRAs that came, went, or were fused.
 
         Raises:
             FuseError: If an edit can neither stay in a weight nor be taken out, since the weight is offloaded.
         """
         lost = []
-        with _editing():
+        with changing([self.denoiser]), _editing():
             for path, (_, record) in list(self.records.items()):
                 linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
                 if _is_intact(linear, record, path) if wrapped else self._looks_fused(path):
                     continue
                 del self.records[path]
-                if path in self.seats.replaced:  # by another base, which holds no edit
+                if path in self.hooks.replaced:  # by another base, which holds no edit
                     self.changed.discard(path)
                     continue
                 _take_out(self._weight(path), record)
@@ -210,6 +230,11 @@ class Editor:
             self._check_in_memory(path)
         fused = [fused_weight(self._linear(path), self.records[path][1], path) for path in outdated]
         check_unchanged([item for item in fused if is_whole(item.record)])
+        if self.scopes and not self._same_weights(plan):
+            raise FuseError(
+                f"{len(self.scopes)} `with pipe.unlearning_adapters(...)` of this denoiser are open, and rely on its "
+                "weights as they are. Fuse and unfuse outside of all of them."
+            )
         for path in self.changed:
             if not same_edit(plan.fused.get(path), self.plan.fused.get(path)):
                 raise FuseError(changed_since_fused(path))
@@ -248,8 +273,12 @@ class Editor:
             if not (is_whole(record) and same_edit(wanted.get(path), edit))
         ]
 
+    def _same_weights(self, plan: Plan) -> bool:
+        now = self.plan.fused
+        return plan.fused.keys() == now.keys() and all(same_edit(plan.fused[path], now[path]) for path in now)
+
     def _weights_changed(self) -> bool:
-        if self.records.keys() != self._in_weight(self.plan).keys():  # settling was interrupted
+        if self.records.keys() != self._in_weight(self.plan).keys():  # syncing was interrupted
             return True
         return not all(is_whole(self.records[path][1]) and self._looks_fused(path) for path in self.records)
 
@@ -280,18 +309,45 @@ def change_stacks(changes: Sequence[tuple[Editor, Stack]]) -> None:
     Raises:
         UnlearningError: If one cannot be carried; then every weight and hook is as it was.
     """
-    with _editing():
+    denoisers = [editor.denoiser for editor, _ in changes]
+    with _editing(), held(denoisers):
         plans = [(editor, editor.make_plan(stack)) for editor, stack in changes]
         for editor, plan in plans:
-            _warn_of_twins(editor.plan, plan)
-        before = [(editor, editor.plan) for editor, _ in plans]
+            _warn_of_near_duplicates(editor.plan, plan)
+        with changing(denoisers):
+            _carry_out(plans)
+
+
+def open_scopes(stacks: Sequence[tuple[Editor, Stack]]) -> list[tuple[Editor, Scope]]:
+    """Open a scope on each denoiser: on all of them, or, if anything fails, on none.
+
+    Args:
+        stacks: Editors, and what their denoisers are to carry in the scope.
+
+    Raises:
+        UnlearningError: If one cannot be opened.
+    """
+    scopes: list[tuple[Editor, Scope]] = []
+    with _editing():
         try:
-            for editor, plan in plans:
-                editor.carry_out(plan)
-        except BaseException:  # Ctrl-C too: no edit may stay half on
-            for editor, plan in before:
-                editor.carry_out(plan)
+            for editor, stack in stacks:
+                scopes.append((editor, editor.open_scope(stack)))
+        except BaseException:
+            for editor, scope in scopes:
+                editor.close_scope(scope)
             raise
+    return scopes
+
+
+def _carry_out(plans: Sequence[tuple[Editor, Plan]]) -> None:
+    before = [(editor, editor.plan) for editor, _ in plans]
+    try:
+        for editor, plan in plans:
+            editor.carry_out(plan)
+    except BaseException:  # Ctrl-C too: no edit may stay half on
+        for editor, plan in before:
+            editor.carry_out(plan)
+        raise
 
 
 @contextmanager
@@ -324,9 +380,9 @@ def _take_out(weight: torch.Tensor, record: WeightRecord) -> None:
             block.copy_(torch.addmm(block.to(right.dtype), factor, right))
 
 
-def _warn_of_twins(before: Plan, plan: Plan) -> None:
-    known = {frozenset(pair) for pair in before.twins}
-    for (strong, weak), layers in plan.twins.items():
+def _warn_of_near_duplicates(before: Plan, plan: Plan) -> None:
+    known = {frozenset(pair) for pair in before.near_duplicates}
+    for (strong, weak), layers in plan.near_duplicates.items():
         if frozenset((strong, weak)) not in known:
             warnings.warn(
                 f"The adapters {strong!r} and {weak!r} remove nearly the same direction at {layers} of "

@@ -53,6 +53,7 @@ class Stack:
         active: Names of those that act if they are enabled; fused ones are among them.
         fused: Names of those whose edit is in the weights.
         enabled: Whether the active ones that are not fused act.
+        strict: Whether an edit that nothing calls is an error, where it is a warning otherwise.
         choice: Which record is kept of weights that are fused from now on.
         solved: The last joint edits, which the stacks that are made from this one share.
     """
@@ -61,6 +62,7 @@ class Stack:
     active: tuple[str, ...] = ()
     fused: tuple[str, ...] = ()
     enabled: bool = True
+    strict: bool = False
     choice: RecordChoice = field(default_factory=RecordChoice)
     solved: SolvedEdits = field(default_factory=SolvedEdits, repr=False, compare=False)
 
@@ -83,9 +85,10 @@ class Stack:
         """Return those of the named adapters that edit a layer."""
         return {name: self.loaded[name] for name in names if path in self.loaded[name].directions}
 
-    def with_adapter(self, name: str, item: Loaded) -> "Stack":
+    def with_adapter(self, name: str, item: Loaded, strict: bool = False) -> "Stack":
         """Return the stack with one more adapter, which acts beside the others."""
-        return replace(self, loaded={**self.loaded, name: item}, active=(*self.active, name), enabled=True)
+        loaded, strict = {**self.loaded, name: item}, strict or self.strict
+        return replace(self, loaded=loaded, active=(*self.active, name), enabled=True, strict=strict)
 
     def without(self, names: Iterable[str]) -> "Stack":
         """Return the stack without some adapters."""
@@ -93,8 +96,12 @@ class Stack:
         loaded = {name: item for name, item in self.loaded.items() if name not in gone}
         return replace(self, loaded=loaded, active=tuple(name for name in self.active if name not in gone))
 
-    def with_active(self, strengths: Mapping[str, float | None]) -> "Stack":
+    def with_active(self, strengths: Mapping[str, float | None], strict: bool | None = None) -> "Stack":
         """Return the stack in which just these adapters act; None is the strength with which one was loaded.
+
+        Args:
+            strengths: Strength of each of them.
+            strict: Whether an edit that nothing calls is an error; None leaves it as it is.
 
         Raises:
             ConfigError: If a strength is out of range at a site.
@@ -113,7 +120,8 @@ class Stack:
             if name not in self.fused:
                 amount = loaded[name].adapter.allowed_strength(loaded[name].default if strength is None else strength)
                 loaded[name] = replace(loaded[name], strength=amount)
-        return replace(self, loaded=loaded, active=tuple(here), enabled=True)
+        strict = self.strict if strict is None else strict
+        return replace(self, loaded=loaded, active=tuple(here), enabled=True, strict=strict)
 
     def with_fused(self, names: Iterable[str], choice: RecordChoice | None = None) -> "Stack":
         """Return the stack in which these adapters are fused too, with records as chosen; None keeps the choice."""
@@ -168,7 +176,7 @@ def whole_edit(stack: Stack, path: str) -> tuple[StackedEdit, bool] | None:
     return edit_on_input(replace(stack, fused=()), path)
 
 
-def twins(stack: Stack, path: str) -> list[tuple[str, str]]:
+def near_duplicates(stack: Stack, path: str) -> list[tuple[str, str]]:
     """Return the pairs of active adapters that remove nearly the same direction at a layer, the stronger one first."""
     here = stack.at(path, stack.active)
     return _merged_and_absorbed(stack, here, path)[0] if len(here) > 1 else []

@@ -5,86 +5,35 @@ anything, so that a call that fails leaves no trace.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from typing_extensions import Unpack
-
-from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter, save_adapter
-from unlearning_adapters.adapter.source import SourceOptions, check_options
 from unlearning_adapters.config import check_strength
-from unlearning_adapters.errors import AdapterNameError, ConfigError, FuseError
-from unlearning_adapters.hub.hub import push_adapter
-from unlearning_adapters.pipelines.sites import denoisers
+from unlearning_adapters.errors import AdapterNameError, ConfigError, DenoiserError, FuseError
+from unlearning_adapters.pipelines.call_lock import held
+from unlearning_adapters.pipelines.compiling import any_compiled
+from unlearning_adapters.pipelines.sites import COMPONENTS
 
-from .compatibility import check_sites, warn_of_other_base, warn_of_partial_cover, with_stock_factors
-from .editor import Editor, change_stacks, editor_of
+from .editor import change_stacks, open_scopes
+from .file_verbs import load_unlearning_adapter as load_unlearning_adapter
+from .file_verbs import push_unlearning_adapter as push_unlearning_adapter
+from .file_verbs import save_unlearning_adapter as save_unlearning_adapter
 from .fusing.record_choice import COPY_SHARE, Record, RecordChoice
-from .names import as_names, check_loaded, check_new_name, default_name
-from .stack import Loaded, Stack
+from .hooks.scope import current_scope, entered
+from .names import as_names, check_loaded
+from .pipeline_editors import check_not_fused, editors_of, loaded_names, locked_editors
+from .stack import Stack
 from .status import AdapterStatus, status_by_name
-
-
-def load_unlearning_adapter(
-    pipe: Any,
-    source: str | Path | UnlearningAdapter,
-    adapter_name: str | None = None,
-    strength: float | None = None,
-    **options: Unpack[SourceOptions],
-) -> str:
-    """Attach an adapter to the pipeline; it acts at once, beside those that act already, and touches no weight.
-
-    The joint edit is `x' = x - V G^-1 L A x` (docs/maths.md 5): each concept's own read-out is scaled by 1 minus its
-    own strength, in whatever order adapters are loaded. If adapters were disabled, they act again. An attached edit is
-    no part of what `pipe.save_pretrained` writes, which warns of it: fuse it first.
-
-    Args:
-        pipe: A diffusers pipeline.
-        source: A Hub repository "org/name", a folder, a ".safetensors" file, or an adapter.
-        adapter_name: Name on this pipeline, without "."; None takes the concept's name.
-        strength: Part of the direction that is removed, 0 to 4; None takes the one that the builder calibrated.
-        **options: `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder`, see `SourceOptions`.
-
-    Returns:
-        Name of the adapter on this pipeline.
-
-    Raises:
-        AdapterNotFoundError: If there is nothing at the source.
-        AdapterFileError: If it is not a valid adapter.
-        AdapterNameError: If the name is taken or not valid.
-        DenoiserError: If the pipeline has no denoiser, or one that bypasses the sites.
-        SiteError: If the pipeline lacks sites of the adapter.
-        BaseMismatchError: If a layer has another width than the adapter.
-        FuseError: If no edit of the input makes it act beside what is fused (docs/maths.md 5); fuse all together.
-
-    Example:
-        >>> pipe.load_unlearning_adapter("org/no-nudity")
-        'no-nudity'
-    """
-    editors = _editors(pipe)
-    if adapter_name is not None:
-        check_new_name(adapter_name, _loaded(editors))
-    check_options(options)
-    if not isinstance(source, UnlearningAdapter):
-        source = load_adapter(source, **options)
-    name = default_name(source.info.concept, _loaded(editors)) if adapter_name is None else adapter_name
-    strength = source.strength if strength is None else source.allowed_strength(strength)
-    changes = [
-        (editors[component], editors[component].stack.with_adapter(name, Loaded(source, part, strength, strength)))
-        for component, part in check_sites(pipe, source).items()
-    ]
-    warn_of_partial_cover(pipe, source)
-    warn_of_other_base(pipe, source)
-    change_stacks(changes)
-    return name
+from .tracking import track_calls
 
 
 def set_unlearning_adapters(
     pipe: Any,
     adapter_names: str | Sequence[str],
     strengths: float | Sequence[float | None] | None = None,
+    strict: bool | None = None,
 ) -> None:
     """Let exactly these adapters act, at these strengths; only tensors are rewritten if only strengths change.
 
@@ -92,6 +41,7 @@ def set_unlearning_adapters(
         pipe: A diffusers pipeline.
         adapter_names: A name, or several; an empty list lets none act.
         strengths: One for all, or one for each; None is the strength with which an adapter was loaded.
+        strict: Whether a call fails in which an edit does not act, as in `load_unlearning_adapter`; None leaves it.
 
     Raises:
         AdapterNameError: If there is no adapter of that name.
@@ -102,13 +52,50 @@ def set_unlearning_adapters(
         >>> pipe.set_unlearning_adapters(["no-nudity", "no-violence"], [1.0, 0.5])
     """
     names = as_names(adapter_names)
-    editors = _editors(pipe)
-    check_loaded(names, _loaded(editors))
-    values = list(strengths) if isinstance(strengths, Sequence) else [strengths] * len(names)
-    if len(values) != len(names):
-        raise ConfigError(f"Expected one strength for each of {len(names)} adapters, but got {len(values)} strengths.")
-    wanted = {name: None if value is None else check_strength(value) for name, value in zip(names, values, strict=True)}
-    change_stacks([(editor, editor.stack.with_active(wanted)) for editor in editors.values()])
+    with locked_editors(pipe) as editors:
+        check_loaded(names, loaded_names(editors))
+        wanted = _strength_by_name(names, strengths)
+        change_stacks([(editor, editor.stack.with_active(wanted, strict)) for editor in editors.values()])
+
+
+@contextmanager
+def unlearning_adapters(
+    pipe: Any, adapter_names: str | Sequence[str], strength: float | Sequence[float | None] | None = None
+) -> Iterator[None]:
+    """Let exactly these adapters act, at these strengths, in the calls that are made inside of a `with` block.
+
+    Calls of other threads, and of this thread outside of the block, keep the state that the other verbs set, and these
+    verbs change nothing inside of it: it is for servers that give each request its own state. A thread that is started
+    inside is outside (`asyncio.to_thread` and tasks are inside). Blocks can be nested; the innermost one counts.
+
+    Args:
+        pipe: A diffusers pipeline.
+        adapter_names: A loaded adapter, or several; an empty list lets none act.
+        strength: One for all, or one for each; None is the strength with which an adapter was loaded.
+
+    Raises:
+        AdapterNameError: If there is no adapter of that name.
+        ConfigError: If a strength is out of range, or their number is not that of the names.
+        FuseError: If a fused adapter would not act as it does, or no edit of the input makes the others act beside it.
+        DenoiserError: If a part of a denoiser is compiled.
+
+    Example:
+        >>> with pipe.unlearning_adapters("no-red", strength=1.2):
+        ...     video = pipe("a red car").frames[0]
+    """
+    names = as_names(adapter_names)
+    _check_not_compiled(pipe)
+    with locked_editors(pipe) as editors:
+        check_loaded(names, loaded_names(editors))
+        wanted = _strength_by_name(names, strength)
+        scopes = open_scopes([(editor, editor.stack.with_active(wanted)) for editor in editors.values()])
+    try:
+        with entered({editor.hooks.state: scope for editor, scope in scopes}):
+            yield
+    finally:
+        with held([editor.denoiser for editor, _ in scopes]):
+            for editor, scope in scopes:
+                editor.close_scope(scope)
 
 
 def get_list_unlearning_adapters(pipe: Any) -> dict[str, list[str]]:
@@ -117,16 +104,20 @@ def get_list_unlearning_adapters(pipe: Any) -> dict[str, list[str]]:
     Args:
         pipe: A diffusers pipeline.
     """
-    return {name: list(editor.stack.loaded) for name, editor in _editors(pipe).items() if editor.stack.loaded}
+    return {name: list(editor.stack.loaded) for name, editor in editors_of(pipe).items() if editor.stack.loaded}
 
 
 def get_active_unlearning_adapters(pipe: Any) -> list[str]:
-    """Return the names of the adapters that act now, attached or fused; none of those that are disabled.
+    """Return the names of the adapters that act in a call made here and now, attached or fused.
 
     Args:
         pipe: A diffusers pipeline.
     """
-    return list(dict.fromkeys(name for editor in _editors(pipe).values() for name in editor.stack.acting))
+    stacks = []
+    for editor in editors_of(pipe).values():
+        scope = current_scope(editor.hooks.state)
+        stacks.append(editor.stack if scope is None else scope.plan.stack)
+    return list(dict.fromkeys(name for stack in stacks for name in stack.acting))
 
 
 def get_unlearning_adapters_info(pipe: Any) -> dict[str, AdapterStatus]:
@@ -139,7 +130,7 @@ def get_unlearning_adapters_info(pipe: Any) -> dict[str, AdapterStatus]:
         >>> pipe.get_unlearning_adapters_info()["no-nudity"]
         AdapterStatus(state='attached', strength=1.3, components=('transformer',), records={})
     """
-    return status_by_name(_editors(pipe))
+    return status_by_name(editors_of(pipe))
 
 
 def enable_unlearning_adapters(pipe: Any) -> None:
@@ -148,7 +139,8 @@ def enable_unlearning_adapters(pipe: Any) -> None:
     Args:
         pipe: A diffusers pipeline.
     """
-    change_stacks([(editor, replace(editor.stack, enabled=True)) for editor in _editors(pipe).values()])
+    with locked_editors(pipe) as editors:
+        change_stacks([(editor, replace(editor.stack, enabled=True)) for editor in editors.values()])
 
 
 def disable_unlearning_adapters(pipe: Any) -> None:
@@ -160,9 +152,9 @@ def disable_unlearning_adapters(pipe: Any) -> None:
     Raises:
         FuseError: If an adapter is fused.
     """
-    editors = _editors(pipe)
-    _check_not_fused(editors, _loaded(editors), "disabled")
-    change_stacks([(editor, replace(editor.stack, enabled=False)) for editor in editors.values()])
+    with locked_editors(pipe) as editors:
+        check_not_fused(editors, loaded_names(editors), "disabled")
+        change_stacks([(editor, replace(editor.stack, enabled=False)) for editor in editors.values()])
 
 
 def delete_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str]) -> None:
@@ -176,10 +168,11 @@ def delete_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str]) ->
         AdapterNameError: If there is no adapter of that name.
         FuseError: If one of them is fused.
     """
-    names, editors = as_names(adapter_names), _editors(pipe)
-    check_loaded(names, _loaded(editors))
-    _check_not_fused(editors, names, "deleted")
-    change_stacks([(editor, editor.stack.without(names)) for editor in editors.values()])
+    names = as_names(adapter_names)
+    with locked_editors(pipe) as editors:
+        check_loaded(names, loaded_names(editors))
+        check_not_fused(editors, names, "deleted")
+        change_stacks([(editor, editor.stack.without(names)) for editor in editors.values()])
 
 
 def unload_unlearning_adapters(pipe: Any) -> None:
@@ -191,9 +184,9 @@ def unload_unlearning_adapters(pipe: Any) -> None:
     Raises:
         FuseError: If an adapter is fused. To keep an edited model for good, save it with `pipe.save_pretrained`.
     """
-    editors = _editors(pipe)
-    _check_not_fused(editors, _loaded(editors), "unloaded")
-    change_stacks([(editor, Stack()) for editor in editors.values()])
+    with locked_editors(pipe) as editors:
+        check_not_fused(editors, loaded_names(editors), "unloaded")
+        change_stacks([(editor, Stack()) for editor in editors.values()])
 
 
 def fuse_unlearning_adapters(
@@ -221,14 +214,17 @@ def fuse_unlearning_adapters(
         FuseError: If weights are quantised or offloaded to a file, adapters are disabled, or no edit of the input makes
             the adapters that stay attached act beside these.
     """
-    choice, editors = RecordChoice(record, copy_share), _editors(pipe)
-    names = get_active_unlearning_adapters(pipe) if adapter_names is None else as_names(adapter_names)
-    check_loaded(names, _loaded(editors))
-    if not all(editor.stack.enabled for editor in editors.values()):
-        raise FuseError("The adapters are disabled, and fused ones would act. Call enable_unlearning_adapters() first.")
-    if not names:
-        raise AdapterNameError("No adapter acts that could be fused. Load one with load_unlearning_adapter().")
-    change_stacks([(editor, editor.stack.with_fused(names, choice)) for editor in editors.values()])
+    choice = RecordChoice(record, copy_share)
+    with locked_editors(pipe) as editors:
+        names = get_active_unlearning_adapters(pipe) if adapter_names is None else as_names(adapter_names)
+        check_loaded(names, loaded_names(editors))
+        if not all(editor.stack.enabled for editor in editors.values()):
+            raise FuseError(
+                "The adapters are disabled, and fused ones would act. Call enable_unlearning_adapters() first."
+            )
+        if not names:
+            raise AdapterNameError("No adapter acts that could be fused. Load one with load_unlearning_adapter().")
+        change_stacks([(editor, editor.stack.with_fused(names, choice)) for editor in editors.values()])
 
 
 def unfuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | None = None) -> None:
@@ -242,72 +238,20 @@ def unfuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | N
         AdapterNameError: If there is no fused adapter of that name.
         FuseError: If a weight changed since it was fused, or no edit of the input makes these act beside the rest.
     """
-    editors = _editors(pipe)
-    fused = list(dict.fromkeys(name for editor in editors.values() for name in editor.stack.fused))
-    names = fused if adapter_names is None else as_names(adapter_names)
-    check_loaded(names, _loaded(editors))
-    for name in names:
-        if name not in fused:
-            raise AdapterNameError(f"The adapter {name!r} is not fused; fused are: {', '.join(fused) or 'none'}.")
-    change_stacks([(editor, editor.stack.without_fused(names)) for editor in editors.values()])
-
-
-def save_unlearning_adapter(pipe: Any, save_directory: str | Path, adapter_name: str | None = None) -> Path:
-    """Write a loaded adapter to a file, with the strength that it has now as its default.
-
-    Args:
-        pipe: A diffusers pipeline.
-        save_directory: A folder, or a path that ends in ".safetensors".
-        adapter_name: Which one; None if only one is loaded.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        AdapterNameError: If there is no adapter of that name, or no name is given and not exactly one is loaded.
-        FuseError: If the stock LoRA factor has to be computed from a weight that is out of reach, or holds a LoRA.
-    """
-    return save_adapter(_as_it_acts(pipe, adapter_name), save_directory)
-
-
-def push_unlearning_adapter(pipe: Any, repo_id: str, adapter_name: str | None = None, **options: Any) -> str:
-    """Push a loaded adapter and its card to the Hub, with the strength that it has now as its default.
-
-    Args:
-        pipe: A diffusers pipeline.
-        repo_id: Repository on the Hub, "org/name"; it is made if it is missing.
-        adapter_name: Which one; None if only one is loaded.
-        options: As for `push_adapter`: `private`, `token`, `create_pr`, `revision`, `commit_message`, `result`, ...
-
-    Returns:
-        URL of the commit, or of the pull request.
-
-    Raises:
-        AdapterNameError: If there is no adapter of that name, or no name is given and not exactly one is loaded.
-        FuseError: If the stock LoRA factor has to be computed from a weight that is out of reach, or holds a LoRA.
-        HubError: If the Hub cannot be reached, or refuses.
-    """
-    return push_adapter(_as_it_acts(pipe, adapter_name), repo_id, **options)
-
-
-def _as_it_acts(pipe: Any, adapter_name: str | None) -> UnlearningAdapter:
-    """Return a loaded adapter with its present strength, and with the stock factors that a file needs."""
-    editors = _editors(pipe)
-    loaded = _loaded(editors)
-    if adapter_name is None and len(loaded) != 1:
-        raise AdapterNameError(
-            f"Expected `adapter_name`, since {len(loaded)} are loaded: {', '.join(loaded) or 'none'}."
-        )
-    name = loaded[0] if adapter_name is None else adapter_name
-    check_loaded([name], loaded)
-    item = next(editor.stack.loaded[name] for editor in editors.values() if name in editor.stack.loaded)
-    adapter = item.adapter if item.strength == item.adapter.strength else item.adapter.with_strength(item.strength)
-    return with_stock_factors(pipe, adapter)
+    with locked_editors(pipe) as editors:
+        fused = list(dict.fromkeys(name for editor in editors.values() for name in editor.stack.fused))
+        names = fused if adapter_names is None else as_names(adapter_names)
+        check_loaded(names, loaded_names(editors))
+        for name in names:
+            if name not in fused:
+                raise AdapterNameError(f"The adapter {name!r} is not fused; fused are: {', '.join(fused) or 'none'}.")
+        change_stacks([(editor, editor.stack.without_fused(names)) for editor in editors.values()])
 
 
 VERBS: tuple[Callable[..., Any], ...] = (
     load_unlearning_adapter,
     set_unlearning_adapters,
+    unlearning_adapters,
     get_list_unlearning_adapters,
     get_active_unlearning_adapters,
     get_unlearning_adapters_info,
@@ -323,10 +267,11 @@ VERBS: tuple[Callable[..., Any], ...] = (
 
 
 def install(pipeline_class: type) -> None:
-    """Make the verbs methods of a pipeline class; a method of that name that is not ours stays, with a warning."""
+    """Make the verbs methods of a pipeline class, and its calls known; a method of that name that is not ours stays."""
+    track_calls(pipeline_class)
     for verb in VERBS:
         present = getattr(pipeline_class, verb.__name__, verb)
-        if getattr(present, "__module__", None) == __name__:
+        if getattr(present, "__module__", None) == verb.__module__:
             setattr(pipeline_class, verb.__name__, verb)
         else:
             warnings.warn(
@@ -336,18 +281,20 @@ def install(pipeline_class: type) -> None:
             )
 
 
-def _editors(pipe: Any) -> dict[str, Editor]:
-    return {component: editor_of(denoiser) for component, denoiser in denoisers(pipe).items()}
+def _check_not_compiled(pipe: Any) -> None:
+    """Raise `DenoiserError` if a denoiser or a part of it is compiled: its graph holds the edits of all calls."""
+    for name in COMPONENTS:
+        if any_compiled([pipe.components.get(name)]):
+            raise DenoiserError(
+                f"The {name} of {type(pipe).__name__}, or a part of it, is compiled, so that all threads share the "
+                "edits in its graph. Change them for all with set_unlearning_adapters(), or do not compile."
+            )
 
 
-def _loaded(editors: Mapping[str, Editor]) -> list[str]:
-    return list(dict.fromkeys(name for editor in editors.values() for name in editor.stack.loaded))
-
-
-def _check_not_fused(editors: Mapping[str, Editor], names: Sequence[str], done: str) -> None:
-    fused = [name for name in names if any(name in editor.stack.fused for editor in editors.values())]
-    if fused:
-        raise FuseError(
-            f"The adapter {fused[0]!r} is fused into the weights and cannot be {done}. "
-            "Call unfuse_unlearning_adapters() first."
-        )
+def _strength_by_name(
+    names: Sequence[str], strengths: float | Sequence[float | None] | None
+) -> dict[str, float | None]:
+    values = list(strengths) if isinstance(strengths, Sequence) else [strengths] * len(names)
+    if len(values) != len(names):
+        raise ConfigError(f"Expected one strength for each of {len(names)} adapters, but got {len(values)} strengths.")
+    return {name: None if value is None else check_strength(value) for name, value in zip(names, values, strict=True)}

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from unlearning_adapters.errors import AdapterFileError
-from unlearning_adapters.pipelines.partial_run import any_compiled, eager
+from unlearning_adapters.pipelines.compiling import any_compiled, eager
+from unlearning_adapters.pipelines.hooks import after_calls
 from unlearning_adapters.pipelines.sites import Site, site_module
 
 FACTOR = re.compile(r"(?P<site>.+)\.lora_(?P<factor>[AB])\.weight")
@@ -45,8 +46,7 @@ class SiteLora:
         """Let the LoRA act on a pipeline; afterwards the pipeline is what it was, bit for bit."""
         with ExitStack() as stack:
             for name, (down, up) in self.factors.items():
-                hook = _adds(down, up)
-                stack.callback(site_module(pipe, name).register_forward_hook(hook, with_kwargs=True).remove)
+                after_calls(stack, site_module(pipe, name), _adds(down, up))
             stack.enter_context(eager(any_compiled(pipe.components.values())))
             yield
 

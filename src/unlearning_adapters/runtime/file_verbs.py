@@ -1,0 +1,130 @@
+"""The verbs that bring an adapter from a file to a pipeline, and back: load, save, push."""
+
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Unpack
+
+from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter, save_adapter
+from unlearning_adapters.adapter.source import SourceOptions, check_options
+from unlearning_adapters.errors import AdapterNameError
+from unlearning_adapters.hub.hub import push_adapter
+
+from .compatibility import check_sites, warn_of_other_base, warn_of_partial_cover, with_stock_factors
+from .editor import change_stacks
+from .names import check_loaded, check_new_name, default_name
+from .pipeline_editors import editors_of, loaded_names, locked_editors
+from .stack import Loaded
+
+
+def load_unlearning_adapter(
+    pipe: Any,
+    source: str | Path | UnlearningAdapter,
+    adapter_name: str | None = None,
+    strength: float | None = None,
+    *,
+    strict: bool = False,
+    **options: Unpack[SourceOptions],
+) -> str:
+    """Attach an adapter to the pipeline; it acts at once, beside those that act already, and touches no weight.
+
+    The joint edit is `x' = x - V G^-1 L A x` (docs/maths.md 5): each concept's own read-out is scaled by 1 minus its
+    own strength, in whatever order adapters are loaded. If adapters were disabled, they act again. An attached edit is
+    no part of what `pipe.save_pretrained` writes, which warns of it: fuse it first.
+
+    Args:
+        pipe: A diffusers pipeline.
+        source: A Hub repository "org/name", a folder, a ".safetensors" file, or an adapter.
+        adapter_name: Name on this pipeline, without "."; None takes the concept's name.
+        strength: Part of the direction that is removed, 0 to 4; None takes the one that the builder calibrated.
+        strict: Whether a call fails with `DenoiserError` in which a layer is not called whose edit acts, or another
+            denoiser runs than the one that was edited. It is a warning otherwise, once for each cause, unless the
+            environment variable UNLEARNING_ADAPTERS_STRICT is 1.
+        **options: `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder`, see `SourceOptions`.
+
+    Returns:
+        Name of the adapter on this pipeline.
+
+    Raises:
+        AdapterNotFoundError: If there is nothing at the source.
+        AdapterFileError: If it is not a valid adapter.
+        AdapterNameError: If the name is taken or not valid.
+        DenoiserError: If the pipeline has no denoiser, or one that bypasses the sites.
+        SiteError: If the pipeline lacks sites of the adapter.
+        BaseMismatchError: If a layer has another width than the adapter.
+        FuseError: If no edit of the input makes it act beside what is fused (docs/maths.md 5); fuse all together.
+
+    Example:
+        >>> pipe.load_unlearning_adapter("org/no-nudity")
+        'no-nudity'
+    """
+    if adapter_name is not None:  # before anything is downloaded
+        check_new_name(adapter_name, loaded_names(editors_of(pipe)))
+    check_options(options)
+    if not isinstance(source, UnlearningAdapter):
+        source = load_adapter(source, **options)
+    strength = source.strength if strength is None else source.allowed_strength(strength)
+    with locked_editors(pipe) as editors:
+        name = default_name(source.info.concept, loaded_names(editors)) if adapter_name is None else adapter_name
+        check_new_name(name, loaded_names(editors))
+        changes = []
+        for component, part in check_sites(pipe, source).items():
+            editor, item = editors[component], Loaded(source, part, strength, strength)
+            changes.append((editor, editor.stack.with_adapter(name, item, strict)))
+        warn_of_partial_cover(pipe, source)
+        warn_of_other_base(pipe, source)
+        change_stacks(changes)
+    return name
+
+
+def save_unlearning_adapter(pipe: Any, save_directory: str | Path, adapter_name: str | None = None) -> Path:
+    """Write a loaded adapter to a file, with the strength that it has now as its default.
+
+    Args:
+        pipe: A diffusers pipeline.
+        save_directory: A folder, or a path that ends in ".safetensors".
+        adapter_name: Which one; None if only one is loaded.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        AdapterNameError: If there is no adapter of that name, or no name is given and not exactly one is loaded.
+        FuseError: If the stock LoRA factor has to be computed from a weight that is out of reach, or holds a LoRA.
+    """
+    return save_adapter(_as_it_acts(pipe, adapter_name), save_directory)
+
+
+def push_unlearning_adapter(pipe: Any, repo_id: str, adapter_name: str | None = None, **options: Any) -> str:
+    """Push a loaded adapter and its card to the Hub, with the strength that it has now as its default.
+
+    Args:
+        pipe: A diffusers pipeline.
+        repo_id: Repository on the Hub, "org/name"; it is made if it is missing.
+        adapter_name: Which one; None if only one is loaded.
+        options: As for `push_adapter`: `private`, `token`, `create_pr`, `revision`, `commit_message`, `result`, ...
+
+    Returns:
+        URL of the commit, or of the pull request.
+
+    Raises:
+        AdapterNameError: If there is no adapter of that name, or no name is given and not exactly one is loaded.
+        FuseError: If the stock LoRA factor has to be computed from a weight that is out of reach, or holds a LoRA.
+        HubError: If the Hub cannot be reached, or refuses.
+    """
+    return push_adapter(_as_it_acts(pipe, adapter_name), repo_id, **options)
+
+
+def _as_it_acts(pipe: Any, adapter_name: str | None) -> UnlearningAdapter:
+    """Return a loaded adapter with its present strength, and with the stock factors that a file needs."""
+    with locked_editors(pipe) as editors:
+        loaded = loaded_names(editors)
+        if adapter_name is None and len(loaded) != 1:
+            raise AdapterNameError(
+                f"Expected `adapter_name`, since {len(loaded)} are loaded: {', '.join(loaded) or 'none'}."
+            )
+        name = loaded[0] if adapter_name is None else adapter_name
+        check_loaded([name], loaded)
+        item = next(editor.stack.loaded[name] for editor in editors.values() if name in editor.stack.loaded)
+        adapter = item.adapter if item.strength == item.adapter.strength else item.adapter.with_strength(item.strength)
+        return with_stock_factors(pipe, adapter)

@@ -1,0 +1,1 @@
+"""Hooks of edits: on layers, on denoisers, and what they share."""

@@ -1,0 +1,85 @@
+"""What goes around a layer whose edit acts, and how a user learns of it: by a warning, or by an error."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+
+from torch import nn
+
+from unlearning_adapters.errors import DenoiserError
+
+from .places import is_bypassed, is_wrapped, module_at
+from .registry import is_covered, registered
+
+STRICT = "UNLEARNING_ADAPTERS_STRICT"
+# Not the user's code: a warning names the line that calls these.
+LIBRARIES = {"unlearning_adapters", "torch", "diffusers", "transformers", "accelerate", "peft", "contextlib"}
+CURE = (
+    "Call fuse_unlearning_adapters(), which edits the weights, or take away what goes around the layers; "
+    "verify_unlearning_adapters() checks each of them."
+)
+
+
+def is_strict(asked: bool) -> bool:
+    """Whether an edit that does not act is an error: if that was asked for, or the environment says so."""
+    return asked or os.environ.get(STRICT, "0").lower() not in ("", "0", "false", "no", "off")
+
+
+def cause_at(denoiser: nn.Module, path: str) -> str:
+    """Return what goes around the layer at a path, as far as it can be told."""
+    module = module_at(denoiser, path)
+    if module is None:
+        return "the layer is gone"
+    if is_bypassed(denoiser, path):
+        return "its attention has its query, key and value projections fused"
+    if registered(module) is None and not is_wrapped(module):
+        return "the hook was taken off the layer"
+    if is_covered(module):
+        return "the forward of the layer was replaced after the adapter was loaded"
+    parent = path.rpartition(".")[0]
+    processor = getattr(module_at(denoiser, parent) if parent else None, "processor", None)
+    if processor is not None and not type(processor).__module__.startswith("diffusers."):
+        return f"the attention processor {type(processor).__name__} does not call the layer"
+    return "nothing called the layer: its block was left out, or code goes around it"
+
+
+def tell_of_bypass(
+    denoiser: nn.Module, paths: Sequence[str], sites: int, names: Sequence[str], told: set[str], strict: bool
+) -> None:
+    """Warn once per cause that layers whose edits act were not called, or raise.
+
+    Args:
+        denoiser: The network.
+        paths: Paths of these layers.
+        sites: Number of all layers whose edits act.
+        names: Names of the adapters that act.
+        told: Causes that were told before; this one is added.
+        strict: Whether to raise, each time.
+
+    Raises:
+        DenoiserError: If `strict`.
+    """
+    cause = cause_at(denoiser, paths[0])
+    text = (
+        f"{len(paths)} of the {sites} layers of {type(denoiser).__name__} that {', '.join(map(repr, names))} edit"
+        f"{'s' if len(names) == 1 else ''} were not called, so that the concept is not removed there; the first is "
+        f"{paths[0]!r}: {cause}. {CURE}"
+    )
+    if strict:
+        raise DenoiserError(text)
+    if cause not in told:
+        told.add(cause)
+        warnings.warn(text, stacklevel=level_of_user())
+
+
+def level_of_user() -> int:
+    """Return the `stacklevel`, as of the caller, of the innermost line that belongs to none of the libraries."""
+    frame: FrameType | None = sys._getframe(2)
+    level = 2
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in LIBRARIES:
+            return level
+        frame, level = frame.f_back, level + 1
+    return 2

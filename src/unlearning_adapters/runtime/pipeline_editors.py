@@ -1,0 +1,43 @@
+"""The editors of a pipeline's denoisers, and what is on all of them together."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from unlearning_adapters.errors import FuseError
+from unlearning_adapters.pipelines.call_lock import held
+from unlearning_adapters.pipelines.sites import denoisers
+
+from .editor import Editor, editor_of
+
+
+def editors_of(pipe: Any) -> dict[str, Editor]:
+    """Return the editor of each denoiser, by component.
+
+    Raises:
+        DenoiserError: If the pipeline has no denoiser.
+    """
+    return {component: editor_of(denoiser) for component, denoiser in denoisers(pipe).items()}
+
+
+@contextmanager
+def locked_editors(pipe: Any) -> Iterator[dict[str, Editor]]:
+    """Yield the editors of a pipeline's denoisers, which no other thread changes meanwhile."""
+    networks = denoisers(pipe)
+    with held(networks.values()):
+        yield {component: editor_of(denoiser) for component, denoiser in networks.items()}
+
+
+def loaded_names(editors: Mapping[str, Editor]) -> list[str]:
+    """Return the names of all adapters that are loaded, in the order of loading."""
+    return list(dict.fromkeys(name for editor in editors.values() for name in editor.stack.loaded))
+
+
+def check_not_fused(editors: Mapping[str, Editor], names: Sequence[str], done: str) -> None:
+    """Raise `FuseError` if one of these adapters is fused; `done` is what was to be done with it."""
+    fused = [name for name in names if any(name in editor.stack.fused for editor in editors.values())]
+    if fused:
+        raise FuseError(
+            f"The adapter {fused[0]!r} is fused into the weights and cannot be {done}. "
+            "Call unfuse_unlearning_adapters() first."
+        )
