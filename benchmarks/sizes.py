@@ -11,6 +11,7 @@ class Sizes:
 
     Args:
         rounds: Number of rounds for steps of seconds.
+        weight_rounds: Number of rounds in "weights".
         solve_features: Width of the activations in "solve".
         solve_rows: Numbers of token differences and neutral tokens, by case.
         layers: Number of layers in "weights", by case, with their in_features and out_features.
@@ -25,12 +26,18 @@ class Sizes:
     """
 
     rounds: int = 7
+    weight_rounds: int = 5
     solve_features: int = 5120
     solve_rows: Mapping[str, tuple[int, int]] = field(
         default_factory=lambda: {"few-tokens": (160, 512), "shipped-prompts": (100, 2160)}
     )
     layers: Mapping[str, tuple[int, int, int]] = field(
-        default_factory=lambda: {"square": (20, 5120, 5120), "feed-forward": (24, 1536, 8960)}
+        default_factory=lambda: {
+            "narrow": (60, 1536, 1536),
+            "wide": (48, 3072, 3072),
+            "widest": (20, 5120, 5120),
+            "feed-forward": (20, 1536, 8960),
+        }
     )
     heads: int = 12
     feed_forward: int = 8960
@@ -45,9 +52,10 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(
     rounds=2,
+    weight_rounds=1,
     solve_features=512,
     solve_rows={"few-tokens": (16, 48), "shipped-prompts": (10, 200)},
-    layers={"square": (2, 256, 256), "feed-forward": (2, 96, 560)},
+    layers={"narrow": (2, 128, 128), "wide": (2, 192, 192), "widest": (2, 256, 256), "feed-forward": (2, 96, 560)},
     heads=1,
     feed_forward=256,
     blocks=2,
