@@ -1,0 +1,1 @@
+"""No part of it is called."""

@@ -1,0 +1,171 @@
+"""Engines that merge a file into the weights: DiffSynth-Studio, LightX2V and vLLM-Omni, with their own loaders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from engine_bench import FAMILIES, adapters_for, compare, fused
+
+from unlearning_adapters.adapter.adapter import save_adapter
+from unlearning_adapters.export.check import check_lora
+from unlearning_adapters.export.lora import export_lora
+
+pytestmark = pytest.mark.engines
+ROUNDING = 1e-6
+# bfloat16 holds 8 bits: the factors are rounded to it before the product, the sum after it.
+HALF = {"diffsynth": 2e-2, "lightx2v": 2e-2, "vllm_omni": 8e-3}
+NAMES = {"vllm_omni": "vllm-omni"}
+
+
+@pytest.fixture(scope="module")
+def wan(engine, tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The weights of ComfyUI's tiny Wan: those of the first release, by its names."""
+    folder = tmp_path_factory.mktemp("models")
+    engine("comfyui").run([{"make": "wan", "out": str(folder / "wan.safetensors")}], folder)
+    return folder, FAMILIES["wan"].convert(safetensors.torch.load_file(folder / "wan.safetensors"))
+
+
+class Bench:
+    """One engine on all files, in one run."""
+
+    def __init__(self, engine: Any, name: str, folder: Path, weights: dict[str, torch.Tensor], models: Path) -> None:
+        self.name, self.weights, self.folder = name, weights, folder
+        self.adapters = adapters_for("wan", weights)
+        if name == "vllm_omni":  # it has the names of diffusers
+            safetensors.torch.save_file(
+                {key: value.contiguous() for key, value in weights.items()}, folder / "wan.safetensors"
+            )
+        source = (folder if name == "vllm_omni" else models) / "wan.safetensors"
+        program = NAMES.get(name, name)
+        one, stack = (
+            export_lora(adapters, folder / kind, engine=program).file
+            for kind, adapters in (("one", self.adapters[:1]), ("stack", self.adapters))
+        )
+        adapter = save_adapter(self.adapters[0], folder / "adapter")
+        stock = export_lora(self.adapters[0], folder / "stock").file
+        files = {"one": one, "stack": stack, "bfloat16": one, "adapter": adapter, "diffusers": stock}
+        self.files = files
+        self.jobs = {
+            kind: {
+                "weights": str(source), "loras": [[str(file), 1.0]], "out": str(folder / f"out-{kind}"),
+                "dtype": "bfloat16" if kind == "bfloat16" else "float32",
+            }
+            for kind, file in files.items()
+        }  # fmt: skip
+        self.found = dict(zip(self.jobs, engine(name).run(list(self.jobs.values()), folder), strict=True))
+
+    def turned(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return weights if self.name == "vllm_omni" else FAMILIES["wan"].convert(weights)
+
+    def after(self, kind: str, before: bool = False) -> dict[str, torch.Tensor]:
+        return self.turned(safetensors.torch.load_file(self.jobs[kind]["out"] + (".before" if before else "")))
+
+
+@pytest.fixture(scope="module", params=["diffsynth", "lightx2v", "vllm_omni"])
+def bench(request, engine, wan, tmp_path_factory) -> Bench:
+    return Bench(engine, request.param, tmp_path_factory.mktemp(request.param), wan[1], wan[0])
+
+
+@pytest.mark.parametrize("kind", ["one", "stack"])
+def test_its_weights_are_ours(bench: Bench, record, kind: str) -> None:
+    expected = fused(bench.weights, bench.adapters[: 1 if kind == "one" else 2])
+    found = compare(bench.after(kind, before=True), bench.after(kind), expected)
+    assert found["deviation"] < ROUNDING and found["effect"] > 1e-2 and found["others_changed"] == 0
+    facts = {"deviation": found["deviation"]} if kind == "one" else {"stack": found["deviation"]}
+    record(NAMES.get(bench.name, bench.name), "wan", how="run", loads="all", **facts)
+
+
+def test_bfloat16_is_as_near_as_it_rounds(bench: Bench, record) -> None:
+    before, after = bench.after("bfloat16", before=True), bench.after("bfloat16")
+    expected = fused(before, bench.adapters[:1], torch.bfloat16)
+    found = compare(before, after, expected)
+    assert found["deviation"] < HALF[bench.name] and found["effect"] > 1e-2
+    text = f"{found['deviation']:.1e}, {found['differing']:.0%} of elements off by a rounding"
+    record(NAMES.get(bench.name, bench.name), "wan", bfloat16=text)
+
+
+def test_the_adapter_and_the_stock_layout_do_what_our_table_says(bench: Bench) -> None:
+    for kind in ("adapter", "diffusers"):
+        reading = check_lora(bench.files[kind], engine=NAMES.get(bench.name, bench.name))
+        before, after = bench.after(kind, before=True), bench.after(kind)
+        changed = {name.removesuffix(".weight") for name in before if not torch.equal(before[name], after[name])}
+        assert changed == set(reading.layers), kind
+
+
+def test_what_undoes_the_edit(bench: Bench, record) -> None:
+    """None of the three keeps the weights: what they add they can subtract, which is not the way back."""
+    off = bench.found["one"].get("not_restored")
+    if bench.name == "lightx2v":
+        undo = "no way back but a restart"
+    else:
+        assert off > 1000
+        undo = "restart: subtracting leaves other numbers"
+    record(NAMES.get(bench.name, bench.name), "wan", undo=undo)
+
+
+def test_vllm_omni_takes_two_files_by_position(engine, wan, record, tmp_path) -> None:
+    """The names in both files begin with `transformer.`: in the wrong order each expert gets the other's factors."""
+    first = wan[1]
+    maker = torch.Generator().manual_seed(5)
+    second = {name: 0.1 * torch.randn(value.shape, generator=maker) for name, value in first.items()}
+    files = []
+    for component, weights in (("transformer", first), ("transformer_2", second)):
+        safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / component)
+        adapter = adapters_for("wan", weights, component)[0]
+        files.append(str(export_lora(adapter, tmp_path / f"lora-{component}", engine="vllm-omni").file))
+    models = [str(tmp_path / component) for component in ("transformer", "transformer_2")]
+    jobs = [
+        {"weights": models, "loras": [[file, 1.0] for file in order], "out": str(tmp_path / f"out-{number}")}
+        for number, order in enumerate((files, files[::-1]))
+    ]
+    engine("vllm_omni").run(jobs, tmp_path)
+    for number, end, weights in ((0, "", first), (0, ".second", second), (1, "", first)):
+        component = "transformer_2" if end else "transformer"
+        expected = fused(weights, adapters_for("wan", weights, component)[:1])
+        after = safetensors.torch.load_file(str(tmp_path / f"out-{number}") + end)
+        found = compare(weights, after, expected)
+        assert (found["deviation"] < ROUNDING) == (number == 0), (number, end)
+    record("vllm-omni", "wan", experts="run: a list of two files, high noise first")
+
+
+@pytest.mark.parametrize("layout", ["split", "native"])
+def test_lightx2v_reads_hunyuan_video_15_with_q_k_and_v_apart(engine, record, tmp_path, layout: str) -> None:
+    maker = torch.Generator().manual_seed(0)
+    weights, native = {}, {}
+    for block in (0, 1):
+        for stream, name in (("txt", "add_{}_proj"), ("img", "to_{}")):
+            for leaf in "qkv":
+                value = torch.randn(32, 32, generator=maker)
+                weights[f"transformer_blocks.{block}.attn.{name.format(leaf)}.weight"] = value
+                native[f"double_blocks.{block}.{stream}_attn_{leaf}.weight"] = value.clone()
+        weights[f"transformer_blocks.{block}.attn.to_add_out.weight"] = torch.randn(32, 32, generator=maker)
+        native[f"double_blocks.{block}.txt_attn_proj.weight"] = weights[
+            f"transformer_blocks.{block}.attn.to_add_out.weight"
+        ].clone()
+    safetensors.torch.save_file(native, tmp_path / "model")
+    adapter = adapters_for("hunyuan-video-1.5", weights)[0]
+    file = export_lora(adapter, tmp_path / "lora.safetensors", layout=layout).file
+    job = {"weights": str(tmp_path / "model"), "loras": [[str(file), 1.0]], "out": str(tmp_path / "out")}
+    (found,) = engine("lightx2v").run([job], tmp_path)
+    reading = check_lora(file, engine="lightx2v", family="hunyuan-video-1.5")
+    assert 2 * found["applied"] == len(reading.read)
+    if layout == "split":
+        after = safetensors.torch.load_file(tmp_path / "out")
+        expected = fused(weights, [adapter])
+        names = {
+            f"transformer_blocks.{block}.attn.{ours}.weight": f"double_blocks.{block}.{theirs}.weight"
+            for block in (0, 1)
+            for ours, theirs in (
+                *((f"add_{leaf}_proj", f"txt_attn_{leaf}") for leaf in "qkv"), ("to_k", "img_attn_k"),
+                ("to_add_out", "txt_attn_proj"),
+            )
+        }  # fmt: skip
+        turned = {name: after[names[name]] for name in expected}
+        result = compare({name: weights[name] for name in expected}, turned, expected)
+        assert result["deviation"] < ROUNDING and result["effect"] > 1e-2
+        record("lightx2v", "hunyuan-video-1.5", how="run on a dictionary of weights", loads="all",
+               deviation=result["deviation"])  # fmt: skip
