@@ -60,7 +60,7 @@ def test_a_lora_is_that_of_the_python_call(made, tmp_path, unlearn) -> None:
     assert json.loads(out) == {
         "file": str(file), "bytes": file.stat().st_size, "component": "transformer_2", "layout": "native",
         "base_model": "tiny/wan", "concepts": ["red", "left"], "strengths": [1.5, 0.5], "layers": 4, "rank": 2,
-        "engine": "", "keys": 8, "keys_read": None, "left_out": [], "expert": "low_noise",
+        "engine": "", "keys": 8, "keys_read": None, "left_out": [], "expert": "low_noise", "instructions": "",
     }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def check_lora(file: str | Path, *, engine: str, family: str | None = None, mode
 
     Example:
         >>> check_lora("style.safetensors", engine="comfyui").summary
-        '240 of 240 keys are read by ComfyUI 0.3.64 and 0.12.1'
+        '240 of 240 keys are read by ComfyUI 0.3.64'
     """
     program, path = engine_named(engine), _file_in(Path(file))
     header = read_any_header(path)

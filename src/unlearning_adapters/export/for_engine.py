@@ -80,8 +80,9 @@ def export_for_engine(
                 loras=(loras or {}).get(component), force=force,
             )
         )  # fmt: skip
-    places = {lora.expert: str(lora.file.parent if layout_named(lora.layout).folder else lora.file) for lora in written}
-    return ForEngine(tuple(written), program.instructions(places))
+    if len(written) == 1:
+        return ForEngine(tuple(written), written[0].instructions)
+    return ForEngine(tuple(written), program.instructions({lora.expert: str(lora.place) for lora in written}))
 
 
 def _folder_for(folder: Path, component: str, engine: str, layout: str | None) -> Path:

@@ -10,7 +10,7 @@ from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.errors import ConfigError
 
 from .engine_file import EngineFile, fit_to_engine
-from .engines import engine_named, reads_of
+from .engines import engine_named, instructions, reads_of
 from .joint_lora import (
     base_named,
     base_of,
@@ -49,6 +49,7 @@ class ExportedLora:
         keys_read: How many of them the engine reads, None without an engine.
         left_out: Layers that the engine would not have read, and that are not in it (`force=True` alone).
         expert: What users call the denoiser where the model has two, such as "high_noise"; "" otherwise.
+        instructions: The line, flag, JSON or node that loads the file in its engine; "" without one.
     """
 
     file: Path
@@ -64,14 +65,12 @@ class ExportedLora:
     keys_read: int | None = None
     left_out: tuple[str, ...] = ()
     expert: str = ""
+    instructions: str = ""
 
     @property
-    def instructions(self) -> str:
-        """The line, flag, JSON or node that loads the file in its engine; "" without one."""
-        if not self.engine:
-            return ""
-        place = self.file.parent if layout_named(self.layout).folder else self.file
-        return engine_named(self.engine).instructions({self.expert: str(place)})
+    def place(self) -> Path:
+        """What a program is told to load: the file, or the folder where the layout is one."""
+        return self.file.parent if layout_named(self.layout).folder else self.file
 
 
 def export_lora(
@@ -161,9 +160,10 @@ def export_lora(
         "versions": {"unlearning-adapters": version_of("unlearning-adapters")},
     }
     rank, tensors = write_lora(path, names, named, record)
+    told = "" if program is None or reads is None else instructions(program, reads, {expert: path}, names.folder)
     return ExportedLora(
         path, component, names.name, made_for["base_model"], concepts, amounts, len(named), rank,
-        "" if program is None else program.name, len(tensors), fitted.keys_read, fitted.left_out, expert,
+        "" if program is None else program.name, len(tensors), fitted.keys_read, fitted.left_out, expert, told,
     )  # fmt: skip
 
 

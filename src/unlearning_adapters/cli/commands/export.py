@@ -89,7 +89,7 @@ def export(
     )
     data, text = _described(lora)
     if engine is not None:
-        data, text = {**data, "instructions": lora.instructions}, f"{text}\n\nIn {engine}:\n{lora.instructions}"
+        text = f"{text}\n\nIn {engine}:\n{lora.instructions}"
     return CommandResult(data, text)
 
 

@@ -1,6 +1,7 @@
 """The engines that take LoRA files for video models. A further one is a file of this folder and a line of the table."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from unlearning_adapters.errors import ConfigError
 
@@ -18,7 +19,7 @@ from .tensorrt_llm import TENSORRT_LLM
 from .vllm_omni import VLLM_OMNI, VLLM_OMNI_REQUEST
 from .wan2gp import WAN2GP
 
-__all__ = ["ENGINES", "Engine", "Reads", "engine_named", "reads_of"]
+__all__ = ["ENGINES", "Engine", "Reads", "engine_named", "instructions", "reads_of"]
 
 ENGINES: Mapping[str, Engine] = {
     engine.name: engine
@@ -69,3 +70,16 @@ def reads_of(engine: Engine, family: str) -> Reads:
             "Choose another engine, or write a fused checkpoint with export_fused."
         )
     return reads
+
+
+def instructions(engine: Engine, reads: Reads, files: Mapping[str, Path], folder: bool = False) -> str:
+    """Return the line, flag, JSON or node that loads files.
+
+    Args:
+        engine: The engine.
+        reads: What it reads of the family.
+        files: The files, by what users call the denoiser ("" if there is one).
+        folder: Whether the folders of the files are what is loaded.
+    """
+    places = {expert: str(path.parent if folder else path) for expert, path in files.items()}
+    return (reads.instructions or engine.instructions)(places)

@@ -8,6 +8,7 @@ from .engine import Engine, Reads, Spelling
 from .rows import HUNYUAN_15_NATIVE, HUNYUAN_NATIVE, LTX_2_NATIVE, LTX_NATIVE, WAN_NATIVE
 
 _SOURCE = "comfy/lora.py::model_lora_keys_unet"
+_LATER = f"{_SOURCE} of 0.12.1"
 _NATIVE = ("native", "native-for-diffusers", "kohya")
 
 
@@ -23,7 +24,7 @@ def _instructions(files: Mapping[str, str]) -> str:
 COMFYUI = Engine(
     "comfyui",
     "ComfyUI",
-    "0.3.64 and 0.12.1",
+    "0.3.64",
     {
         "wan": Reads(_NATIVE, _SOURCE, (Spelling(WAN_NATIVE),), every=True),
         "wan-vace": Reads(("native", "kohya"), _SOURCE, (Spelling(FAMILIES["wan-vace"].native.rows),), every=True),
@@ -32,12 +33,12 @@ COMFYUI = Engine(
         ),
         "hunyuan-video-1.5": Reads(
             ("native", "kohya"),
-            _SOURCE,
+            _LATER,
             (Spelling(HUNYUAN_15_NATIVE, ("diffusion_model.", "transformer.")),),
             every=True,
         ),
         "ltx": Reads(_NATIVE, _SOURCE, (Spelling(LTX_NATIVE),), every=True),
-        "ltx-2": Reads(_NATIVE, _SOURCE, (Spelling(LTX_2_NATIVE),), every=True),
+        "ltx-2": Reads(_NATIVE, _LATER, (Spelling(LTX_2_NATIVE),), every=True),
         "mochi": Reads(
             ("native", "kohya"),
             _SOURCE,
@@ -46,7 +47,7 @@ COMFYUI = Engine(
         ),
         "kandinsky-5": Reads(
             ("native", "diffusers", "kohya"),
-            _SOURCE,
+            _LATER,
             (Spelling(FAMILIES["kandinsky-5"].native.rows, ("diffusion_model.", "transformer.", "")),),
             every=True,
         ),

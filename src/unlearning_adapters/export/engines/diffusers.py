@@ -1,6 +1,7 @@
 """diffusers itself, and xDiT, which runs a pipeline of diffusers."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 
 from unlearning_adapters.export.names.families import FAMILIES, Family
 from unlearning_adapters.export.names.naming import same
@@ -39,12 +40,20 @@ _DIFFUSERS = {
     "kandinsky-5": _reads("kandinsky-5", "KandinskyLoraLoaderMixin"),
     "cogvideox": _reads("cogvideox", "CogVideoXLoraLoaderMixin"),
 }
+
+
+def _into_the_denoiser(files: Mapping[str, str]) -> str:
+    (path,) = (PurePath(path) for path in files.values())
+    return f'pipe.transformer.load_lora_adapter("{path.parent}", weight_name="{path.name}", prefix="transformer")'
+
+
 # Its pipelines have no `load_lora_weights`; the denoiser takes LoRA files itself.
 _HUNYUAN_15 = Reads(
     ("diffusers",),
     "diffusers/loaders/peft.py::PeftAdapterMixin.load_lora_adapter",
     (_own(FAMILIES["hunyuan-video-1.5"]),),
     every=True,
+    instructions=_into_the_denoiser,
 )
 
 DIFFUSERS = Engine(

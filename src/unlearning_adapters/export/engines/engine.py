@@ -47,12 +47,14 @@ class Reads:
         spellings: How it knows the layers.
         every: Whether it has a LoRA for each layer of the model under the model's own name, so that the spellings list
             the common ones alone.
+        instructions: How a file of this family is loaded, where that is not how the engine loads the others.
     """
 
     layouts: tuple[str, ...]
     source: str
     spellings: tuple[Spelling, ...]
     every: bool = False
+    instructions: Instructions | None = None
 
     @property
     def whole(self) -> tuple[str, ...]:
