@@ -17,7 +17,7 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 ROOMS = [path.name for path in (ROOT / "src" / "unlearning_adapters").iterdir() if (path / "__init__.py").is_file()]
 MODULE = re.compile(rf"(?<![\w/.])((?:{'|'.join(ROOMS)})/[\w/]+\.(?:py|json|yaml|html|md))\b")
 ENTRY_POINTS = {".detectors", ".prompt_sets"}  # groups of other packages, and no modules
-OTHER_FILE = re.compile(r"\b((?:tests|benchmarks|examples|docs|models|fuzz|hub_cards)/[\w/.-]+\.\w+)\b")
+OTHER_FILE = re.compile(r"(?<![\w/.-])((?:tests|benchmarks|examples|docs|models|fuzz|hub_cards)/[\w/.-]+\.\w+)\b")
 
 
 def anchor(heading: str) -> str:
