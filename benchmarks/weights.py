@@ -11,7 +11,7 @@ from torch import Tensor
 from unlearning_adapters.adapter.file import FILE_NAME
 from unlearning_adapters.runtime.fusing.fuse import fuse_edit, unfuse_edit
 from unlearning_adapters.runtime.fusing.record_choice import Record
-from unlearning_adapters.runtime.joint_edit import stack_directions
+from unlearning_adapters.runtime.joint.joint_edit import stack_directions
 from unlearning_adapters.runtime.verbs import (
     fuse_unlearning_adapters,
     load_unlearning_adapter,

@@ -1,6 +1,7 @@
 """Load many changed adapter files, each next to a live pipeline, and report what came of them.
 
 python -m fuzz --inputs 200000 --seed 0 --output fuzz.json
+python -m fuzz api --sequences 20000 --seed 0 --output api.json  # the API in place of the file
 
 The worker is a process of its own with a limit on its memory, so that a crash of it is seen, and the file kept.
 """
@@ -22,6 +23,11 @@ ENGINES = ("random", "hypothesis", "atheris")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for; 1 if there was a defect."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["api"]:
+        from .api.run import main as run_api
+
+        return run_api(given[1:])
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__.split("\n")[0])
     parser.add_argument("--inputs", type=int, default=2000, help="number of files (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the changes (default: 0)")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         EvaluationError,
         FuseError,
         HubError,
+        PipelineError,
         SiteError,
         UnlearningError,
     )
@@ -88,6 +89,7 @@ __all__ = [
     "HubError",
     "HubOptions",
     "Pair",
+    "PipelineError",
     "Reading",
     "SiteError",
     "SourceOptions",

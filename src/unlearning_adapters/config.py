@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from .errors import ConfigError
@@ -28,6 +29,11 @@ Scope = Literal["word", "concept"]
 DEFAULT_EPSILON = 0.001
 DEFAULT_PAIRS = 5  # as in the paper
 MAX_CALIBRATED_STRENGTH = 2.0
+# Settings that are whole numbers, with their limits.
+INTEGERS = (
+    ("rank", 1, MAX_RANK), ("rounds", 0, 10), ("components", 1, 100_000), ("steps", 1, 1000), ("batch_size", 1, 4096),
+    ("pairs", 1, 1_000_000), ("seed", 0, 2**63 - 1),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,44 +87,27 @@ class BuildConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {self.method!r}.")
-        if self.landing not in get_args(Landing):
-            raise ConfigError(
-                f"Expected `landing` to be one of {', '.join(get_args(Landing))}, but got {self.landing!r}."
-            )
-        if self.scope not in get_args(Scope):
-            raise ConfigError(f"Expected `scope` to be one of {', '.join(get_args(Scope))}, but got {self.scope!r}.")
-        for name, low, high in (
-            ("rank", 1, MAX_RANK),
-            ("rounds", 0, 10),
-            ("components", 1, 100_000),
-            ("steps", 1, 1000),
-            ("batch_size", 1, 4096),
-        ):
+        for name, known in (("method", METHODS), ("landing", get_args(Landing)), ("scope", get_args(Scope))):
             value = getattr(self, name)
-            if not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(f"Expected `{name}` to be an integer from {low} to {high}, but got {value!r}.")
-        if self.pairs is not None and (not isinstance(self.pairs, int) or self.pairs < 1):
-            raise ConfigError(f"Expected `pairs` to be None or an integer of at least 1, but got {self.pairs!r}.")
-        if not (math.isfinite(self.contrast) and self.contrast >= 0):
-            raise ConfigError(f"Expected `contrast` to be a number >= 0, but got {self.contrast!r}.")
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise ConfigError(f"Expected `epsilon` to be a number > 0, but got {self.epsilon!r}.")
-        if not (math.isfinite(self.sharpness) and self.sharpness >= 1):
-            raise ConfigError(f"Expected `sharpness` to be a number >= 1, but got {self.sharpness!r}.")
+            if not isinstance(value, str) or value not in known:
+                raise ConfigError(f"Expected `{name}` to be one of {', '.join(known)}, but got {value!r:.80}.")
+        for name, low, high in INTEGERS:
+            if name != "pairs" or self.pairs is not None:
+                object.__setattr__(self, name, _integer(name, getattr(self, name), low, high))
+        for name, least, limit in (("contrast", 0, ">= 0"), ("epsilon", None, "> 0"), ("sharpness", 1, ">= 1")):
+            value = getattr(self, name)
+            if not is_number(value) or not (value > 0 if least is None else value >= least):
+                raise ConfigError(f"Expected `{name}` to be a number {limit}, but got {value!r:.80}.")
+            object.__setattr__(self, name, _plain(value))
         if self.strength is not None:
             check_strength(self.strength)
+            object.__setattr__(self, "strength", _plain(self.strength))
         if self.rank > 1 and "rank" not in METHOD_SETTINGS[self.method]:
             raise ConfigError(f"Expected `rank` to be 1 for the method {self.method!r}, but got {self.rank}.")
-        if self.sites is not None and not isinstance(self.sites, str):
-            object.__setattr__(self, "sites", tuple(self.sites))
-        if self.sites is not None and not self.sites:
-            raise ConfigError(
-                "Expected `sites` to name at least one site, but it is empty. The default, None, chooses by the pairs."
-            )
+        if self.sites is not None:
+            object.__setattr__(self, "sites", check_sites(self.sites))
         if self.blocks is not None:
-            object.__setattr__(self, "blocks", tuple(self.blocks))
+            object.__setattr__(self, "blocks", check_blocks(self.blocks))
         object.__setattr__(self, "block_strengths", _checked_factors(self.block_strengths, self.strength))
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,6 +129,57 @@ class BuildConfig:
         return cls(**plain)
 
 
+def is_number(value: object) -> bool:
+    """Tell whether a value is a finite number, of Python or of numpy, and not True or False."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> float:
+    """Return a number of numpy as one of Python, which JSON can hold; others as they are."""
+    return value if type(value) in (int, float) else float(value)
+
+
+def check_sites(sites: object) -> str | tuple[str, ...]:
+    """Return a selection of sites, a text or several, or raise `ConfigError`."""
+    parts = (sites,) if isinstance(sites, str) else tuple(sites) if isinstance(sites, (list, tuple, set)) else (None,)
+    if not parts or not all(isinstance(part, str) and part for part in parts):
+        raise ConfigError(
+            'Expected `sites` to be "text", "image", "hidden", a pattern of names, or several of these, but got '
+            f"{sites!r:.80}."
+        )
+    return sites if isinstance(sites, str) else tuple(str(part) for part in parts)
+
+
+def check_blocks(blocks: object) -> tuple[int, ...]:
+    """Return indices of blocks, or raise `ConfigError` if they are not whole numbers of at least 0."""
+    indices = tuple(blocks) if isinstance(blocks, (list, tuple, set, frozenset, range)) else (None,)
+    if not all(isinstance(index, Integral) and not isinstance(index, bool) and int(index) >= 0 for index in indices):
+        raise ConfigError(f"Expected `blocks` to be indices such as [0, 1, 2], but got {blocks!r:.80}.")
+    return tuple(int(index) for index in indices if index is not None)
+
+
+def each_strength(strengths: Any, count: int) -> list[float | None]:
+    """Return a strength, or None, for each of some adapters, given one for all or one for each.
+
+    Raises:
+        ConfigError: If it is neither, or their number is another.
+    """
+    if strengths is None or isinstance(strengths, (Real, str)):
+        return [None if strengths is None else check_strength(strengths)] * count  # type: ignore[arg-type]
+    if not isinstance(strengths, (list, tuple)):
+        raise ConfigError(f"Expected one strength, or a list with one for each adapter, but got {strengths!r:.80}.")
+    values = list(strengths)
+    if len(values) != count:
+        raise ConfigError(f"Expected one strength for each of {count} adapters, but got {len(values)} strengths.")
+    return [None if value is None else check_strength(value) for value in values]
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
+        raise ConfigError(f"Expected `{name}` to be an integer from {low} to {high}, but got {value!r:.80}.")
+    return int(value)
+
+
 def check_keys(owner: str, values: Mapping[str, Any], known: set[str]) -> None:
     """Raise `ConfigError` if a mapping has a key that is not known."""
     for key in values:
@@ -151,8 +191,7 @@ def check_keys(owner: str, values: Mapping[str, Any], known: set[str]) -> None:
 
 def check_strength(strength: float) -> float:
     """Return a strength as a float, or raise `ConfigError` if it is not a number from 0 to 4."""
-    ok = isinstance(strength, (int, float)) and not isinstance(strength, bool)
-    if not (ok and 0 <= strength <= MAX_STRENGTH):
+    if not (is_number(strength) and 0 <= strength <= MAX_STRENGTH):
         raise ConfigError(
             f"Expected the strength to be a number from 0 (off) to {MAX_STRENGTH:g}, but got {strength!r:.80}. "
             "1 removes the direction, values above 1 over-correct."
@@ -162,8 +201,7 @@ def check_strength(strength: float) -> float:
 
 def check_gain(gain: float, what: str = "the gain") -> float:
     """Return what a site multiplies the strength by as a float, or raise `ConfigError` if it is not from 0 to 4."""
-    ok = isinstance(gain, (int, float)) and not isinstance(gain, bool)
-    if not (ok and 0 <= gain <= MAX_STRENGTH):
+    if not (is_number(gain) and 0 <= gain <= MAX_STRENGTH):
         raise ConfigError(
             f"Expected {what} to be a number from 0 (off) to {MAX_STRENGTH:g}, but got {gain!r:.80}. "
             "1 leaves the strength as it is."
@@ -201,7 +239,7 @@ def _checked_factors(factors: Mapping[int, float] | None, strength: float | None
             f"Expected `block_strengths` as a mapping such as {{0: 0.5, 3: 1.2}}, but got {factors!r:.80}."
         )
     for block, factor in factors.items():
-        if not isinstance(block, int) or isinstance(block, bool) or block < 0:
+        if not isinstance(block, Integral) or isinstance(block, bool) or block < 0:
             raise ConfigError(f"Expected the keys of `block_strengths` to be indices of blocks, but got {block!r:.80}.")
         check_gain(factor, f"the factor of block {block} in `block_strengths`")
         limit = MAX_STRENGTH / (MAX_CALIBRATED_STRENGTH if strength is None else max(strength, 1e-9))
@@ -215,7 +253,7 @@ def _checked_factors(factors: Mapping[int, float] | None, strength: float | None
                 f"Expected strength x factor to be at most {MAX_STRENGTH:g}, but got the factor {factor:g} for block "
                 f"{block}, and the strength {origin} a factor of at most {math.floor(1000 * limit) / 1000:g}."
             )
-    return {block: float(factors[block]) for block in sorted(factors)} or None
+    return {int(block): float(factors[block]) for block in sorted(factors)} or None
 
 
 def _block_index(key: Any) -> Any:

@@ -17,6 +17,10 @@ class DenoiserError(UnlearningError, TypeError):
     """The pipeline has no denoiser that an adapter could edit, or it is in a state in which it cannot be edited."""
 
 
+class PipelineError(UnlearningError, RuntimeError):
+    """The user's own pipeline failed while a build, a search or an evaluation ran it; its error is the cause."""
+
+
 class SiteError(UnlearningError, LookupError):
     """No site, or only some of the sites, were found on a denoiser."""
 

@@ -25,7 +25,7 @@ from unlearning_adapters.methods import ridge
 from unlearning_adapters.methods.registry import find_direction
 from unlearning_adapters.methods.rows import GroupRows, NeutralRows
 from unlearning_adapters.pipelines.sites import site_module
-from unlearning_adapters.runtime.joint_edit import apply_edit, stack_directions
+from unlearning_adapters.runtime.joint.joint_edit import apply_edit, stack_directions
 
 HELD_OUT = "the red house in a street"
 

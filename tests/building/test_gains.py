@@ -31,7 +31,7 @@ from unlearning_adapters.export.lora import export_lora
 from unlearning_adapters.hub.card import render_card
 from unlearning_adapters.pipelines.sites import Site, site_module
 from unlearning_adapters.runtime.compatibility import base_deviation
-from unlearning_adapters.runtime.joint_edit import stack_directions, stack_report
+from unlearning_adapters.runtime.joint.joint_edit import stack_directions, stack_report
 from unlearning_adapters.search.space import FACTOR, MAX_KNOTS, STRENGTH, first_guesses, interpolated, suggest
 
 GAINS = (0.5, 1.4, 0.0, 1.0)

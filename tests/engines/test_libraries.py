@@ -14,7 +14,7 @@ from planted import planted
 from unlearning_adapters.export.for_engine import export_for_engine
 from unlearning_adapters.export.lora import export_lora
 from unlearning_adapters.pipelines.sites import base_linear, find_sites
-from unlearning_adapters.runtime.joint_edit import edited_weight, stack_directions
+from unlearning_adapters.runtime.joint.joint_edit import edited_weight, stack_directions
 
 pytestmark = pytest.mark.engines
 FAMILIES = {

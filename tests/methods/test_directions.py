@@ -18,7 +18,7 @@ from unlearning_adapters.methods.leace import leace_direction
 from unlearning_adapters.methods.paper import cpca_direction, mean_direction, pca_direction
 from unlearning_adapters.methods.ridge import ridge_direction
 from unlearning_adapters.methods.strength import calibrate_strength
-from unlearning_adapters.runtime.joint_edit import apply_edit, stack_directions
+from unlearning_adapters.runtime.joint.joint_edit import apply_edit, stack_directions
 
 SIZES = [(40, 12, 30), (40, 60, 50), (300, 20, 100), (64, 30, 34)]  # features, difference rows, neutral rows
 

@@ -10,7 +10,7 @@ from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.methods.cure import cure_direction, prompt_means
 from unlearning_adapters.methods.uce import rece_direction, uce_direction
-from unlearning_adapters.runtime.joint_edit import apply_edit, stack_directions
+from unlearning_adapters.runtime.joint.joint_edit import apply_edit, stack_directions
 
 FEATURES = [(24, 60), (80, 30)]  # features, preserved rows: more rows than features, and fewer
 

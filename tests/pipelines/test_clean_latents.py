@@ -6,8 +6,8 @@ from cases.t5 import SIZE, make_cogvideox
 from tiny import CALL, tiny_wan_pipeline
 
 from unlearning_adapters.errors import DenoiserError
-from unlearning_adapters.pipelines.clean_latents import add_noise, clean_latents, exchanged, run_noised
-from unlearning_adapters.pipelines.partial_run import PartialRun
+from unlearning_adapters.pipelines.runs.clean_latents import add_noise, clean_latents, exchanged, run_noised
+from unlearning_adapters.pipelines.runs.partial_run import PartialRun
 
 PROMPTS = ("a red car moves left", "two blue cats")
 FOUR = {**CALL, "num_inference_steps": 4}

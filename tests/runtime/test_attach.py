@@ -12,7 +12,7 @@ from unlearning_adapters.runtime.hooks.denoiser import EditHooks
 from unlearning_adapters.runtime.hooks.layer import LiveEdit, attach_edit, detach_edit
 from unlearning_adapters.runtime.hooks.places import is_wrapped, module_at
 from unlearning_adapters.runtime.hooks.registry import HOOK
-from unlearning_adapters.runtime.joint_edit import StackedEdit, stack_directions
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit, stack_directions
 
 WIDTH = 12
 

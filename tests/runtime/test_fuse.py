@@ -12,7 +12,7 @@ from unlearning_adapters.runtime.fusing.compact_record import CompactRecord
 from unlearning_adapters.runtime.fusing.copy_memory import CopyMemory
 from unlearning_adapters.runtime.fusing.fuse import Fused, fuse_edit, fuse_weights, is_whole, new_records, unfuse_edit
 from unlearning_adapters.runtime.fusing.weight_copy import WeightCopy
-from unlearning_adapters.runtime.joint_edit import StackedEdit, stack_directions
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit, stack_directions
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 RECORDS = {"compact": CompactRecord, "copy": WeightCopy}

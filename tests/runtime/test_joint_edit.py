@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.runtime.joint_edit import (
+from unlearning_adapters.runtime.joint.joint_edit import (
     StackedEdit,
     StackReport,
     apply_edit,
@@ -25,7 +25,7 @@ from unlearning_adapters.runtime.joint_edit import (
     stacked_factors,
     weight_factor,
 )
-from unlearning_adapters.runtime.joint_solve import ABSORBED_BELOW, active_rows, plan_rows
+from unlearning_adapters.runtime.joint.joint_solve import ABSORBED_BELOW, active_rows, plan_rows
 
 STRENGTHS = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.3, 2.0])
 SEEDS = st.integers(0, 10_000)
@@ -327,7 +327,7 @@ def test_a_weight_is_read_in_blocks_with_the_same_result(monkeypatch: pytest.Mon
     weight, edit = random_rows(5, 7, 24).to(torch.bfloat16), stack_directions([oblique(1)], [1.0])
     whole = weight_factor(weight, edit)
     assert whole.dtype == torch.float32
-    monkeypatch.setattr("unlearning_adapters.runtime.joint_edit.BLOCK_ELEMENTS", 2 * 24)
+    monkeypatch.setattr("unlearning_adapters.runtime.joint.joint_edit.BLOCK_ELEMENTS", 2 * 24)
     torch.testing.assert_close(weight_factor(weight, edit), whole)
 
 

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from planted import direction
 from unlearning_adapters.adapter.direction import Direction
-from unlearning_adapters.runtime.joint_solve import ABSORBED_BELOW, INDEPENDENT_FROM, active_rows, plan_rows, solve
+from unlearning_adapters.runtime.joint.joint_solve import (
+    ABSORBED_BELOW,
+    INDEPENDENT_FROM,
+    active_rows,
+    plan_rows,
+    solve,
+)
 
 
 def plan_by_solving(gram, strengths):

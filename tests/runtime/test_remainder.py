@@ -14,8 +14,8 @@ import unlearning_adapters as ua
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
 from unlearning_adapters.errors import FuseError
-from unlearning_adapters.runtime.joint_edit import StackedEdit, apply_edit, edited_weight, stack_directions
-from unlearning_adapters.runtime.remainder import LARGEST, remaining_edit
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit, apply_edit, edited_weight, stack_directions
+from unlearning_adapters.runtime.joint.remainder import LARGEST, remaining_edit
 
 WIDTH = 8
 CLOSE = 2e-5  # float32 rounding of edits whose norm is 8 at most, of |edit| |x|

@@ -2,9 +2,9 @@ import torch
 from tiny import tiny_wan_pipeline
 
 from planted import direction, planted
-from unlearning_adapters.runtime import solved_edits
-from unlearning_adapters.runtime.joint_edit import StackReport, stack_directions
-from unlearning_adapters.runtime.solved_edits import KEPT, SolvedEdits
+from unlearning_adapters.runtime.joint import solved_edits
+from unlearning_adapters.runtime.joint.joint_edit import StackReport, stack_directions
+from unlearning_adapters.runtime.joint.solved_edits import KEPT, SolvedEdits
 
 
 def counted(monkeypatch) -> list[int]:

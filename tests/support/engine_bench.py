@@ -18,7 +18,7 @@ from unlearning_adapters.runtime.fuse import fuse_edit
 from planted import direction
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo
-from unlearning_adapters.runtime.joint_edit import stack_directions
+from unlearning_adapters.runtime.joint.joint_edit import stack_directions
 
 Weights = Mapping[str, Tensor]
 

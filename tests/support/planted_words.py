@@ -12,7 +12,7 @@ from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.config import BuildConfig
-from unlearning_adapters.runtime.joint_edit import apply_edit, stack_directions
+from unlearning_adapters.runtime.joint.joint_edit import apply_edit, stack_directions
 
 SCENES = (("circle", "left"), ("dog", "right"), ("car", "up"), ("cross", "down"), ("tree", "left"))
 

@@ -16,6 +16,7 @@ from .direction import EQUAL_GAINS, FORMAT_VERSION, WITH_GAINS, AdapterInfo, Dir
 from .draft import write_whole
 from .file import contradiction, decode, encode, file_at, read_file
 from .header import FileHeader, read_header
+from .record import shorten
 from .source import SourceOptions, find_adapter_file
 
 
@@ -150,6 +151,8 @@ def save_adapter(adapter: UnlearningAdapter, destination: str | Path) -> Path:
     Raises:
         AdapterFileError: If the adapter could not be loaded again; a file that is already there stays as it is.
     """
+    if not isinstance(adapter, UnlearningAdapter):
+        raise AdapterFileError(f"Expected an UnlearningAdapter to save, but got {shorten(adapter)}. Build or load one.")
     path = file_at(destination)
     blob = encode(adapter)
     try:

@@ -5,6 +5,7 @@ Only `encode` and `decode` import torch; looking at a header does not.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing_extensions import Unpack
 from unlearning_adapters.errors import AdapterFileError, AdapterNotFoundError, ConfigError
 
 from .header import FileHeader, encode_header, factor_key, read_header, read_key, write_key
+from .missing import why_missing
 from .record import bad_file
 from .source import FILE_NAME, PICKLES, SourceOptions, find_adapter_file
 
@@ -38,8 +40,15 @@ def file_at(destination: str | Path) -> Path:
     Raises:
         AdapterFileError: If it is a file of another kind.
     """
+    if not isinstance(destination, (str, os.PathLike)) or not str(destination).strip():
+        raise AdapterFileError(f"Expected a folder or a file to save an adapter in, but got {destination!r:.80}.")
     path = Path(destination)
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise AdapterFileError(f"Cannot write {str(path)!r:.300}: {reason}. Choose another folder or file.") from error
+    if folder:
         return path / FILE_NAME
     if path.suffix == ".safetensors":
         return path
@@ -125,7 +134,7 @@ def _tensors(adapter: UnlearningAdapter) -> dict[str, Tensor]:
 def _padded(rows: Tensor, rank: int) -> Tensor:
     import torch
 
-    padded = torch.zeros(rank, rows.shape[1])
+    padded = torch.zeros(rank, rows.shape[1], dtype=torch.float32, device="cpu")
     padded[: rows.shape[0]] = rows.detach()
     return padded
 
@@ -136,10 +145,22 @@ def read_file(path: Path, *, with_data: bool) -> tuple[FileHeader, bytes]:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             header = read_header(file, size, str(path))
+            if not with_data:
+                return header, b""
             file.seek(0)
-            return header, file.read(size) if with_data else b""
+            blob = file.read(size)
     except OSError as error:
-        raise AdapterNotFoundError(f"Cannot read {str(path)!r}: {error.strerror}. Check the permissions.") from error
+        reason = why_missing(path, error.strerror or "it cannot be opened")
+        raise AdapterNotFoundError(
+            f"Cannot read {str(path)!r}: {reason}. Check the path and the permissions."
+        ) from error
+    try:
+        same = read_header(io.BytesIO(blob), len(blob), str(path)) == header
+    except AdapterFileError:
+        same = False
+    if not same:
+        raise bad_file(str(path), "it changed while it was read", "Load it again when it is written.")
+    return header, blob
 
 
 def decode(blob: bytes, header: FileHeader, name: str) -> tuple[AdapterInfo, dict[str, Direction], dict[str, Tensor]]:

@@ -9,9 +9,11 @@ from typing import Any, BinaryIO
 
 from unlearning_adapters.config import MAX_RANK
 
+from .missing import FETCH, POINTER, is_lfs_pointer
 from .record import ADDITIVE, INFO_KEYS, MAX_SITES, MIXED, bad_file, canonical_json, check_record, shorten, strict_json
 
 HEADER_KEY = "unlearning_adapter"
+WRITES = "unlearning.lora_V."  # start of the names of tensors that no other file has
 EXPORT_KEY = "unlearning_export"  # of a plain LoRA that was made of adapters
 MAX_FILE_BYTES = 512 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20
@@ -67,7 +69,7 @@ def factor_key(site: str) -> str:
 
 def write_key(site: str) -> str:
     """Name of the tensor of a site's writes; it contains "lora", or stock loaders would refuse the file."""
-    return f"unlearning.lora_V.{site}"
+    return f"{WRITES}{site}"
 
 
 def encode_header(
@@ -137,6 +139,9 @@ def _read_text(file: BinaryIO, size: int, name: str) -> str:
     start = file.read(8)
     if len(start) < 8:
         raise bad_file(name, f"it is truncated: it has {len(start)} bytes, and a header starts with 8")
+    if is_lfs_pointer(start + file.read(len(POINTER) - 8)):
+        raise bad_file(name, "it is a Git LFS pointer, a few lines of text in place of the file", FETCH)
+    file.seek(8)
     length = struct.unpack("<Q", start)[0]
     if length > size - 8 and _PICKLE.match(start):
         raise bad_file(
@@ -170,6 +175,13 @@ def _metadata(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
                 f"it is a LoRA that was exported from {_exported_from(metadata[EXPORT_KEY], name)}, for one base at "
                 "fixed strengths",
                 "Load it with pipe.load_lora_weights, or load the adapters that it was made of.",
+            )
+        if any(key.startswith(WRITES) for key in entries):
+            raise bad_file(
+                name,
+                f"it was an unlearning adapter, but its record is gone: its header has no {HEADER_KEY!r}, which tools "
+                "drop that write the tensors of a file again",
+                "Get the original file, or build the adapter again with build_adapter.",
             )
         lora = sum("lora" in key.lower() for key in entries)
         if lora:

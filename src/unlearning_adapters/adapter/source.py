@@ -9,6 +9,8 @@ from typing_extensions import Unpack
 
 from unlearning_adapters.errors import AdapterFileError, AdapterNotFoundError, ConfigError
 
+from .missing import why_missing
+
 FILE_NAME = "pytorch_lora_weights.safetensors"  # the one name that stock loaders guess right
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -69,7 +71,7 @@ def find_adapter_file(
         ConfigError: If an argument makes no sense.
     """
     if not isinstance(source, (str, Path)) or not str(source).strip():
-        raise ConfigError(f"Expected a file, a folder or a Hub repository as the source, but got {source!r}.")
+        raise ConfigError(f"Expected a file, a folder or a Hub repository as the source, but got {source!r:.80}.")
     check_options(options)
     subfolder = options.get("subfolder")
     _check_subfolder(subfolder)
@@ -87,7 +89,7 @@ def find_adapter_file(
     if isinstance(source, str) and path.suffix != ".safetensors" and REPOSITORY.fullmatch(source):
         return _download(source, options)
     raise AdapterNotFoundError(
-        f"No unlearning adapter at {str(source)!r}: there is no such file or folder. "
+        f"No unlearning adapter at {str(source)!r:.300}: {why_missing(path)}. "
         "Check the path, or name a Hub repository as 'org/name'."
     )
 
@@ -96,7 +98,8 @@ def _kind(path: Path) -> str:
     try:
         return "folder" if path.is_dir() else "file" if path.is_file() else "missing"
     except (OSError, ValueError) as error:  # no permission, or not a possible path
-        raise AdapterNotFoundError(f"No unlearning adapter at {str(path)!r}: {error}. Check the path.") from error
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise AdapterNotFoundError(f"No unlearning adapter at {str(path)!r:.300}: {reason}. Check the path.") from error
 
 
 def _check_subfolder(subfolder: str | None) -> None:
@@ -104,7 +107,9 @@ def _check_subfolder(subfolder: str | None) -> None:
         return
     parts = re.split(r"[/\\]", subfolder) if isinstance(subfolder, str) else [".."]
     if ".." in parts or "\\" in subfolder or subfolder.startswith("/") or PureWindowsPath(subfolder).drive:
-        raise ConfigError(f"Expected `subfolder` to be a path inside the source, such as 'v2', but got {subfolder!r}.")
+        raise ConfigError(
+            f"Expected `subfolder` to be a path inside the source, such as 'v2', but got {subfolder!r:.80}."
+        )
 
 
 def _single_file(path: Path, subfolder: str | None) -> Path:
@@ -125,10 +130,11 @@ def _in_folder(folder: Path, subfolder: str | None) -> Path:
     path = place / FILE_NAME
     if path.is_file():
         return path
-    found = sorted(item.name for item in place.iterdir()) if place.is_dir() else []
-    held = f"it holds {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else "it is empty or missing"
+    names = sorted(item.name for item in place.iterdir()) if place.is_dir() else []
+    held = f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty or missing"
+    reason = why_missing(path, f"it has no {FILE_NAME!r}, {held}")
     raise AdapterNotFoundError(
-        f"No unlearning adapter in the folder {str(place)!r}: it has no {FILE_NAME!r}, {held}. "
+        f"No unlearning adapter in the folder {str(place)!r}: {reason}. "
         "Name the .safetensors file itself, or the folder that save_pretrained wrote."
     )
 

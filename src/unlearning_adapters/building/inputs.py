@@ -1,6 +1,5 @@
 """What a build works on: the pairs, the sites, and what these read for pairs and neutral prompts."""
 
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,20 +12,22 @@ from torch import Tensor
 
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.concepts.pair import Pair
-from unlearning_adapters.concepts.wording import find_word, tokens
+from unlearning_adapters.concepts.wording import show
 from unlearning_adapters.config import DEFAULT_PAIRS, BuildConfig
-from unlearning_adapters.errors import ConceptError
+from unlearning_adapters.errors import ConceptError, ConfigError
 from unlearning_adapters.methods.registry import METHODS
 from unlearning_adapters.methods.rows import GroupRows, NeutralRows, Sides
 from unlearning_adapters.pipelines.activations import Recording, record
 from unlearning_adapters.pipelines.edits import check_no_fused_lora
 from unlearning_adapters.pipelines.moving_sites import few_steps, find_feeds
 from unlearning_adapters.pipelines.reading_base import check_reads_base
+from unlearning_adapters.pipelines.runs.fitting import Fitting
 from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers, site_module
 
 from .gains import check_blocks
+from .guidance import guidance_prompts
 from .shared_neutral import record_neutral
-from .site_selection import choose_sites
+from .site_selection import choose_sites, without_unread_pictures
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
 NEUTRAL_HIDDEN_ROWS = 2048  # of all neutral prompts together
@@ -122,6 +123,7 @@ def gather(
     call_kwargs: Mapping[str, Any] | None = None,
 ) -> Material:
     """Find the sites of a build and record what they read: its first two steps; arguments as in `build_adapter`."""
+    check_arguments(concept, config, call_kwargs)
     pairs = _chosen_pairs(concept, config)
     sites = choose_sites(pipe, concept, pairs, config, call_kwargs)
     check_blocks(config.block_strengths, sites)
@@ -129,7 +131,17 @@ def gather(
     for site in sites:
         check_not_empty(networks[site.component], site.module)
         check_no_fused_lora(site_module(pipe, site.name), site.name)
-    return Material(pairs, sites, *_record(pipe, concept, pairs, sites, config, progress, call_kwargs))
+    return _record(pipe, concept, pairs, sites, config, progress, call_kwargs)
+
+
+def check_arguments(concept: object, config: object, call_kwargs: object) -> None:
+    """Raise `ConceptError` or `ConfigError` if an argument of a build is of another type."""
+    if not isinstance(concept, Concept):
+        raise ConceptError(f"Expected a Concept, such as load_concept('shapeworld-red'), but got {show(concept)}.")
+    if not isinstance(config, BuildConfig):
+        raise ConfigError(f"Expected a BuildConfig, such as BuildConfig(pairs=8), but got {show(config)}.")
+    if not isinstance(call_kwargs, Mapping) and call_kwargs is not None:
+        raise ConfigError(f"Expected `call_kwargs` to be a mapping of arguments, but got {show(call_kwargs)}.")
 
 
 def _chosen_pairs(concept: Concept, config: BuildConfig) -> tuple[Pair, ...]:
@@ -156,45 +168,37 @@ def _record(
     config: BuildConfig,
     progress: bool,
     call_kwargs: Mapping[str, Any] | None,
-) -> tuple[Recording, Recording | None, tuple[bool, ...], tuple[str, ...]]:
-    """Record both sides of all pairs, unsafe sides first, and the neutral prompts; both sides of a pair share noise.
-
-    Which of the neutral prompts are those of guidance is returned as well, and the prompts.
-    """
-    seeds = [config.seed + index for index in range(len(pairs))]
-    settings: dict[str, Any] = {
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "call_kwargs": call_kwargs,
-        "progress": progress,
-    }
-    feeds = find_feeds(pipe, sites, pairs[0].unsafe, pairs[0].unsafe_image, seed=config.seed, call_kwargs=call_kwargs)
-    if feeds.moving:
-        settings |= {"calls": feeds.moving, "call_kwargs": few_steps(call_kwargs)}
+) -> Material:
+    """Record both sides of all pairs, unsafe sides first, and the neutral prompts; both sides of a pair share noise."""
     hidden = {site.name: range(config.steps) for site in sites if site.kind == "hidden"}
-    check_reads_base(
-        pipe,
-        sites,
-        {**hidden, **feeds.moving},
-        pairs[0].unsafe,
-        pairs[0].unsafe_image,
-        call_kwargs=settings["call_kwargs"],
+    fitting = Fitting(pipe, call_kwargs, any_video=not hidden)
+    first = {"prompt": pairs[0].unsafe, "image": pairs[0].unsafe_image}
+    feeds = fitting.run(lambda given: find_feeds(pipe, sites, **first, seed=config.seed, call_kwargs=given))
+    if config.sites is None and feeds.leaders:
+        sites = without_unread_pictures(pipe, concept, pairs, sites, feeds.leaders)
+    settings: dict[str, Any] = {"steps": config.steps, "batch_size": config.batch_size, "progress": progress}
+    if feeds.moving:
+        settings["calls"] = feeds.moving
+        fitting.given = few_steps(fitting.arguments)
+    check_reads_base(pipe, sites, {**hidden, **feeds.moving}, **first, call_kwargs=fitting.arguments)
+    seeds = [config.seed + index for index in range(len(pairs))]
+    recorded = fitting.run(
+        lambda given: record(
+            pipe,
+            [pair.unsafe for pair in pairs] + [pair.safe for pair in pairs],
+            sites,
+            images=[pair.unsafe_image for pair in pairs] + [pair.safe_image for pair in pairs],
+            seed=seeds + seeds,
+            leaders=feeds.leaders,
+            description="Pairs",
+            call_kwargs=given,
+            **settings,
+        )
     )
-    recorded = record(
-        pipe,
-        [pair.unsafe for pair in pairs] + [pair.safe for pair in pairs],
-        sites,
-        images=[pair.unsafe_image for pair in pairs] + [pair.safe_image for pair in pairs],
-        seed=seeds + seeds,
-        leaders=feeds.leaders,
-        description="Pairs",
-        **settings,
-    )
-    steered = _guidance_prompts(pipe, call_kwargs) if concept.neutral else []
-    guidance = [prompt for prompt in steered if not _names(concept, prompt)]
+    guidance = guidance_prompts(pipe, concept, call_kwargs) if concept.neutral else []
     prompts, images = _neutral_inputs(concept, pairs, guidance)
     if not prompts:
-        return recorded, None, (), ()
+        return Material(tuple(pairs), tuple(sites), recorded, None)
     neutral = record_neutral(
         pipe,
         prompts,
@@ -204,32 +208,12 @@ def _record(
         max_rows=max(1, NEUTRAL_HIDDEN_ROWS // len(prompts)) if hidden else NEUTRAL_TEXT_ROWS,
         leaders=recorded.leaders,
         padded=recorded.padded,
+        call_kwargs=fitting.arguments,
         description="Neutral prompts",
         **settings,
     )
-    return recorded, neutral, tuple(prompt in guidance for prompt in prompts), tuple(prompts)
-
-
-def _guidance_prompts(pipe: Any, call_kwargs: Mapping[str, Any] | None) -> list[str]:
-    """Return what guidance steers away from: the empty prompt, and the pipeline's own or the given negative prompt.
-
-    They pass the edited layers at every guided step, and guidance multiplies whatever the edit does to them.
-    """
-    parameter = inspect.signature(type(pipe).__call__).parameters.get("negative_prompt")
-    if parameter is None:
-        return []
-    negative = (call_kwargs or {}).get("negative_prompt", parameter.default)
-    return ["", negative] if isinstance(negative, str) and negative else [""]
-
-
-def _names(concept: Concept, prompt: str) -> bool:
-    """Tell whether a prompt holds a word of the concept: one of its `words`, or one that only unsafe sides hold.
-
-    A negative prompt often does, such as "nudity", and what it names is not to be protected.
-    """
-    kept = {word for text in (*concept.neutral, *(pair.safe for pair in concept.pairs)) for word in tokens(text)}
-    unsafe = {word for pair in concept.pairs for word in tokens(pair.unsafe)}
-    return find_word(prompt, concept.words) is not None or not (unsafe - kept).isdisjoint(tokens(prompt))
+    guided = tuple(prompt in guidance for prompt in prompts)
+    return Material(tuple(pairs), tuple(sites), recorded, neutral, guided, tuple(prompts))
 
 
 def _neutral_inputs(concept: Concept, pairs: Sequence[Pair], guidance: Sequence[str]) -> tuple[list[str], list[Any]]:

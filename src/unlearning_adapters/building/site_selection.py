@@ -1,7 +1,7 @@
 """Which sites a build edits: those that it is told, or those that read what the pairs differ in."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from unlearning_adapters.concepts.concept import Concept
@@ -9,7 +9,8 @@ from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.pipelines.measured_sites import measure_image_only, measure_text_only
-from unlearning_adapters.pipelines.partial_run import PartialRun
+from unlearning_adapters.pipelines.runs.fitting import Fitting
+from unlearning_adapters.pipelines.runs.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import Site, denoisers, find_sites
 
 _MEASURE = {"text": measure_text_only, "image": measure_image_only}
@@ -45,8 +46,11 @@ def choose_sites(
     kinds = {site.kind for site in every.values()}
     told = (config.sites,) if isinstance(config.sites, str) else config.sites
     wanted = told or tuple(kind for kind, asked in (("text", by_text), ("image", by_image)) if asked)
-    measured = {kind: _measured(pipe, kind, config, call_kwargs) for kind in wanted if kind in _MEASURE.keys() - kinds}
+    fitting = Fitting(pipe, call_kwargs)
+    measured = {kind: _measured(pipe, kind, config, fitting) for kind in wanted if kind in _MEASURE.keys() - kinds}
     if told is None and measured.get("image") == ():
+        if not by_text:
+            raise ConceptError(f'{_no_image_layer(pipe, concept)} Build with sites="hidden".')
         _warn_of_pictures(pipe, concept)
         wanted = ("text",)
     structural = tuple(part for part in wanted if not measured.get(part))
@@ -55,27 +59,60 @@ def choose_sites(
     return tuple(chosen[name] for name in every if name in chosen)
 
 
-def _measured(pipe: Any, kind: str, config: BuildConfig, call_kwargs: Mapping[str, Any] | None) -> tuple[Site, ...]:
-    measured = _MEASURE[kind](pipe, call_kwargs=call_kwargs)
+def without_unread_pictures(
+    pipe: Any, concept: Concept, pairs: Sequence[Pair], sites: Sequence[Site], seen: Collection[str]
+) -> Sequence[Site]:
+    """Return sites without the image sites of a pipeline that has such layers, and calls none of them.
+
+    Args:
+        pipe: A diffusers pipeline.
+        concept: What is to be forgotten.
+        pairs: Those of its pairs that are used.
+        sites: The sites that were chosen by the pairs.
+        seen: Names of the sites that read something in a run.
+
+    Raises:
+        ConceptError: If the pairs differ in pictures alone.
+    """
+    images = [site for site in sites if site.kind == "image"]
+    if not images or any(site.name in seen for site in images):
+        return sites
+    if not any(pair.text_differs for pair in pairs):
+        raise ConceptError(f'{_no_image_layer(pipe, concept)} Build with sites="hidden".')
+    _warn_of_pictures(pipe, concept)
+    return [site for site in sites if site.kind != "image"]
+
+
+def _measured(pipe: Any, kind: str, config: BuildConfig, fitting: Fitting) -> tuple[Site, ...]:
+    measured = fitting.run(lambda arguments: _MEASURE[kind](pipe, call_kwargs=arguments))
     in_blocks = tuple(site for site in measured if site.block is not None)
     chosen = in_blocks or measured  # what is refined in front of the blocks is read again inside of them
     return tuple(site for site in chosen if config.blocks is None or site.block in config.blocks)
 
 
 def _nothing_taken(pipe: Any, concept: Concept, run: PartialRun) -> str:
+    name = type(pipe).__name__
+    if "prompt_embeds" in run.accepted and not run.takes_prompt:
+        return f"{name} takes `prompt_embeds` and no prompt, as half of a pipeline. Build on the whole pipeline."
     takes = " and ".join(
         name for name, taken in (("a prompt", run.takes_prompt), ("a picture", run.image is not None)) if taken
     )
     return (
-        f"{type(pipe).__name__} takes {takes or 'neither prompt nor picture'}, and the pairs of {concept.name!r} do "
-        f"not differ in that. Add {'`unsafe_image` and `safe_image`' if run.image else 'prompts'} that differ."
+        f"{name} takes {takes or 'neither prompt nor picture'}, and the pairs of {concept.name!r} do not differ in "
+        f"that. Add {'`unsafe_image` and `safe_image`' if run.image else 'prompts'} that differ."
+    )
+
+
+def _no_image_layer(pipe: Any, concept: Concept) -> str:
+    return (
+        f"The pairs of {concept.name!r} differ in their pictures, but {type(pipe).__name__} has no layer that reads "
+        "the picture alone: it enters among the latents of the video, or the tokens of the prompt."
     )
 
 
 def _warn_of_pictures(pipe: Any, concept: Concept) -> None:
     warnings.warn(
-        f"The pairs of {concept.name!r} differ in their pictures, but {type(pipe).__name__} has no layer that reads "
-        "the picture alone: it enters among the latents of the video, or the tokens of the prompt. Only text sites are "
-        'edited; to remove what only the picture shows, build with sites="hidden".',
+        f"{_no_image_layer(pipe, concept)} Only text sites are edited; to remove what only the picture shows, build "
+        'with sites="hidden".',
         stacklevel=5,
     )

@@ -29,7 +29,7 @@ from unlearning_adapters.errors import (
 )
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.runtime.editor import editor_of
-from unlearning_adapters.runtime.joint_edit import StackedEdit, stack_directions
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit, stack_directions
 
 from .fused_shard import ShardEdit, copy_file, fuse_shard, verify_shard
 from .joint_lora import chosen_strengths

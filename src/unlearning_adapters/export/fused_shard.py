@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unlearning_adapters.errors import FuseError
 from unlearning_adapters.runtime.fusing.fuse import fuse_edit
-from unlearning_adapters.runtime.joint_edit import StackedEdit, weight_factor
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit, weight_factor
 
 from .names.header import AnyHeader, read_any_header
 

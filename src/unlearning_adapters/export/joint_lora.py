@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
+from unlearning_adapters.config import each_strength
 from unlearning_adapters.errors import BaseMismatchError, ConfigError, FuseError
 from unlearning_adapters.pipelines.base_model import base_model_of, base_revision_of
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.runtime.compatibility import check_sites, with_stock_factors
-from unlearning_adapters.runtime.joint_edit import stack_directions, stack_report, stacked_factors
+from unlearning_adapters.runtime.joint.joint_edit import stack_directions, stack_report, stacked_factors
 
 from .layouts.fused_layers import Factors
 
@@ -23,6 +24,8 @@ def chosen_component(adapters: Sequence[UnlearningAdapter], component: str | Non
     """Return the denoiser that a LoRA is for: the one that is named, or the only one that is edited."""
     if not adapters:
         raise ConfigError("Expected at least one adapter to export, but got none.")
+    if component is not None and not isinstance(component, str):
+        raise ConfigError(f"Expected `component` to be a name such as 'transformer', but got {component!r:.80}.")
     known = list(dict.fromkeys(name for adapter in adapters for name in adapter.components))
     if component is None:
         if len(known) > 1:
@@ -44,12 +47,7 @@ def chosen_strengths(
     adapters: Sequence[UnlearningAdapter], strengths: float | Sequence[float | None] | None
 ) -> tuple[float, ...]:
     """Return a strength for each adapter, its own where none is given."""
-    given = list(strengths) if isinstance(strengths, Sequence) else [strengths] * len(adapters)
-    if len(given) != len(adapters):
-        raise ConfigError(
-            f"Expected one strength for each of {len(adapters)} adapters, but got {len(given)}. "
-            "Give one for each, in their order, or none to use their own."
-        )
+    given = each_strength(strengths, len(adapters))
     amounts = [
         adapter.strength if strength is None else adapter.allowed_strength(strength)
         for adapter, strength in zip(adapters, given, strict=True)

@@ -127,7 +127,7 @@ def export_lora(
     program = None if engine is None else engine_named(engine)
     if layout is not None:
         layout_named(layout)
-    sources = [adapters] if isinstance(adapters, (UnlearningAdapter, str, Path)) else list(adapters)
+    sources: list[Any] = list(adapters) if isinstance(adapters, (list, tuple)) else [adapters]
     loaded = [item if isinstance(item, UnlearningAdapter) else load_adapter(item) for item in sources]
     component = chosen_component(loaded, component)
     amounts = chosen_strengths(loaded, strengths)

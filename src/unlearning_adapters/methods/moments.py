@@ -39,7 +39,7 @@ class Moments:
 
     def __post_init__(self) -> None:
         self.shown, self.cross, self.kept = (
-            torch.zeros(self.features, self.features, dtype=torch.float64) for _ in range(3)
+            torch.zeros(self.features, self.features, dtype=torch.float64, device="cpu") for _ in range(3)
         )
 
     def add_pair(self, shown: Tensor, counterfactual: Tensor, weight: float = 1.0) -> None:
@@ -81,7 +81,7 @@ class Moments:
         """Return `shown + weight kept + e I`, `e = epsilon` times the mean eigenvalue, shape (features, features)."""
         total = self.shown + weight * self.kept
         ridge = epsilon * float(total.trace()) / self.features
-        return total + ridge * torch.eye(self.features, dtype=torch.float64)
+        return total + ridge * torch.eye(self.features, dtype=torch.float64, device=total.device)
 
     def share(self, weight: float, epsilon: float) -> float:
         """Return the part of the difference that the edit takes away at this site, `tr(E cross^T) / apart`."""
@@ -100,7 +100,7 @@ def protective_weight(sites: Sequence[Moments], share: float, epsilon: float) ->
         share: The share, above 0.
         epsilon: Ridge, as a share of the mean eigenvalue.
     """
-    low, high = (torch.tensor(weight).log2().item() for weight in WEIGHTS)
+    low, high = (torch.tensor(weight, dtype=torch.float32, device="cpu").log2().item() for weight in WEIGHTS)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         if median(each.share(2**middle, epsilon) for each in sites) > share:

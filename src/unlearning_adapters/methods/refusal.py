@@ -163,7 +163,7 @@ def landing_vector(differences: Sequence[Tensor]) -> Tensor:
         Vector of shape (features,), float32.
     """
     rows = torch.stack([exact_rows(row) for row in differences])
-    agree = torch.zeros(len(rows), dtype=torch.bool)
+    agree = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
     agree[list(agreeing_pairs(differences))] = True
     share = max(AGREED_SHARE, float(agree.double().mean()))
     weights = torch.where(agree, share / agree.sum(), (1 - share) / (~agree).sum().clamp_min(1))
@@ -206,7 +206,7 @@ def counted_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows without repetitions, as `distinct_rows`, and how often each of them came, shape (k,), float64."""
     sizes = rows.norm(dim=1)
     if not sizes.any():
-        return rows[:1], torch.tensor([len(rows)] if len(rows) else [], dtype=torch.float64)
+        return rows[:1], torch.tensor([len(rows)] if len(rows) else [], dtype=torch.float64, device="cpu")
     # A cell of the grid must be wider than rounding by about the number of features, or one feature in thousands
     # crosses a border and splits equal rows; different tokens are still hundreds of cells apart.
     step = 100 * SAME_ROWS * sizes[sizes > 0].median()
@@ -214,7 +214,7 @@ def counted_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     seen: Counter[int] = Counter()
     for index, cells in enumerate((rows / step).round().to(torch.int32).cpu().numpy()):
         seen[first.setdefault(cells.tobytes(), index)] += 1
-    return rows[list(first.values())], torch.tensor(list(seen.values()), dtype=torch.float64)
+    return rows[list(first.values())], torch.tensor(list(seen.values()), dtype=torch.float64, device="cpu")
 
 
 def exact_rows(rows: Tensor) -> Tensor:

@@ -114,8 +114,8 @@ def protected_rows(rows: GroupRows) -> tuple[Tensor, Tensor]:
     (neutral, counts), safe = rows.neutral.counted, torch.cat(rows.safe)
     if rows.kind != "text":
         equal = distinct_rows(torch.cat([neutral, *rows.neutral.guidance, safe]))
-        return equal, torch.ones(len(equal), dtype=torch.float64)
-    prompts = torch.cat([counts, torch.ones(len(safe), dtype=torch.float64)])
+        return equal, torch.ones(len(equal), dtype=torch.float64, device=equal.device)
+    prompts = torch.cat([counts, torch.ones(len(safe), dtype=torch.float64, device=counts.device)])
     guidance = torch.cat([neutral[:0], *rows.neutral.guidance])
     share = prompts.sum() / max(1, len(guidance))
     return torch.cat([neutral, safe, guidance]), torch.cat([prompts, share.expand(len(guidance))])

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from unlearning_adapters.errors import ConfigError, DenoiserError, SiteError
+from unlearning_adapters.errors import ConfigError, DenoiserError, PipelineError, SiteError
+from unlearning_adapters.pipelines.runs.partial_run import PartialRun, StopRun
 
 from .hooks import count_calls, is_finite, on_input, place_of, rows_at
-from .partial_run import PartialRun, StopRun
+from .not_finite import explain_not_finite
 from .sites import Site, denoisers, site_module
 from .spacing import evenly_spaced
 from .text_padding import without_padding
@@ -86,7 +87,7 @@ def record(
         images: Picture of each prompt or None, for image-to-video pipelines; others ignore them.
         steps: Number of denoising steps that are recorded at hidden sites.
         calls: Calls of the denoiser, from 0, that are recorded at text and image sites, by name; others have the first.
-        batch_size: Number of prompts per call of the pipeline.
+        batch_size: Number of prompts per call of the pipeline; one where it takes no list of prompts.
         seed: Seed of the noise; one for all prompts, which then get seed, seed + 1, ..., or one per prompt.
         max_rows: Largest number of rows kept per prompt and call: at text and image sites those that differ most, so
             that words are kept and padding is not; at hidden sites evenly spaced ones, 64 unless it is set.
@@ -104,6 +105,7 @@ def record(
 
     Raises:
         ConfigError: If there is no prompt or no site, or `call_kwargs` has an argument that the pipeline lacks.
+        DenoiserError: If a site reads NaN or infinite numbers; the text says where they come from.
         SiteError: If a site was never called.
     """
     if not prompts or not sites:
@@ -117,13 +119,16 @@ def record(
 
     size = 1 if run.one_by_one or any(picture is not None for picture in pictures) else batch_size
     inputs = list(zip(prompts, seeds, pictures, strict=True))
+    read_padding = padded
     with tqdm(total=len(inputs), desc=description, unit="prompt", disable=not progress) as bar:
         while True:
-            taps = _Taps(run, sites, needed, max_rows, leaders, len(inputs), padded)
+            taps = _Taps(run, sites, needed, max_rows, leaders, len(inputs), read_padding)
             if _gather(run, taps, inputs, size, bar):
                 return taps.recording()
             # Some denoisers join all prompts of a batch to one sequence of tokens, and some are fed padding.
-            size, padded = 1 if taps.packed else size, padded or taps.needs_padding
+            read_padding = read_padding or taps.needs_padding
+            if taps.packed or not taps.needs_padding:  # and some pipelines take no lists of prompts
+                size, read_padding = 1, padded
 
 
 def _gather(
@@ -138,12 +143,15 @@ def _gather(
         try:
             with taps.placed(chosen):
                 run(prompts, seeds, pictures[0])
-        except Exception:
-            if start or not taps.cut:
+        except PipelineError:
+            if start or not (taps.cut or size > 1):
                 raise
-            taps.needs_padding = True  # or the pipeline fails with it as well
+            taps.needs_padding = bool(taps.cut)  # or it fails with padding as well, and then one by one
+            return False
         if taps.packed or taps.needs_padding:
             return False
+        if taps.not_finite:
+            raise DenoiserError(explain_not_finite(run, taps.not_finite, prompts[0], seeds[0], pictures[0]))
         taps.check_reached()
         bar.update(len(prompts))
     return True
@@ -173,6 +181,7 @@ class _Taps:
         self.cut: list[int] = []  # tokens of padding that a text encoder was not given, by its call
         self.packed = False  # whether a batch's rows cannot be told apart by prompt
         self.needs_padding = False  # whether a site is fed padding, which was cut off
+        self.not_finite = ""  # the site that was fed numbers that are not finite
 
     @contextmanager
     def placed(self, chosen: Sequence[int]) -> Iterator[None]:
@@ -216,8 +225,10 @@ class _Taps:
             tensor = tensor.chunk(2)[1]
         count = len(self.chosen)
         self.packed = count > 1 and (tensor.shape[0] % count > 0 or (tensor.ndim == 2 and tensor.shape[0] != count))
-        self.needs_padding = not self.padded and not is_finite(tensor)
-        if self.packed or self.needs_padding:
+        finite = is_finite(tensor)
+        self.needs_padding = not self.padded and not finite
+        self.not_finite = "" if finite else site.name
+        if self.packed or not finite:
             raise StopRun
         kept = self.rows.setdefault(site.name, [[] for _ in range(self.prompts)])
         # Frames or places that were moved into the batch stay with their prompt.

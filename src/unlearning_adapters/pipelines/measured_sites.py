@@ -8,8 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .hooks import count_calls, on_input, some_values
-from .partial_run import PartialRun, StopRun
+from unlearning_adapters.errors import DenoiserError
+from unlearning_adapters.pipelines.runs.partial_run import PartialRun, StopRun
+
+from .hooks import count_calls, is_finite, on_input, some_values
+from .not_finite import explain_not_finite
 from .sites import Site, denoisers, find_sites, site_module
 
 PROBES = ("a red bird on a branch", "two people walk along a street at night")  # unlike each other
@@ -61,6 +64,9 @@ def _measure(pipe: Any, call_kwargs: Mapping[str, Any] | None, kind: str) -> tup
         return ()
     pictures = _probe_pictures() if kind == "image" else (None, None)
     base = _probe(pipe, run, sites, PROBES[0], 0, pictures[0])
+    for name, values in base.items():
+        if not is_finite(values):
+            raise DenoiserError(explain_not_finite(run, name, PROBES[0], 0, pictures[0]))
     changed = {"seed": (PROBES[0], 1, pictures[0]), "text": (PROBES[1], 0, pictures[0])}
     if kind == "image":
         changed["image"] = (PROBES[0], 0, pictures[1])

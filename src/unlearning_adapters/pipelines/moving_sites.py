@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearning_adapters.pipelines.runs.call_arguments import FEW_STEPS, OWN, SCHEDULE, STEPS
+from unlearning_adapters.pipelines.runs.partial_run import PartialRun, StopRun
+
 from .hooks import count_calls, on_input, place_of, some_values
-from .partial_run import FEW_STEPS, SCHEDULE, PartialRun, StopRun
 from .sites import Site, denoisers, site_module
 from .spacing import evenly_spaced
 
 MOVING_CALLS = 3  # calls that are recorded at such a site, spread from the first to the last
-STEPS = "num_inference_steps"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def few_steps(call_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
         call_kwargs: Arguments; a schedule among them is left as it is.
     """
     given = dict(call_kwargs or {})
-    if STEPS in given and not SCHEDULE & set(given):
+    if given.get(STEPS, OWN) is not OWN and not SCHEDULE & set(given):
         given[STEPS] = min(given[STEPS], FEW_STEPS)
     return given
 

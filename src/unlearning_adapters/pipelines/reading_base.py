@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from unlearning_adapters.errors import DenoiserError
+from unlearning_adapters.pipelines.runs.partial_run import PartialRun, StopRun
 
 from .edits import edited_modules
 from .hooks import count_calls, is_finite, on_input
-from .partial_run import PartialRun, StopRun
 from .sites import Site, denoisers, site_module
 
 

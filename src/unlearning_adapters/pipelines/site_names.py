@@ -1,6 +1,10 @@
 """The names that tell the layers of a denoiser apart, and the exceptions by class name."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+COMPONENTS = ("transformer", "transformer_2", "transformer_ref", "unet")
 
 CROSS_ATTENTION = {"attn2", "audio_attn2", "cross_attn", "cross_attention"}
 KEY_VALUE = (("to_k", "to_v"), ("to_key", "to_value"), ("kv_linear",))
@@ -49,3 +53,19 @@ SWAPPED_HIDDEN = re.compile(r"\.to_add_out$|\.mlp_moe_gen\.(gate|up)_proj$")
 VIDEO_PROJECTION = re.compile(r"(^|[._])(attn\d?|attention)\.(to_q|to_k|to_v|to_query|to_key|to_value|to_qkv|qkv)$")
 VIDEO_PROJECTION_SWAPPED = re.compile(r"\.add_[qkv]_proj$")
 VIDEO_OUT = re.compile(r"^(proj_out|final_layer\.linear)$")
+
+
+def no_denoiser(pipe: Any, parts: Mapping[str, Any]) -> str:
+    """Return what to say of a pipeline whose components hold no denoiser."""
+    empty = [name for name in COMPONENTS if name in parts]
+    if empty and parts[empty[0]] is None:
+        modular = hasattr(pipe, "load_components")
+        cure = "Call pipe.load_components() first" if modular else "Load the pipeline with it"
+        return f"The {empty[0]} of {type(pipe).__name__} is {'not loaded yet' if modular else 'None'}. {cure}."
+    if empty:
+        kind = type(parts[empty[0]]).__name__
+        return f"Expected the {empty[0]} of {type(pipe).__name__} to be an nn.Module, but got {kind}. Load it again."
+    return (
+        f"{type(pipe).__name__} has no denoiser. Expected a component named {', '.join(COMPONENTS[:-1])} or "
+        f"{COMPONENTS[-1]}, but its components are: {', '.join(map(str, parts)) or 'none'}."
+    )

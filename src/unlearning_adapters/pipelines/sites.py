@@ -5,7 +5,7 @@ found by how the modules are built, with short tables of exceptions.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -13,11 +13,13 @@ from typing import Any
 
 from torch import nn
 
+from unlearning_adapters.config import check_blocks, check_sites
 from unlearning_adapters.errors import DenoiserError, SiteError
 
 from .site_names import (
     ATTENTION_OUT,
     BLOCK,
+    COMPONENTS,
     CROSS_ATTENTION,
     FEED_FORWARD_IN,
     IMAGE_KEY_VALUE,
@@ -32,9 +34,8 @@ from .site_names import (
     TEMPORAL,
     TEXT_STREAM,
     VIDEO_NAMES,
+    no_denoiser,
 )
-
-COMPONENTS = ("transformer", "transformer_2", "transformer_ref", "unet")
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,17 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
     Raises:
         DenoiserError: If there is none.
     """
-    components = getattr(pipe, "components", None) or {}
-    found = {name: components[name] for name in COMPONENTS if isinstance(components.get(name), nn.Module)}
-    if not found:
-        names = ", ".join(components) if components else "none"
+    try:
+        components = getattr(pipe, "components", None)
+    except (AttributeError, ValueError) as error:  # diffusers', of a pipeline that lacks a part or has another one
         raise DenoiserError(
-            f"{type(pipe).__name__} has no denoiser. Expected a component named {', '.join(COMPONENTS[:-1])} or "
-            f"{COMPONENTS[-1]}, but its components are: {names}."
-        )
-    return {name: bare_denoiser(module) for name, module in found.items()}
+            f"The components of {type(pipe).__name__} cannot be listed: {error}. Load it again."
+        ) from error
+    parts = components if isinstance(components, Mapping) else {}
+    networks = {name: parts[name] for name in COMPONENTS if isinstance(parts.get(name), nn.Module)}
+    if not networks:
+        raise DenoiserError(no_denoiser(pipe, parts))
+    return {name: bare_denoiser(module) for name, module in networks.items()}
 
 
 def find_sites(
@@ -98,6 +101,7 @@ def find_sites(
         blocks: Indices of the blocks whose sites are kept; None keeps all.
 
     Raises:
+        ConfigError: If the selection or the blocks are of another kind.
         DenoiserError: If the pipeline has no denoiser, or its query, key and value projections are fused.
         SiteError: If a part of the selection names no site.
 
@@ -105,7 +109,9 @@ def find_sites(
         >>> [site.name for site in find_sites(pipe, "text", blocks=[0])]
         ['transformer.blocks.0.attn2.to_k', 'transformer.blocks.0.attn2.to_v']
     """
-    patterns = (selection,) if isinstance(selection, str) else tuple(selection)
+    parts = check_sites(selection)
+    patterns = (parts,) if isinstance(parts, str) else parts
+    blocks = None if blocks is None else check_blocks(blocks)
     every = [site for name, denoiser in denoisers(pipe).items() for site in _all_sites(name, denoiser)]
     chosen: set[str] = set()
     for pattern in patterns:

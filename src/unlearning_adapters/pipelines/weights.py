@@ -7,6 +7,8 @@ from accelerate.hooks import SequentialHook
 from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, align_module_device, has_offloaded_params
 from torch import Tensor, nn
 
+from unlearning_adapters.errors import DenoiserError
+
 from .edits import check_no_fused_lora, editor_on
 from .sites import base_linear
 
@@ -92,6 +94,7 @@ def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | Non
         Shape (r, out_features), float32, on the CPU.
 
     Raises:
+        DenoiserError: If the weight is not finite.
         FuseError: If the original weight is unknown (`original_weight`).
     """
     layer: Any = base_linear(denoiser.get_submodule(path))
@@ -102,13 +105,14 @@ def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | Non
         held = layer.weight if weight.is_meta else weight
         if type(held) in (Tensor, nn.Parameter) and held.is_floating_point():
             blocks = held.split(max(1, BLOCK_ELEMENTS // max(1, held.shape[1])))
-            return torch.cat([rows.to(held.device, torch.float32) @ block.float().T for block in blocks], dim=1).cpu()
+            made = [rows.to(held.device, torch.float32) @ block.float().T for block in blocks]
+            return _finite(torch.cat(made, dim=1).cpu(), path)
         x = rows.to(held.device, _computed_in(layer))
         try:
             out: Tensor = type(layer).forward(layer, torch.cat([x, torch.zeros_like(x[:1])])).float()
         except (RuntimeError, TypeError):  # a kind of layer that wants its input otherwise
             return None
-    return (out[:-1] - out[-1:]).cpu()
+    return _finite((out[:-1] - out[-1:]).cpu(), path)
 
 
 def weight_gram(denoiser: nn.Module, path: str) -> Tensor | None:
@@ -122,16 +126,27 @@ def weight_gram(denoiser: nn.Module, path: str) -> Tensor | None:
         Shape (in_features, in_features), float64, on the CPU.
 
     Raises:
+        DenoiserError: If the weight is not finite.
         FuseError: If the original weight is unknown (`original_weight`).
     """
     weight = original_weight(denoiser, path)
     if weight is None or weight.is_meta or not is_plain(weight) or is_in_a_file(denoiser, path):
         return None
-    gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device="cpu")
     for block in weight.detach().split(max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))):
         rows = block.cpu().double()
         gram += rows.T @ rows
-    return gram
+    return _finite(gram, path)
+
+
+def _finite(made: Tensor, path: str) -> Tensor:
+    """Return what was made of a weight, or raise `DenoiserError` if the weight holds NaN or infinite numbers."""
+    if not bool(torch.isfinite(made).all()):
+        raise DenoiserError(
+            f"The weight of {path} holds NaN or infinite numbers, or such that float32 cannot multiply. Load the base "
+            "again."
+        )
+    return made
 
 
 def _stored(store: Any, key: str) -> Tensor | None:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from unlearning_adapters.errors import ConfigError, DenoiserError
-from unlearning_adapters.pipelines.sites import COMPONENTS, linear_layers
+from unlearning_adapters.pipelines.site_names import COMPONENTS
+from unlearning_adapters.pipelines.sites import linear_layers
 
 from .verbs import install
 
@@ -52,7 +53,7 @@ class DenoiserPipeline:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if generator is None:
-            seeds = torch.randint(2**31, (len(prompts),)).tolist()
+            seeds = torch.randint(2**31, (len(prompts),), device="cpu").tolist()
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         else:
             generators = [generator] if isinstance(generator, torch.Generator) else list(generator)

@@ -9,7 +9,8 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 from torch import nn
 
 from unlearning_adapters.errors import DenoiserError
-from unlearning_adapters.pipelines.sites import COMPONENTS, bare_denoiser
+from unlearning_adapters.pipelines.site_names import COMPONENTS
+from unlearning_adapters.pipelines.sites import bare_denoiser
 
 from .editor import Editor, editor_of
 from .hooks.bypass import is_strict, level_of_user

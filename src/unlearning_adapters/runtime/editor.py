@@ -17,17 +17,17 @@ import torch
 from torch import nn
 
 from unlearning_adapters.errors import FuseError
-from unlearning_adapters.pipelines.call_lock import changing, held
 from unlearning_adapters.pipelines.edits import EDITOR
+from unlearning_adapters.pipelines.runs.call_lock import changing, held
 from unlearning_adapters.pipelines.sites import base_linear, check_not_empty
 from unlearning_adapters.pipelines.weights import is_in_a_file, kept_weight
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit
 
 from .fusing.copy_memory import CopyMemory
 from .fusing.fuse import (
     Fused,
     changed_since_fused,
     check_fusable,
-    check_fused,
     check_unchanged,
     fuse_weights,
     fused_weight,
@@ -37,6 +37,7 @@ from .fusing.fuse import (
     original_of,
     restore_weights,
 )
+from .fusing.lost_weight import is_intact, take_out
 from .fusing.weight_copy import WeightCopy
 from .fusing.weight_record import WeightRecord
 from .hooks.bypass import is_strict, tell_of_bypass
@@ -45,8 +46,7 @@ from .hooks.layer import LiveEdit
 from .hooks.places import check_site, is_wrapped, module_at
 from .hooks.saving import warn_of_saving
 from .hooks.scope import Scope, current_scope
-from .joint_edit import BLOCK_ELEMENTS, StackedEdit
-from .plan import Plan, plan_of
+from .plan import Plan, plan_of, warn_of_near_duplicates
 from .stack import Stack, same_edit
 
 
@@ -192,13 +192,13 @@ class Editor:
         with changing([self.denoiser]), _editing():
             for path, (_, record) in list(self.records.items()):
                 linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
-                if _is_intact(linear, record, path) if wrapped else self._looks_fused(path):
+                if is_intact(linear, record, path) if wrapped else self._looks_fused(path):
                     continue
                 del self.records[path]
                 if path in self.hooks.replaced:  # by another base, which holds no edit
                     self.changed.discard(path)
                     continue
-                _take_out(self._weight(path), record)
+                take_out(self._weight(path), record)
                 self.changed.add(path)
                 lost.append(path)
             self.carry_out(self.plan)
@@ -313,7 +313,7 @@ def change_stacks(changes: Sequence[tuple[Editor, Stack]]) -> None:
     with _editing(), held(denoisers):
         plans = [(editor, editor.make_plan(stack)) for editor, stack in changes]
         for editor, plan in plans:
-            _warn_of_near_duplicates(editor.plan, plan)
+            warn_of_near_duplicates(editor.plan, plan)
         with changing(denoisers):
             _carry_out(plans)
 
@@ -354,40 +354,3 @@ def _carry_out(plans: Sequence[tuple[Editor, Plan]]) -> None:
 def _editing() -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad():  # in this order: the first resets the second
         yield
-
-
-def _is_intact(linear: Any, record: WeightRecord, path: str) -> bool:
-    """Whether a weight is what fusing made of it; raise `FuseError` if it is another kind of weight by now."""
-    try:
-        check_fused(linear, record, path)
-    except FuseError:
-        weight = kept_weight(linear)
-        if weight is None or weight.is_meta or tuple(weight.shape) != record.shape:
-            raise
-        return False
-    return True
-
-
-def _take_out(weight: torch.Tensor, record: WeightRecord) -> None:
-    """Take a fused edit out of a weight that changed since, `W' + (W mix) read`; exact but for rounding.
-
-    What was added to the weight (a fused LoRA) stays in it.
-    """
-    left, right = (part.to(weight.device) for part in (record.left, record.right))
-    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
-    with torch.inference_mode(weight.is_inference()), torch.no_grad():
-        for block, factor in zip(weight.split(rows), left.split(rows), strict=True):
-            block.copy_(torch.addmm(block.to(right.dtype), factor, right))
-
-
-def _warn_of_near_duplicates(before: Plan, plan: Plan) -> None:
-    known = {frozenset(pair) for pair in before.near_duplicates}
-    for (strong, weak), layers in plan.near_duplicates.items():
-        if frozenset((strong, weak)) not in known:
-            warnings.warn(
-                f"The adapters {strong!r} and {weak!r} remove nearly the same direction at {layers} of "
-                f"{len(plan.stack.paths)} sites; they act there as one, at the larger strength "
-                f"({plan.stack.loaded[strong].strength:g}"
-                f"{', times the gain of the site' if plan.stack.loaded[strong].adapter.gains else ''}).",
-                stacklevel=4,
-            )

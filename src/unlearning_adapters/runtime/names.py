@@ -1,6 +1,6 @@
 """Names of the adapters on a pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import chain, count
 
@@ -10,8 +10,11 @@ MAX_LENGTH = 100
 
 
 def as_names(adapter_names: str | Sequence[str]) -> list[str]:
-    """Return one name or several as a list, or raise `AdapterNameError` if one comes twice."""
-    names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+    """Return one name or several as a list, or raise `AdapterNameError` if one comes twice or is no text."""
+    several = isinstance(adapter_names, Iterable) and not isinstance(adapter_names, (str, bytes))
+    names: list[str] = list(adapter_names) if several else [adapter_names]  # type: ignore[list-item]
+    if not all(isinstance(name, str) for name in names):
+        raise AdapterNameError(f"Expected the name of an adapter, or several as a list, but got {adapter_names!r:.80}.")
     if len(set(names)) != len(names):
         raise AdapterNameError(f"Expected each adapter once, but got {', '.join(map(repr, names))}.")
     return names

@@ -1,10 +1,12 @@
 """What a stack of adapters means for the weights and the inputs of a denoiser's layers."""
 
+import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from .joint_edit import StackedEdit
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit
+
 from .stack import Stack, edit_in_weight, edit_on_input, near_duplicates, whole_edit
 
 
@@ -52,3 +54,17 @@ def plan_of(stack: Stack) -> Plan:
         attached={path: edit for path, edit in on_input.items() if edit is not None},
         near_duplicates=Counter(pair for path in stack.paths for pair in near_duplicates(stack, path)),
     )
+
+
+def warn_of_near_duplicates(before: Plan, plan: Plan) -> None:
+    """Warn of adapters that remove nearly the same direction, if the plan before had them not."""
+    known = {frozenset(pair) for pair in before.near_duplicates}
+    for (strong, weak), layers in plan.near_duplicates.items():
+        if frozenset((strong, weak)) not in known:
+            warnings.warn(
+                f"The adapters {strong!r} and {weak!r} remove nearly the same direction at {layers} of "
+                f"{len(plan.stack.paths)} sites; they act there as one, at the larger strength "
+                f"({plan.stack.loaded[strong].strength:g}"
+                f"{', times the gain of the site' if plan.stack.loaded[strong].adapter.gains else ''}).",
+                stacklevel=4,
+            )

@@ -14,11 +14,11 @@ from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.config import site_strength
 from unlearning_adapters.errors import FuseError
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit, StackReport
+from unlearning_adapters.runtime.joint.remainder import remaining_edit
+from unlearning_adapters.runtime.joint.solved_edits import SolvedEdits
 
 from .fusing.record_choice import RecordChoice
-from .joint_edit import StackedEdit, StackReport
-from .remainder import remaining_edit
-from .solved_edits import SolvedEdits
 
 SLIGHT = 1e-3  # a strength that is not 0, to see which rows an adapter has
 

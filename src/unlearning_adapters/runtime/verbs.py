@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from unlearning_adapters.config import check_strength
-from unlearning_adapters.errors import AdapterNameError, ConfigError, DenoiserError, FuseError
-from unlearning_adapters.pipelines.call_lock import held
-from unlearning_adapters.pipelines.compiling import any_compiled
-from unlearning_adapters.pipelines.sites import COMPONENTS
+from unlearning_adapters.config import each_strength
+from unlearning_adapters.errors import AdapterNameError, DenoiserError, FuseError
+from unlearning_adapters.pipelines.runs.call_lock import held
+from unlearning_adapters.pipelines.runs.compiling import any_compiled
+from unlearning_adapters.pipelines.site_names import COMPONENTS
 
 from .editor import change_stacks, open_scopes
 from .file_verbs import load_unlearning_adapter as load_unlearning_adapter
@@ -294,7 +294,4 @@ def _check_not_compiled(pipe: Any) -> None:
 def _strength_by_name(
     names: Sequence[str], strengths: float | Sequence[float | None] | None
 ) -> dict[str, float | None]:
-    values = list(strengths) if isinstance(strengths, Sequence) else [strengths] * len(names)
-    if len(values) != len(names):
-        raise ConfigError(f"Expected one strength for each of {len(names)} adapters, but got {len(values)} strengths.")
-    return {name: None if value is None else check_strength(value) for name, value in zip(names, values, strict=True)}
+    return dict(zip(names, each_strength(strengths, len(names)), strict=True))

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from unlearning_adapters.errors import ConceptError, DenoiserError
 from unlearning_adapters.pipelines.activations import check_no_cache
-from unlearning_adapters.pipelines.denoiser_calls import Call, predictions, record_calls, text_of, with_text
-from unlearning_adapters.pipelines.partial_run import PartialRun
+from unlearning_adapters.pipelines.runs.denoiser_calls import Call, predictions, record_calls, text_of, with_text
+from unlearning_adapters.pipelines.runs.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import denoisers
 
 from .held_out import ProxyPrompts
@@ -48,25 +48,29 @@ class Score:
     @property
     def mean_leftover(self) -> float:
         """Mean of the leftovers, those below 0 as 0."""
-        return float(torch.tensor(self.leftover).clamp(min=0).mean())
+        return float(torch.tensor(self.leftover, dtype=torch.float32, device="cpu").clamp(min=0).mean())
 
     @property
     def most_leftover(self) -> float:
         """The 0.9 quantile of the leftovers, not below 0: what an edit must bring down."""
-        return float(torch.tensor(self.leftover).clamp(min=0).quantile(QUANTILE))
+        return float(torch.tensor(self.leftover, dtype=torch.float32, device="cpu").clamp(min=0).quantile(QUANTILE))
 
     @property
     def mean_drift(self) -> float:
         """Mean of the drifts."""
-        return float(torch.tensor(self.drift).mean())
+        return float(torch.tensor(self.drift, dtype=torch.float32, device="cpu").mean())
 
 
 @dataclass
 class _ProbedCall(Call):
     """A call, and what is compared with its prediction, one row per prompt."""
 
-    probe: Tensor = field(default_factory=lambda: torch.empty(0))  # g / |g|^2, or the base's own prediction
-    offset: Tensor = field(default_factory=lambda: torch.empty(0))  # <s_1, g> / |g|^2, or |b - b_0|
+    probe: Tensor = field(
+        default_factory=lambda: torch.empty(0, dtype=torch.float32, device="cpu")
+    )  # g / |g|^2, or the base's own prediction
+    offset: Tensor = field(
+        default_factory=lambda: torch.empty(0, dtype=torch.float32, device="cpu")
+    )  # <s_1, g> / |g|^2, or |b - b_0|
 
 
 class Proxy:

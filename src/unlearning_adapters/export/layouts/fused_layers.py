@@ -70,7 +70,7 @@ def _merge(layer: str, parts: Mapping[int, Factors], of: int) -> Factors:
         if not any(torch.equal(lora_A, known) for known in reads):
             reads.append(lora_A)
     starts = [sum(len(read) for read in reads[:number]) for number in range(len(reads))]
-    lora_B = torch.zeros(sum(heights), sum(len(read) for read in reads))
+    lora_B = torch.zeros(sum(heights), sum(len(read) for read in reads), dtype=torch.float32, device="cpu")
     for number, (lora_A, part_B) in parts.items():
         top, left = sum(heights[:number]), starts[[torch.equal(lora_A, read) for read in reads].index(True)]
         lora_B[top : top + heights[number], left : left + len(lora_A)] = part_B
@@ -98,7 +98,7 @@ def _companions(denoiser: str, named: Mapping[str, Factors]) -> dict[str, Factor
         layer, (lora_A, lora_B) = next(iter(named.items()))
         width = int(lora_A.shape[1] if layer.endswith(("qkv", "fc1", "linear1")) else lora_B.shape[0])
         prefix = layer.partition(".")[0]
-        return {f"{prefix}.double_blocks.0.img_attn_qkv": (torch.zeros(1, width), torch.zeros(3 * width, 1))}
+        return {f"{prefix}.double_blocks.0.img_attn_qkv": (lora_A.new_zeros(1, width), lora_B.new_zeros(3 * width, 1))}
     images = {layer[-5:]: layer for layer in named if layer.endswith(("k_img", "v_img"))}
     if len(images) == 1:  # diffusers reads both or neither
         ((end, layer),) = images.items()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unlearning_adapters.errors import FuseError
-from unlearning_adapters.runtime.joint_edit import StackedEdit
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit
 
 from .blocks import INTEGERS, Workspace, bits_of, readable_as_integers, write
 from .weight_record import WeightRecord, add_terms, check_finite

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlearning_adapters.errors import FuseError
 from unlearning_adapters.pipelines.weights import is_plain, kept_weight
-from unlearning_adapters.runtime.joint_edit import StackedEdit
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit
 
 from .blocks import Workspace, side_by_side
 from .compact_record import CompactRecord

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from unlearning_adapters.runtime.joint_edit import StackedEdit
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit
 
 from .blocks import Workspace, write
 from .weight_record import WeightRecord, add_terms, check_finite

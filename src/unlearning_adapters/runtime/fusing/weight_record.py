@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unlearning_adapters.errors import FuseError
-from unlearning_adapters.runtime.joint_edit import StackedEdit
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit
 
 from .blocks import Workspace, bits_of, blocks_of, readable_as_integers
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearning_adapters.errors import DenoiserError
-from unlearning_adapters.runtime.joint_edit import StackedEdit, apply_edit
+from unlearning_adapters.runtime.joint.joint_edit import StackedEdit, apply_edit
 
 from .reach import HookState
 from .registry import OwnHook, register, unregister

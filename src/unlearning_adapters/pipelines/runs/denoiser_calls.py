@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unlearning_adapters.errors import DenoiserError
 
-from .hooks import on_call
+from unlearning_adapters.pipelines.hooks import on_call
 from .partial_run import PartialRun, StopRun
 
 

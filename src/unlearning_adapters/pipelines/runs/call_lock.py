@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .sites import COMPONENTS, bare_denoiser
+from unlearning_adapters.pipelines.site_names import COMPONENTS
+from unlearning_adapters.pipelines.sites import bare_denoiser
 
 _news = threading.Condition()  # guards all that this module holds, and tells that some of it changed
 _locks: "WeakKeyDictionary[nn.Module, CallLock]" = WeakKeyDictionary()

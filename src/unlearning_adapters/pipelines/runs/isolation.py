@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .call_lock import reading
-from .sites import denoisers
+from unlearning_adapters.pipelines.sites import denoisers
 
 # What accelerate's offloading keeps on a pipeline and makes anew after each call.
 OFFLOADING = ("_all_hooks", "_offload_device", "_offload_gpu_id")

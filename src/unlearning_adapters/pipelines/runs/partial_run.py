@@ -4,9 +4,10 @@ Guidance is off, so that every call of the denoiser is a conditional one, and th
 as soon as enough was seen.
 """
 
-import inspect
-import math
-from collections.abc import Mapping, Sequence
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,28 @@ import torch
 from diffusers.utils import load_image
 from PIL import Image
 
-from unlearning_adapters.config import check_keys
+from unlearning_adapters.errors import PipelineError, UnlearningError
 
+from .call_arguments import (
+    IMAGE_ARGUMENTS,
+    OWN,
+    REQUIRED,
+    SCHEDULE,
+    call_defaults,
+    check_call,
+    check_complete,
+    failed_call,
+    no_guidance,
+    small_video,
+)
 from .compiling import any_compiled, eager
+from .fitting import grey_picture
 from .isolation import own_pipeline
-from .sites import denoisers
 
-# Guidance, each kind at the value that switches it off.
-GUIDANCE_OFF = {
-    "guidance_scale": 1.0,
-    "min_guidance_scale": 1.0,
-    "max_guidance_scale": 1.0,
-    "audio_guidance_scale": 1.0,
-    "modality_scale": 1.0,
-    "audio_modality_scale": 1.0,
-    "stg_scale": 0.0,
-    "audio_stg_scale": 0.0,
-    "pag_scale": 0.0,
-}
 # Fails with guidance off (diffusers 0.42): there the first half of the batch is the unconditional prompt.
 ALWAYS_GUIDED = {"TextToVideoZeroPipeline", "TextToVideoZeroSDXLPipeline"}
-GUIDANCE_ONLY = {"guidance_scale_2", "negative_prompt"}  # of no use without guidance
-SCHEDULE = {"sigmas", "timesteps"}
-SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
-TEMPORAL_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
-SIDE_MULTIPLE = 32  # some pipelines refuse other sizes
-UNET_SIDE = 8  # latents of a UNet are halved three times
+GUIDANCE_ONLY = {"guidance_scale_2"}  # of no use without guidance, as all negative prompts
 COPIES = "num_videos_per_prompt"
-IMAGE_ARGUMENTS = ("image", "cond_image")
-FEW_STEPS = 4  # enough that both denoisers of Wan 2.2 are called (measured for shifts 3 to 12)
 
 
 class StopRun(BaseException):
@@ -60,25 +54,33 @@ class PartialRun:
         own_guidance: Whether the pipeline guides as it does for its user; otherwise guidance is off.
 
     Raises:
-        ConfigError: If `call_kwargs` has an argument that the pipeline does not accept.
+        ConfigError: If `call_kwargs` has an argument that the pipeline does not accept; when it is called, if one is
+            missing that only the user can give.
+        PipelineError: When it is called, if the pipeline fails.
     """
 
     def __init__(
         self, pipe: Any, call_kwargs: Mapping[str, Any] | None, *, any_video: bool, own_guidance: bool = False
     ) -> None:
         self.pipe = pipe
-        self.accepted, self.required = _parameters(pipe)
+        defaults = call_defaults(pipe)
+        self.accepted = set(defaults)
+        self.required = {name for name, default in defaults.items() if default is REQUIRED}
         self.image = next((name for name in IMAGE_ARGUMENTS if name in self.accepted), None)
         given = dict(call_kwargs or {})
-        check_keys(f"call_kwargs for {type(pipe).__name__}", given, self.accepted)
-        small = _small_video(pipe) if any_video else {}
+        check_call(pipe, given, self.accepted)
+        small = small_video(pipe) if any_video else {}
         if SCHEDULE & set(given):
             small.pop("num_inference_steps", None)
         self.guided = type(pipe).__name__ in ALWAYS_GUIDED
-        without = {} if self.guided or own_guidance else _no_guidance(self.accepted)
-        self.arguments = self._only_accepted({**small, **given, **without, "output_type": "latent"})
-        for name in () if own_guidance else GUIDANCE_ONLY:
-            self.arguments.pop(name, None)
+        without = {} if self.guided or own_guidance else no_guidance(self.accepted)
+        # Modular pipelines refuse latents, and decode in any case, unless they are stopped before.
+        output = "pt" if hasattr(pipe, "blocks") else "latent"
+        arguments = self._only_accepted({**small, **given, **without, "output_type": output})
+        self.arguments = {name: value for name, value in arguments.items() if value is not OWN}
+        if not own_guidance:
+            for name in [name for name in self.arguments if name in GUIDANCE_ONLY or name.startswith("negative_")]:
+                del self.arguments[name]
         self.compiled = any_compiled(pipe.components.values())
 
     @property
@@ -131,31 +133,25 @@ class PartialRun:
         if self.image and image is not None:
             batch[self.image] = load_image(str(image) if isinstance(image, Path) else image)
         elif self.image in self.required and self.image not in self.arguments:
-            size = (self.arguments.get("width", 256), self.arguments.get("height", 256))
-            batch[str(self.image)] = Image.new("RGB", size, (128, 128, 128))
-        with own_pipeline(self.pipe, seed) as pipe, eager(self.compiled):
+            batch[str(self.image)] = grey_picture(self.arguments)
+        call = {**self.arguments, **self._only_accepted(batch)}
+        check_complete(self.pipe, call)
+        with own_pipeline(self.pipe, seed) as pipe, eager(self.compiled), _quiet():
             try:
-                pipe(**{**self.arguments, **self._only_accepted(batch)})
+                pipe(**call)
             except StopRun:
                 # The pipeline's last line, which a stopped run did not reach: offloaded models leave the device.
                 if hasattr(pipe, "maybe_free_model_hooks"):
                     pipe.maybe_free_model_hooks()
                 return True
+            except UnlearningError:
+                raise
+            except Exception as error:
+                raise PipelineError(failed_call(self.pipe, error, self.arguments)) from error
         return False
 
     def _only_accepted(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in self.accepted}
-
-
-def _parameters(pipe: Any) -> tuple[set[str], set[str]]:
-    """Return the names of all arguments of a pipeline's call, and of those without a default."""
-    blocks: Any = getattr(pipe, "blocks", None)
-    if hasattr(blocks, "input_names"):  # a modular pipeline
-        inputs = [item for item in blocks.inputs if item.name]
-        return {item.name for item in inputs}, {item.name for item in inputs if item.required}
-    parameters = inspect.signature(pipe).parameters
-    names = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD]
-    return set(names), {name for name in names if parameters[name].default is inspect.Parameter.empty}
 
 
 def _holds_pictures(value: Any) -> bool:
@@ -164,31 +160,16 @@ def _holds_pictures(value: Any) -> bool:
     return isinstance(value, (Image.Image, np.ndarray, torch.Tensor))
 
 
-def _no_guidance(accepted: set[str]) -> dict[str, float]:
-    if "true_cfg_scale" in accepted:  # `guidance_scale` is then an embedding that the denoiser was trained with
-        return {"true_cfg_scale": 1.0}
-    return GUIDANCE_OFF
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep modular pipelines from logging an error of this thread, which is raised as well, and may be expected."""
+    thread, logger = threading.get_ident(), logging.getLogger("diffusers.modular_pipelines.modular_pipeline")
 
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
 
-def _small_video(pipe: Any) -> dict[str, Any]:
-    """Return arguments for the smallest video that pipelines of all kinds accept, and few steps."""
-    network = next(iter(denoisers(pipe).values()))
-    config: Any = getattr(network, "config", None)
-    config = config if isinstance(config, Mapping) else {}  # a module that is not of diffusers may have any other
-    few: dict[str, Any] = {"num_inference_steps": FEW_STEPS, "use_resolution_binning": False}
-    if config.get("use_learned_positional_embeddings"):  # bound to one size
-        return few
-    patch = config.get("patch_size") or 1
-    patch = patch[-1] if isinstance(patch, (list, tuple)) else patch
-    if "unet" in pipe.components:
-        patch = UNET_SIDE
-    side = math.lcm(_factor(pipe, SPATIAL_FACTORS, 8) * int(patch), SIDE_MULTIPLE)
-    frames = _factor(pipe, TEMPORAL_FACTORS, 1) + 1
-    if hasattr(pipe, "min_duration"):  # MiniMax H3 refuses shorter videos
-        frames = math.ceil(pipe.min_duration * pipe.fps)
-    return {"height": side, "width": side, "num_frames": frames, **few}
-
-
-def _factor(pipe: Any, names: Sequence[str], default: int) -> int:
-    values = (getattr(pipe, name, None) for name in names)
-    return next((int(value) for value in values if isinstance(value, (int, float))), default)
+    logger.addFilter(of_others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(of_others)

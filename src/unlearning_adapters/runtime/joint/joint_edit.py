@@ -204,7 +204,7 @@ def stacked_factors(
     rows, mix = solution.rows, torch.from_numpy(solution.mix)
     columns = [outputs[owner][:, number] for owner, number in zip(rows.owner, rows.number, strict=True)]
     made = torch.stack([column.detach().cpu().double() for column in columns], dim=1) if columns else None
-    left = torch.zeros(*heights, 0) if made is None else -(made @ mix).float()
+    left = torch.zeros(*heights, 0, dtype=torch.float32, device="cpu") if made is None else -(made @ mix).float()
     return torch.from_numpy(rows.read).float(), left
 
 

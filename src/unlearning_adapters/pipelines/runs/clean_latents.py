@@ -68,7 +68,8 @@ def run_noised(run: PartialRun, clean: Tensor, prompts: Sequence[str], seed: int
     Raises:
         DenoiserError: If the pipeline does not make several clips of one size in a call.
     """
-    drawn = torch.randn(clean[:, :1].shape, generator=torch.Generator("cpu").manual_seed(seed))
+    maker = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randn(clean[:, :1].shape, generator=maker, dtype=torch.float32, device="cpu")
     copies = clean.shape[1]
     noise, clean = drawn.expand_as(clean).flatten(0, 2), clean.flatten(0, 2)
     scheduler = run.pipe.scheduler

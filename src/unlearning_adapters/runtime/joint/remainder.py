@@ -45,7 +45,7 @@ def remaining_edit(whole: StackedEdit, fused: StackedEdit) -> StackedEdit | None
     edits = [(edit.read.detach().cpu().double(), edit.mix.detach().cpu().double()) for edit in (whole, fused)]
     basis = torch.linalg.qr(torch.cat([part for read, mix in edits for part in (read.T, mix)], dim=1)).Q
     E, F = ((basis.T @ mix) @ (read @ basis) for read, mix in edits)
-    left = torch.eye(len(F), dtype=F.dtype) - F
+    left = torch.eye(len(F), dtype=F.dtype, device=F.device) - F
     R = _least_solution(left, E - F)
     scale = 1 + sum(float((mix.norm(dim=0) * read.norm(dim=1)).norm()) for read, mix in edits)
     largest = LARGEST * max(1.0, _norm(E))

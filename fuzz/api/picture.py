@@ -1,0 +1,70 @@
+"""A picture of a pipeline: all that a verb that fails, or only reads, must leave as it was."""
+
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from unlearning_adapters.pipelines.edits import EDITOR
+
+HOOKS = (
+    "_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+def picture(pipe: Any) -> dict[str, Any]:
+    """Return what a pipeline is made of, as plain values by name."""
+    taken: dict[str, Any] = {
+        "random state": zlib.crc32(torch.get_rng_state().numpy()),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "defaults": (torch.get_default_dtype(), torch.get_num_threads()),
+        "pipeline": sorted(name for name in vars(pipe) if name not in ("_current_timestep", "_interrupt")),
+    }
+    for name, part in (getattr(pipe, "components", None) or {}).items():
+        taken[name] = id(part)
+        if isinstance(part, nn.Module):
+            for path, module in part.named_modules(prefix=name):
+                taken |= _module(path, module)
+        elif hasattr(part, "set_timesteps"):
+            taken[f"{name}:"] = {key: repr(value) for key, value in vars(part).items()}
+    return taken
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return the names of what differs."""
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def _module(path: str, module: nn.Module) -> dict[str, Any]:
+    registry = module.__dict__.get("_diffusers_hook")
+    taken: dict[str, Any] = {
+        path: (id(module), type(module), sorted(vars(module).keys() - {"_diffusers_hook"}), module.training),
+        f"{path} hooks": [list(map(id, vars(module).get(name, {}).values())) for name in HOOKS],
+        f"{path} registry": [] if registry is None else [(key, id(hook)) for key, hook in registry.hooks.items()],
+        f"{path} forward": id(module.__dict__.get("forward")),
+    }
+    for kind in (module._parameters, module._buffers):
+        taken |= {f"{path}.{name}": (id(value), _value(value)) for name, value in kind.items() if value is not None}
+    editor = module.__dict__.get(EDITOR)
+    if editor is not None:
+        stack = editor.stack
+        strengths = {name: item.strength for name, item in stack.loaded.items()}
+        taken[f"{path} adapters"] = (strengths, stack.active, stack.fused, stack.enabled)
+    return taken
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, DTensor):
+        value = value.to_local()
+    if not isinstance(value, Tensor):
+        return repr(value)
+    known = (type(value), value.dtype, tuple(value.shape), value.device, value.requires_grad)
+    if hasattr(value, "__tensor_flatten__"):
+        return (*known, *(_value(getattr(value, name)) for name in value.__tensor_flatten__()[0]))
+    if value.is_meta or value.layout != torch.strided:
+        return known
+    flat = value.detach().contiguous().flatten().view(torch.uint8)
+    return (*known, value.data_ptr(), zlib.crc32(flat.numpy()))

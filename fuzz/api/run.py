@@ -1,0 +1,137 @@
+"""Run random sequences of states and verbs: only errors of this package, and after one all is as it was.
+
+python -m fuzz api --sequences 20000 --seed 0 --output api.json
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from unlearning_adapters.errors import UnlearningError
+
+from .calls import CALLS, CHANGING
+from .picture import changed, picture
+from .states import disturb
+from .world import World, new_world
+
+STEPS = 7  # at most, in one sequence
+DISTURBED = 0.25  # share of steps that are no call of ours
+LONGEST = 1000  # characters of an error
+PACKAGE = f"{Path('src') / 'unlearning_adapters'}"
+
+
+@dataclass
+class Session:
+    """What came of all sequences so far.
+
+    Args:
+        seed: Seed of the run; sequence n is drawn from `seed/n` alone, so that it can be run again by itself.
+        outcomes: How often a call ended how.
+        defects: What was wrong, with the sequence and its steps.
+    """
+
+    seed: int
+    outcomes: Counter[str] = field(default_factory=Counter)
+    defects: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, number: int) -> None:
+        """Run one sequence."""
+        random = Random(f"{self.seed}/{number}")
+        steps: list[str] = []
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            world = new_world(random, Path(folder))
+            steps.append(world.kind)
+            for _ in range(random.randint(1, STEPS)):
+                if random.random() < DISTURBED:
+                    steps.append(disturb(world, random))
+                    continue
+                name = random.choice(list(CALLS))
+                steps.append(name)
+                wrong = self.call(world, name, random)
+                if wrong:
+                    self.defects.append({"sequence": f"{self.seed}/{number}", "steps": steps, "wrong": wrong})
+                    return
+
+    def call(self, world: World, name: str, random: Random) -> str:
+        """Call the API once, and return what was wrong, or nothing."""
+        call, before = CALLS[name](world, random), picture(world.pipe)
+        error: BaseException | None = None
+        try:
+            call()
+        except UnlearningError as refused:
+            error = refused
+            text = str(refused)
+            if (
+                not text.isprintable()
+                or not 20 <= len(text) <= LONGEST
+                or not text.rstrip().endswith((".", "`", ")", "?"))
+            ):
+                return f"{type(refused).__name__} is not one line that says what to do: {text!r:.400}"
+        except Exception as foreign:  # noqa: BLE001
+            return f"{type(foreign).__name__} escaped: {foreign!s:.300} | {_place(foreign)}"
+        self.outcomes[f"{name}: {_kind(error)}"] += 1
+        left = changed(before, picture(world.pipe)) if error is not None or name not in CHANGING else []
+        return f"after {_kind(error)} these differ: {', '.join(left[:4])}" if left else ""
+
+
+def _place(error: BaseException) -> str:
+    """Return the last line of this package that an error went through, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        frame for frame in frames if "unlearning_adapters" in frame.filename and "site-packages" not in frame.filename
+    ]
+    return " <- ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in (frames[-1], *own[-1:]))
+
+
+def _kind(error: BaseException | None) -> str:
+    if error is None:
+        return "done"
+    text = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "'...'", str(error))
+    return f"{type(error).__name__}: {re.sub(r'-?[0-9][0-9,.e+]*', 'N', text)[:60]}"
+
+
+def main(arguments: list[str]) -> int:
+    """Run what the command line asks for; 1 if there was a defect."""
+    parser = argparse.ArgumentParser(prog="python -m fuzz api", description=__doc__.split("\n")[0])
+    parser.add_argument("--sequences", type=int, default=500, help="number of sequences (default: 500)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first one (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the report to a file, as JSON")
+    options = parser.parse_args(arguments)
+    session, start = Session(options.seed), time.perf_counter()
+    for number in range(options.first, options.first + options.sequences):
+        session.run(number)
+        if options.output and (number + 1) % 500 == 0:
+            options.output.write_text(_report(session, number + 1 - options.first, start), encoding="utf-8")
+    text = _report(session, options.sequences, start)
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
+    print(text)
+    return int(bool(session.defects))
+
+
+def _report(session: Session, count: int, start: float) -> str:
+    values = {
+        "seed": session.seed,
+        "sequences": count,
+        "calls": sum(session.outcomes.values()) + len(session.defects),
+        "seconds": round(time.perf_counter() - start, 1),
+        "defects": session.defects,
+        "outcomes": dict(session.outcomes.most_common()),
+    }
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,39 @@
+"""Why there is no file where one is looked for: a link to nowhere, a name in another case, a folder in its place."""
+
+from pathlib import Path
+
+# The first bytes of the text that Git LFS leaves in place of a file that was not fetched.
+POINTER = b"version https://git-lfs"
+FETCH = "Run `git lfs pull` where the repository was cloned, or download the file itself."
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Tell by its first bytes whether a file is a pointer of Git LFS, which stands for another file."""
+    return start[: len(POINTER)] == POINTER[: len(start)] if len(start) >= 8 else False
+
+
+def why_missing(path: Path, otherwise: str = "there is no such file or folder") -> str:
+    """Return in one clause why a path leads to nothing.
+
+    Args:
+        path: A path at which there is neither a file nor a folder, or not the one that was expected.
+        otherwise: What to say if nothing is known.
+    """
+    try:
+        if path.is_symlink() and not path.exists():
+            return f"it is a link to {str(path.readlink())!r}, where nothing is"
+        if path.is_dir():
+            return f"{path.name!r} is a folder there, not a file"
+        if not path.exists() and (other := in_other_case(path)):
+            return f"{otherwise}, but there is {other!r}, and names in other letters are other names here"
+    except (OSError, ValueError):
+        pass
+    return otherwise
+
+
+def in_other_case(path: Path) -> str | None:
+    """Return the name beside a path that differs from it in the case of letters alone, or None."""
+    if not path.parent.is_dir():
+        return None
+    names = (item.name for item in path.parent.iterdir())
+    return next((name for name in sorted(names) if name.casefold() == path.name.casefold() != ""), None)

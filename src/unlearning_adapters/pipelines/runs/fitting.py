@@ -1,0 +1,100 @@
+"""`Fitting`: arguments with which a pipeline runs for a moment, found by trying, so that no user has to know them.
+
+The smallest video and few steps suit most classes. Others fix their steps (distilled ones), take a step from the middle
+of a long schedule (Text2Video-Zero), have parts that a small video does not fill (pyramids), or want a picture.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+
+from unlearning_adapters.errors import PipelineError
+
+from .call_arguments import IMAGE_ARGUMENTS, OWN, SCHEDULE, STEPS, broken_part, call_defaults, small_video
+
+SIZES = ("height", "width", "num_frames")
+LARGER = 4  # times the smallest side: two halvings more
+T = TypeVar("T")
+
+
+class Fitting:
+    """The arguments of a build's runs: those that the user gives, and of others the first with which the pipeline runs.
+
+    Args:
+        pipe: A diffusers pipeline.
+        given: What the user gives; it is never changed.
+        any_video: Whether the video does not matter, so that its size may be any.
+    """
+
+    def __init__(self, pipe: Any, given: Mapping[str, Any] | None, *, any_video: bool = True) -> None:
+        self.pipe, self.given = pipe, dict(given or {})
+        self.found: dict[str, Any] = {}
+        self._open = iter(_by_size(pipe, self.given, any_video))
+        self._fits = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments for the next run."""
+        return {**self.found, **self.given}
+
+    def run(self, action: Callable[[dict[str, Any]], T]) -> T:
+        """Return what an action gives, with other arguments where the pipeline fails; what fits is kept.
+
+        Raises:
+            PipelineError: If the pipeline fails with all of them, or with two sizes of the video by the same words.
+        """
+        if self._fits:
+            return action(self.arguments)
+        failure: PipelineError | None = None
+        before: set[str] = set()
+        for size in self._open:
+            said = set[str]()
+            for self.found in size:
+                with_picture = not self.found.keys().isdisjoint(IMAGE_ARGUMENTS)
+                try:
+                    made = action(self.arguments)
+                except PipelineError as error:
+                    if failure is None or with_picture == _wants_picture(failure):
+                        failure = error
+                    no_memory = isinstance(error.__cause__, (MemoryError, torch.OutOfMemoryError))
+                    if no_memory or broken_part(self.pipe):
+                        raise
+                    said.add(str(error.__cause__))
+                else:
+                    self._fits = True
+                    return made
+            if said == before:
+                break
+            before = said
+        assert failure is not None
+        raise failure from failure.__cause__
+
+
+def _wants_picture(error: PipelineError) -> bool:
+    """Whether a pipeline failed because it got no picture, as far as its error tells."""
+    said = str(error.__cause__)
+    return "image" in said.lower() or "NoneType" in said
+
+
+def _by_size(pipe: Any, given: Mapping[str, Any], any_video: bool) -> Iterator[list[dict[str, Any]]]:
+    """Yield arguments to try for each size of the video, the cheapest first; `OWN` is the pipeline's own default."""
+    accepted = call_defaults(pipe).keys() - given.keys()
+    small = small_video(pipe)
+    free = [name for name in SIZES if any_video and name in accepted & small.keys()]
+    larger = {name: LARGER * (small[name] - 1) + 1 if name == "num_frames" else LARGER * small[name] for name in free}
+    variants: list[dict[str, Any]] = [{}]
+    if STEPS in accepted and not SCHEDULE & given.keys():
+        variants.append({STEPS: OWN})
+    for name in [name for name in IMAGE_ARGUMENTS if name in accepted][:1]:
+        variants = [{**variant, **image} for variant in variants for image in ({}, {name: grey_picture(small)})]
+    for size in ({}, larger, dict.fromkeys(free, OWN)) if free else ({},):
+        yield [{**size, **variant} for variant in variants]
+
+
+def grey_picture(arguments: Mapping[str, Any]) -> Image.Image:
+    """Return a picture that shows nothing, of the size of a call's video."""
+    width, height = (arguments.get(name) for name in ("width", "height"))
+    size = (width if isinstance(width, int) else 256, height if isinstance(height, int) else 256)
+    return Image.new("RGB", size, (128, 128, 128))

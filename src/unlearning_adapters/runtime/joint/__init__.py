@@ -1,0 +1,1 @@
+"""The joint edit of several adapters: pure mathematics."""
