@@ -5,8 +5,14 @@ import torch
 from cases.t5 import SIZE, make_cogvideox
 from tiny import CALL, tiny_wan_pipeline
 
-from unlearning_adapters.errors import DenoiserError
-from unlearning_adapters.pipelines.runs.clean_latents import add_noise, clean_latents, exchanged, run_noised
+from unlearning_adapters.errors import DenoiserError, UnlearningError
+from unlearning_adapters.pipelines.runs.clean_latents import (
+    add_noise,
+    clean_latents,
+    exchanged,
+    run_noised,
+    steps_exchanged,
+)
 from unlearning_adapters.pipelines.runs.partial_run import PartialRun
 
 PROMPTS = ("a red car moves left", "two blue cats")
@@ -64,11 +70,12 @@ def test_a_run_that_fails_leaves_the_scheduler_as_it_was():
     pipe = tiny_wan_pipeline()
     kind, before = type(pipe.scheduler), sorted(vars(pipe.scheduler))
 
-    def fail(_step, _latents):
+    def fail(_scheduler, _step, _latents):
         raise RuntimeError("stop")
 
-    with pytest.raises(RuntimeError, match="stop"), exchanged(pipe, fail):
-        run_of(pipe)(PROMPTS, (1, 2))
+    run = run_of(pipe)
+    with pytest.raises(UnlearningError, match="stop"), steps_exchanged(run, fail):
+        run(PROMPTS, (1, 2))
     assert type(pipe.scheduler) is kind and sorted(vars(pipe.scheduler)) == before
 
 
@@ -77,7 +84,7 @@ def test_a_copy_of_the_scheduler_steps_as_it_would():
 
     pipe = tiny_wan_pipeline()
     shown = []
-    with exchanged(pipe, lambda step, latents: shown.append(step)):
+    with exchanged(pipe, lambda scheduler, step, latents: shown.append(step)):
         other = copy.deepcopy(pipe.scheduler)
         other.set_timesteps(4)
         other.step(torch.ones(1, 2), other.timesteps[0], torch.ones(1, 2))

@@ -18,7 +18,8 @@ from unlearning_adapters.errors import DenoiserError
 
 from .partial_run import PartialRun, StopRun
 
-Exchange = Callable[[int, Tensor], Tensor | None]  # step from 0, what it returned -> what to return in its place
+# Scheduler, step from 0, what it returned -> what to return in its place.
+Exchange = Callable[[Any, int, Tensor], Tensor | None]
 
 
 def clean_latents(run: PartialRun, prompts: Sequence[str], seeds: Sequence[int], image: Any = None) -> Tensor:
@@ -39,12 +40,12 @@ def clean_latents(run: PartialRun, prompts: Sequence[str], seeds: Sequence[int],
     """
     last: list[Tensor] = []
 
-    def keep(step: int, latents: Tensor) -> None:
+    def keep(scheduler: Any, step: int, latents: Tensor) -> None:
         last[:] = [latents]
-        if step + 1 >= len(run.pipe.scheduler.timesteps):
+        if step + 1 >= len(scheduler.timesteps):
             raise StopRun  # nothing needs to be decoded
 
-    with exchanged(run.pipe, keep):
+    with steps_exchanged(run, keep):
         run(prompts, seeds, image)
     if not last:
         raise DenoiserError(f"The scheduler of {type(run.pipe).__name__} was never stepped, so that no clip was made.")
@@ -72,9 +73,8 @@ def run_noised(run: PartialRun, clean: Tensor, prompts: Sequence[str], seed: int
     drawn = torch.randn(clean[:, :1].shape, generator=maker, dtype=torch.float32, device="cpu")
     copies = clean.shape[1]
     noise, clean = drawn.expand_as(clean).flatten(0, 2), clean.flatten(0, 2)
-    scheduler = run.pipe.scheduler
 
-    def noised(step: int, latents: Tensor) -> Tensor | None:
+    def noised(scheduler: Any, step: int, latents: Tensor) -> Tensor | None:
         if step + 1 >= len(scheduler.timesteps):
             raise StopRun  # the last call was seen, and nothing needs what comes after it
         if latents.shape != clean.shape:
@@ -85,7 +85,7 @@ def run_noised(run: PartialRun, clean: Tensor, prompts: Sequence[str], seed: int
         timestep = scheduler.timesteps[step + 1 : step + 2].expand(len(latents))
         return add_noise(scheduler, clean.to(latents), noise.to(latents), timestep)
 
-    with exchanged(run.pipe, noised):
+    with steps_exchanged(run, noised):
         run.repeated(prompts, seed, image, copies)
 
 
@@ -94,6 +94,17 @@ def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -
     if hasattr(scheduler, "scale_noise"):
         return torch.as_tensor(scheduler.scale_noise(clean, timesteps, noise))
     return torch.as_tensor(scheduler.add_noise(clean, noise, timesteps))
+
+
+@contextmanager
+def steps_exchanged(run: PartialRun, exchange: Exchange) -> Iterator[None]:
+    """Let `exchange` see, and change, what the scheduler returns at each step of the runs inside."""
+    before = run.around
+    run.around = lambda pipe: exchanged(pipe, exchange)
+    try:
+        yield
+    finally:
+        run.around = before
 
 
 @contextmanager
@@ -117,7 +128,7 @@ def exchanged(pipe: Any, exchange: Exchange) -> Iterator[None]:
         if self is not scheduler:  # a copy, which steps the audio
             return output
         first = output[0] if isinstance(output, tuple) else output.prev_sample
-        other = exchange(next(taken), first)
+        other = exchange(scheduler, next(taken), first)
         if other is None:
             return output
         if isinstance(output, tuple):

@@ -20,8 +20,8 @@ _one_seed = threading.RLock()  # a process has one global generator, so that run
 
 
 @contextmanager
-def own_pipeline(pipe: Any, seed: int) -> Iterator[Any]:
-    """Make a pipeline that shares the networks of another one and nothing that a run changes, without guidance.
+def own_pipeline(pipe: Any, seed: int, *, guidance: bool = False) -> Iterator[Any]:
+    """Make a pipeline that shares the networks of another one and nothing that a run changes, without guidance unless it is asked for.
 
     Torch's global generators are seeded, for pipelines that use them in spite of `generator`, and restored, as are the
     attention processors of networks that swap them for a run. No other thread changes the denoisers meanwhile.
@@ -29,6 +29,7 @@ def own_pipeline(pipe: Any, seed: int) -> Iterator[Any]:
     Args:
         pipe: A pipeline.
         seed: Seed of the global generators.
+        guidance: Whether guiders guide as they do for the user of the pipeline.
 
     Yields:
         The pipeline to call.
@@ -44,7 +45,7 @@ def own_pipeline(pipe: Any, seed: int) -> Iterator[Any]:
             if hasattr(component, "set_timesteps"):
                 vars(own)[name] = _own_scheduler(component)
             elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
-                vars(own)[name] = _without_guidance(component, modular=hasattr(pipe, "blocks"))
+                vars(own)[name] = _own_guider(component, modular=hasattr(pipe, "blocks"), guidance=guidance)
         try:
             yield own
         finally:
@@ -80,13 +81,15 @@ def _own_scheduler(scheduler: Any) -> Any:
     return own
 
 
-def _without_guidance(guider: Any, *, modular: bool) -> Any:
-    """Return a copy of a guider that asks for the conditional prediction alone.
+def _own_guider(guider: Any, *, modular: bool, guidance: bool) -> Any:
+    """Return a copy of a guider, which without guidance asks for the conditional prediction alone.
 
     Blocks of modular pipelines fail if their guider is disabled, for they then miss the embedding of the negative
     prompt (diffusers 0.42.1: Wan raises UnboundLocalError, LTX ValueError). There guidance starts after the last step.
     """
     own = copy.copy(guider)
+    if guidance:
+        return own
     if modular and hasattr(guider, "_start"):
         vars(own).update(_start=1.0, _step=None, _num_inference_steps=None)
     else:

@@ -6,8 +6,8 @@ as soon as enough was seen.
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,9 @@ class PartialRun:
         self, pipe: Any, call_kwargs: Mapping[str, Any] | None, *, any_video: bool, own_guidance: bool = False
     ) -> None:
         self.pipe = pipe
+        self.own_guidance = own_guidance
+        # What holds while the pipeline runs, made for the copy of it that runs.
+        self.around: Callable[[Any], AbstractContextManager[Any]] = nullcontext
         defaults = call_defaults(pipe)
         self.accepted = set(defaults)
         self.required = {name for name, default in defaults.items() if default is REQUIRED}
@@ -136,7 +139,8 @@ class PartialRun:
             batch[str(self.image)] = grey_picture(self.arguments)
         call = {**self.arguments, **self._only_accepted(batch)}
         check_complete(self.pipe, call)
-        with own_pipeline(self.pipe, seed) as pipe, eager(self.compiled), _quiet():
+        own = own_pipeline(self.pipe, seed, guidance=self.own_guidance)
+        with own as pipe, self.around(pipe), eager(self.compiled), _quiet():
             try:
                 pipe(**call)
             except StopRun:
