@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from .export.reading import Reading
     from .pipelines.sites import find_sites
     from .runtime.any_module import DenoiserPipeline, wrap_denoiser
-    from .runtime.file_verbs import load_unlearning_adapter, push_unlearning_adapter, save_unlearning_adapter
     from .runtime.status import AdapterStatus
     from .runtime.verbs import (
         delete_unlearning_adapters,
@@ -56,6 +55,9 @@ if TYPE_CHECKING:
         get_active_unlearning_adapters,
         get_list_unlearning_adapters,
         get_unlearning_adapters_info,
+        load_unlearning_adapter,
+        push_unlearning_adapter,
+        save_unlearning_adapter,
         set_unlearning_adapters,
         unfuse_unlearning_adapters,
         unlearning_adapters,

@@ -16,10 +16,7 @@ from .registry import is_covered, registered
 STRICT = "UNLEARNING_ADAPTERS_STRICT"
 # Not the user's code: a warning names the line that calls these.
 LIBRARIES = {"unlearning_adapters", "torch", "diffusers", "transformers", "accelerate", "peft", "contextlib"}
-CURE = (
-    "Call fuse_unlearning_adapters(), which edits the weights, or take away what goes around the layers; "
-    "verify_unlearning_adapters() checks each of them."
-)
+CURE = "Call fuse_unlearning_adapters(), which edits the weights, or take away what goes around the layers."
 
 
 def is_strict(asked: bool) -> bool:

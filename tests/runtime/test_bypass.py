@@ -1,0 +1,113 @@
+"""Whoever goes around an attached edit is told: by one warning for each cause, or by an error where that was asked."""
+
+import types
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanPipeline
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from tiny import CALL, tiny_wan_pipeline
+from torch import Tensor
+from torch.nn import functional as F
+
+from planted import planted
+from unlearning_adapters.errors import DenoiserError
+
+EDITED = r"transformer\.blocks\.\d\.attn2\.to_[kv]"
+
+
+class OneProduct(WanAttnProcessor):
+    """Cross-attention that multiplies with the weights of keys and values, and calls neither layer."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None, **rest):
+        if rotary_emb is not None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **rest)
+        keys = F.linear(encoder_hidden_states, attn.to_k.weight, attn.to_k.bias)
+        values = F.linear(encoder_hidden_states, attn.to_v.weight, attn.to_v.bias)
+        parts = (attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(keys), values)
+        heads = [part.unflatten(2, (attn.heads, -1)).transpose(1, 2) for part in parts]
+        return attn.to_out[1](attn.to_out[0](F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)))
+
+
+def own_processor(pipe: Any) -> None:
+    for block in pipe.transformer.blocks:
+        block.attn2.set_processor(OneProduct())
+
+
+def own_forward(pipe: Any) -> None:
+    for block in pipe.transformer.blocks:
+        for layer in (block.attn2.to_k, block.attn2.to_v):
+            layer.forward = types.MethodType(lambda self, x: F.linear(x, self.weight, self.bias), layer)
+
+
+def other_denoiser(pipe: Any) -> None:
+    pipe.transformer = tiny_wan_pipeline().transformer
+
+
+CAUSES = {
+    own_processor: "the attention processor OneProduct does not call the layer",
+    own_forward: "the forward of the layer was replaced after the adapter was loaded",
+    other_denoiser: "transformer",
+}
+
+
+def run(pipe: Any) -> Tensor:
+    return pipe("the red dog runs", **CALL, output_type="latent", generator=torch.Generator().manual_seed(0)).frames
+
+
+def loaded(strict: bool | None = None) -> WanPipeline:
+    pipe = tiny_wan_pipeline()
+    adapter = planted(pipe, EDITED)
+    pipe.load_unlearning_adapter(adapter, "no-red", strict=strict)
+    return pipe
+
+
+def test_an_edit_that_is_reached_is_told_of_by_nobody(monkeypatch):
+    monkeypatch.setenv("UNLEARNING_ADAPTERS_STRICT", "1")
+    base = run(tiny_wan_pipeline())
+    pipe = loaded()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not torch.allclose(run(pipe), base, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", CAUSES)
+def test_what_goes_around_an_edit_is_told_once(change):
+    pipe, base = loaded(), run(tiny_wan_pipeline())
+    change(pipe)
+    with pytest.warns(UserWarning, match=CAUSES[change]) as told:
+        result = run(pipe)
+    assert torch.allclose(result, base, atol=1e-5)  # so the concept is back, and the user has to know
+    assert len([one for one in told if CAUSES[change] in str(one.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(pipe)
+
+
+@pytest.mark.parametrize("change", CAUSES)
+def test_strict_makes_it_an_error(change):
+    pipe = loaded(strict=True)
+    change(pipe)
+    with pytest.raises(DenoiserError, match=CAUSES[change]):
+        run(pipe)
+
+
+@pytest.mark.parametrize("change", CAUSES)
+def test_the_environment_makes_it_an_error(change, monkeypatch):
+    pipe = loaded()
+    change(pipe)
+    monkeypatch.setenv("UNLEARNING_ADAPTERS_STRICT", "1")
+    with pytest.raises(DenoiserError, match=CAUSES[change]):
+        run(pipe)
+
+
+def test_a_fused_edit_acts_whatever_goes_around_the_layers():
+    pipe = loaded()
+    pipe.fuse_unlearning_adapters()
+    edited = run(pipe)
+    own_processor(pipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.allclose(run(pipe), edited, atol=1e-5)
