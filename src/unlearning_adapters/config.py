@@ -142,7 +142,9 @@ def _plain(value: Any) -> float:
 def check_sites(sites: object) -> str | tuple[str, ...]:
     """Return a selection of sites, a text or several, or raise `ConfigError`."""
     parts = (sites,) if isinstance(sites, str) else tuple(sites) if isinstance(sites, (list, tuple, set)) else (None,)
-    if not parts or not all(isinstance(part, str) and part for part in parts):
+    if not parts:
+        raise ConfigError("Expected `sites` to name sites, but it is empty. The default, None, chooses by the pairs.")
+    if not all(isinstance(part, str) and part for part in parts):
         raise ConfigError(
             'Expected `sites` to be "text", "image", "hidden", a pattern of names, or several of these, but got '
             f"{sites!r:.80}."

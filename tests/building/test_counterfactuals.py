@@ -17,8 +17,8 @@ from unlearning_adapters.building.counterfactuals import few_levels, rough, shar
 from unlearning_adapters.building.video_sites import find_video_sites
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError
-from unlearning_adapters.pipelines.runs.clean_latents import clean_latents
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun
+from unlearning_adapters.pipelines.running.clean_latents import clean_latents
+from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.runtime.verbs import (
     fuse_unlearning_adapters,
     load_unlearning_adapter,

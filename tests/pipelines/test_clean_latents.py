@@ -6,14 +6,14 @@ from cases.t5 import SIZE, make_cogvideox
 from tiny import CALL, tiny_wan_pipeline
 
 from unlearning_adapters.errors import DenoiserError, UnlearningError
-from unlearning_adapters.pipelines.runs.clean_latents import (
+from unlearning_adapters.pipelines.running.clean_latents import (
     add_noise,
     clean_latents,
     exchanged,
     run_noised,
     steps_exchanged,
 )
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun
+from unlearning_adapters.pipelines.running.partial_run import PartialRun
 
 PROMPTS = ("a red car moves left", "two blue cats")
 FOUR = {**CALL, "num_inference_steps": 4}

@@ -18,7 +18,7 @@ from unlearning_adapters.methods.refusal import concept_rows
 from unlearning_adapters.pipelines.activations import record
 from unlearning_adapters.pipelines.hooks import count_calls, on_input
 from unlearning_adapters.pipelines.moving_sites import few_steps, find_feeds
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun
+from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import denoisers, find_sites, site_module
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
 from whole import SAFE, UNSAFE, changed, concept, plant_words, state

@@ -11,7 +11,7 @@ from traces import count_hooks
 
 from unlearning_adapters.pipelines.activations import record
 from unlearning_adapters.pipelines.measured_sites import measure_text_only
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun
+from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import find_sites
 
 PROMPTS = ("a red car moves left on the street", "two blue cats")

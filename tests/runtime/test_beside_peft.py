@@ -158,7 +158,7 @@ def test_a_weight_that_is_changed_unseen_is_edited_again_with_a_warning(change, 
     twins.check()
 
 
-@pytest.mark.parametrize("failing", ["_take_out", "fuse_weights", "warn"])
+@pytest.mark.parametrize("failing", ["take_out", "fuse_weights", "warn"])
 def test_settling_that_is_interrupted_is_done_at_the_next_call(failing, monkeypatch):
     twins = Twins()
     unlearn(twins, True)
@@ -178,7 +178,7 @@ def test_settling_that_is_interrupted_is_done_at_the_next_call(failing, monkeypa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         output(twins.ours)
-    if failing != "_take_out":  # else one weight is as it was changed, and is edited as it is
+    if failing != "take_out":  # else one weight is as it was changed, and is edited as it is
         twins.check()
     twins.check_sites()
 

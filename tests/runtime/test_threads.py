@@ -19,7 +19,7 @@ from traces import count_hooks
 import unlearning_adapters as ua
 from planted import bits, lora_that_reads, output, planted, snapshot
 from unlearning_adapters.errors import AdapterNameError, ConfigError, DenoiserError, FuseError
-from unlearning_adapters.pipelines.runs.call_lock import changing, lock_of, reading
+from unlearning_adapters.pipelines.running.call_lock import changing, lock_of, reading
 
 SOON = 20.0  # seconds within which what must happen does; nothing waits for so long
 CONCEPT = ua.Concept(

@@ -463,10 +463,11 @@ METADATA = (
     Forgery("other-metadata", metadata(note="x"), "unknown key 'note' in its metadata."),
     Forgery("other-framework", metadata(format="tf"), "the `format` of its metadata is 'tf', not 'pt'."),
     Forgery(
-        "plain-lora",
+        "lost-record",
         header(lambda parts: parts.pop("__metadata__")),
-        "it is a plain LoRA (6 LoRA tensors, no 'unlearning_adapter' in its header).",
-        "Load it with pipe.load_lora_weights.",
+        "it was an unlearning adapter, but its record is gone: its header has no 'unlearning_adapter', which tools "
+        "drop that write the tensors of a file again.",
+        "Get the original file, or build the adapter again with build_adapter.",
     ),
 )
 

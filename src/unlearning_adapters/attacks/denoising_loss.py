@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.generate import ClipRequest
 from unlearning_adapters.pipelines.hooks import before_calls
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun, StopRun
+from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
 from .subject import Subject, one_denoiser
 

@@ -19,7 +19,7 @@ from unlearning_adapters.errors import DenoiserError
 from unlearning_adapters.methods.registry import METHODS, find_direction, find_strength
 from unlearning_adapters.methods.strength import pair_shares
 from unlearning_adapters.pipelines.base_model import base_model_of, base_revision_of
-from unlearning_adapters.pipelines.runs.call_lock import reading
+from unlearning_adapters.pipelines.running.call_lock import reading
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.pipelines.weights import layer_response, weight_gram
 

@@ -17,9 +17,9 @@ from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError, DenoiserError
 from unlearning_adapters.methods.moments import counterfactual_direction, protective_weight
 from unlearning_adapters.pipelines.edits import edited_modules
-from unlearning_adapters.pipelines.runs.call_arguments import SCHEDULE
-from unlearning_adapters.pipelines.runs.clean_latents import clean_latents, run_noised
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun
+from unlearning_adapters.pipelines.running.call_arguments import SCHEDULE
+from unlearning_adapters.pipelines.running.clean_latents import clean_latents, run_noised
+from unlearning_adapters.pipelines.running.partial_run import PartialRun
 
 from .gains import with_block_strengths
 from .video_moments import VideoMoments

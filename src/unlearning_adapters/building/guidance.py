@@ -7,7 +7,7 @@ from typing import Any
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.concepts.wording import find_word, show, tokens
 from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.pipelines.runs.call_arguments import call_defaults
+from unlearning_adapters.pipelines.running.call_arguments import call_defaults
 
 NEGATIVE = "negative_prompt"
 

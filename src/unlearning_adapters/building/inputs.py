@@ -21,7 +21,7 @@ from unlearning_adapters.pipelines.activations import Recording, record
 from unlearning_adapters.pipelines.edits import check_no_fused_lora
 from unlearning_adapters.pipelines.moving_sites import few_steps, find_feeds
 from unlearning_adapters.pipelines.reading_base import check_reads_base
-from unlearning_adapters.pipelines.runs.fitting import Fitting
+from unlearning_adapters.pipelines.running.fitting import Fitting
 from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers, site_module
 
 from .gains import check_blocks

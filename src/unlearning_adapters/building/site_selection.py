@@ -9,8 +9,8 @@ from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.pipelines.measured_sites import measure_image_only, measure_text_only
-from unlearning_adapters.pipelines.runs.fitting import Fitting
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun
+from unlearning_adapters.pipelines.running.fitting import Fitting
+from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import Site, denoisers, find_sites
 
 _MEASURE = {"text": measure_text_only, "image": measure_image_only}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unlearning_adapters.errors import ConfigError, DenoiserError, PipelineError, SiteError
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun, StopRun
+from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
 from .hooks import count_calls, is_finite, on_input, place_of, rows_at
 from .not_finite import explain_not_finite

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from unlearning_adapters.errors import DenoiserError
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun, StopRun
+from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
 from .hooks import count_calls, is_finite, on_input, some_values
 from .not_finite import explain_not_finite

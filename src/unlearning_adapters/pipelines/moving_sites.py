@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearning_adapters.pipelines.runs.call_arguments import FEW_STEPS, OWN, SCHEDULE, STEPS
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun, StopRun
+from unlearning_adapters.pipelines.running.call_arguments import FEW_STEPS, OWN, SCHEDULE, STEPS
+from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
 from .hooks import count_calls, on_input, place_of, some_values
 from .sites import Site, denoisers, site_module

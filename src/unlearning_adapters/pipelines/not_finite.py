@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearning_adapters.errors import PipelineError
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun, StopRun
+from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
 from .hooks import is_finite
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unlearning_adapters.errors import DenoiserError
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun, StopRun
+from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
 from .edits import edited_modules
 from .hooks import count_calls, is_finite, on_input

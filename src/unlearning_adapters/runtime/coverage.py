@@ -68,6 +68,15 @@ def check_coverage(pipe: Any) -> None:
         warnings.warn(text, stacklevel=level_of_user())
 
 
+def remember_edited(pipe: Any) -> None:
+    """Take note of the denoisers of a pipeline that carry adapters, so that a later one in their place is told of."""
+    with _guard:
+        memory = _memories.setdefault(pipe, Memory())
+        for component, editor in _editors(pipe).items():
+            if editor.stack.loaded:
+                _uncovered(component, editor, {}, memory)
+
+
 def _uncovered(component: str, editor: Editor, editors: dict[str, Editor], memory: Memory) -> tuple[str, bool]:
     """Return what to say of a denoiser, if anything, and whether that is an error."""
     stack, before = editor.stack, memory.edited.get(component)

@@ -18,7 +18,7 @@ from torch import nn
 
 from unlearning_adapters.errors import FuseError
 from unlearning_adapters.pipelines.edits import EDITOR
-from unlearning_adapters.pipelines.runs.call_lock import changing, held
+from unlearning_adapters.pipelines.running.call_lock import changing, held
 from unlearning_adapters.pipelines.sites import base_linear, check_not_empty
 from unlearning_adapters.pipelines.weights import is_in_a_file, kept_weight
 from unlearning_adapters.runtime.joint.joint_edit import StackedEdit

@@ -11,6 +11,7 @@ from unlearning_adapters.errors import AdapterNameError
 from unlearning_adapters.hub.hub import push_adapter
 
 from .compatibility import check_sites, warn_of_other_base, warn_of_partial_cover, with_stock_factors
+from .coverage import remember_edited
 from .editor import change_stacks
 from .names import check_loaded, check_new_name, default_name
 from .pipeline_editors import editors_of, loaded_names, locked_editors
@@ -74,6 +75,7 @@ def load_unlearning_adapter(
         warn_of_partial_cover(pipe, source)
         warn_of_other_base(pipe, source)
         change_stacks(changes)
+        remember_edited(pipe)
     return name
 
 

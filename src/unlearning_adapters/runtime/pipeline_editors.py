@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from unlearning_adapters.errors import FuseError
-from unlearning_adapters.pipelines.runs.call_lock import held
+from unlearning_adapters.pipelines.running.call_lock import held
 from unlearning_adapters.pipelines.sites import denoisers
 
 from .editor import Editor, editor_of

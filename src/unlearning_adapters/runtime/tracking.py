@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from unlearning_adapters.pipelines.runs.call_lock import in_call
+from unlearning_adapters.pipelines.running.call_lock import in_call
 
 from .coverage import check_coverage
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from unlearning_adapters.config import each_strength
 from unlearning_adapters.errors import AdapterNameError, DenoiserError, FuseError
-from unlearning_adapters.pipelines.runs.call_lock import held
-from unlearning_adapters.pipelines.runs.compiling import any_compiled
+from unlearning_adapters.pipelines.running.call_lock import held
+from unlearning_adapters.pipelines.running.compiling import any_compiled
 from unlearning_adapters.pipelines.site_names import COMPONENTS
 
 from .editor import change_stacks, open_scopes

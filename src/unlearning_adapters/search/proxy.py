@@ -22,8 +22,8 @@ from torch import Tensor
 
 from unlearning_adapters.errors import ConceptError, DenoiserError
 from unlearning_adapters.pipelines.activations import check_no_cache
-from unlearning_adapters.pipelines.runs.denoiser_calls import Call, predictions, record_calls, text_of, with_text
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun
+from unlearning_adapters.pipelines.running.denoiser_calls import Call, predictions, record_calls, text_of, with_text
+from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import denoisers
 
 from .held_out import ProxyPrompts

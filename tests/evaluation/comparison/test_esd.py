@@ -16,8 +16,8 @@ from unlearning_adapters.concepts.concept import Concept, Pair
 from unlearning_adapters.errors import AdapterFileError, ConceptError, ConfigError, DenoiserError
 from unlearning_adapters.evaluation.comparison.esd import EsdSettings, esd_prompts, train_esd
 from unlearning_adapters.evaluation.comparison.site_lora import SiteLora, lora_from, start_lora
-from unlearning_adapters.pipelines.runs.denoiser_calls import predictions, record_calls, text_of, with_text
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun
+from unlearning_adapters.pipelines.running.denoiser_calls import predictions, record_calls, text_of, with_text
+from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import denoisers, find_sites
 from whole import changed, output, state
 

@@ -23,8 +23,8 @@ from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.config import DEFAULT_PAIRS, MAX_RANK, BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError
 from unlearning_adapters.pipelines.activations import check_no_cache
-from unlearning_adapters.pipelines.runs.denoiser_calls import Call, predictions, record_calls, text_of, with_text
-from unlearning_adapters.pipelines.runs.partial_run import PartialRun
+from unlearning_adapters.pipelines.running.denoiser_calls import Call, predictions, record_calls, text_of, with_text
+from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import denoisers
 
 from .site_lora import SiteLora, start_lora

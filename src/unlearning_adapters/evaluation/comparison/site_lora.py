@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unlearning_adapters.errors import AdapterFileError
 from unlearning_adapters.pipelines.hooks import after_calls
-from unlearning_adapters.pipelines.runs.compiling import any_compiled, eager
+from unlearning_adapters.pipelines.running.compiling import any_compiled, eager
 from unlearning_adapters.pipelines.sites import Site, site_module
 
 FACTOR = re.compile(r"(?P<site>.+)\.lora_(?P<factor>[AB])\.weight")

@@ -72,7 +72,7 @@ def _memory_for(weights: Sequence[Tensor], regions: list[mmap.mmap]) -> list[Ten
     for index, weight in enumerate(weights):
         if weight.device.type != "cpu":
             pinned = weight.device.type == "cuda"
-            copies[index] = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=pinned)
+            copies[index] = torch.empty(weight.shape, dtype=weight.dtype, device="cpu", pin_memory=pinned)
             continue
         waiting.append(index)
         if sum(_padded_bytes(weights[member]) for member in waiting) >= REGION_BYTES:
@@ -96,7 +96,7 @@ def _divided(members: list[int], weights: Sequence[Tensor], regions: list[mmap.m
 
 def _region(count: int, regions: list[mmap.mmap]) -> Tensor:
     if count < SMALLEST_REGION or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(count, dtype=torch.uint8)
+        return torch.empty(count, dtype=torch.uint8, device="cpu")
     region = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages
     region.madvise(mmap.MADV_HUGEPAGE)
     regions.append(region)

@@ -192,7 +192,7 @@ def fused_weight(linear: nn.Module, record: WeightRecord, name: str) -> Fused:
 
 def check_unchanged(items: Sequence[Fused]) -> None:
     """Raise `FuseError` if one of these weights is not, bit for bit, what fusing made of it."""
-    columns = [torch.zeros((), dtype=torch.int64)] * len(items)
+    columns = [torch.zeros((), dtype=torch.int64, device="cpu")] * len(items)
     changed, lock = set[int](), Lock()
 
     def compare(number: int, index: int, workspace: Workspace) -> None:

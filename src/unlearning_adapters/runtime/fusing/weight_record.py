@@ -45,12 +45,12 @@ class WeightRecord(ABC):
         self.shape, self.dtype = (int(weight.shape[0]), int(weight.shape[1])), weight.dtype
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.right = edit.read.to("cpu", wide)
-        self.left = torch.empty(self.shape[0], edit.rank, dtype=wide)
+        self.left = torch.empty(self.shape[0], edit.rank, dtype=wide, device="cpu")
         # Column by column: torch 2.13 multiplies by two rows of numbers 5 times as slowly.
         self._factors = (edit.mix.to(weight.device, wide).T.contiguous().T, edit.read.to(weight.device, wide))
-        self.after = torch.empty(self.shape[0], dtype=torch.int64)
-        self.columns = torch.zeros((), dtype=torch.int64)
-        self.sample = torch.empty(0, dtype=weight.dtype)
+        self.after = torch.empty(self.shape[0], dtype=torch.int64, device="cpu")
+        self.columns = torch.zeros((), dtype=torch.int64, device="cpu")
+        self.sample = torch.empty(0, dtype=weight.dtype, device="cpu")
         self.rows = blocks_of(weight)
         self.state: list[bool | None] = [False] * len(self.rows)
         self.complete = False

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from unlearning_adapters.errors import DenoiserError
-from unlearning_adapters.pipelines.runs.call_lock import lock_of
+from unlearning_adapters.pipelines.running.call_lock import lock_of
 
 from .layer import EditHook, LiveEdit, attach_edit, detach_edit
 from .places import check_site, is_bypassed, is_wrapped, module_at

@@ -8,7 +8,7 @@ caches compute everything in the first one. A layer that code goes around is rea
 import threading
 from typing import Any
 
-from unlearning_adapters.pipelines.runs.call_lock import outermost_call
+from unlearning_adapters.pipelines.running.call_lock import outermost_call
 
 
 class ThreadCall(threading.local):

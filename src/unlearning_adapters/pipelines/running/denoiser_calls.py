@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from unlearning_adapters.errors import DenoiserError
-
 from unlearning_adapters.pipelines.hooks import on_call
+
 from .partial_run import PartialRun, StopRun
 
 

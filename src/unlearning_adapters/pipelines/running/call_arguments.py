@@ -9,7 +9,6 @@ from torch import nn
 
 from unlearning_adapters.config import check_keys
 from unlearning_adapters.errors import ConfigError, DenoiserError
-
 from unlearning_adapters.pipelines.sites import denoisers
 
 REQUIRED = inspect.Parameter.empty

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from .call_lock import reading
 from unlearning_adapters.pipelines.sites import denoisers
+
+from .call_lock import reading
 
 # What accelerate's offloading keeps on a pipeline and makes anew after each call.
 OFFLOADING = ("_all_hooks", "_offload_device", "_offload_gpu_id")
@@ -21,7 +22,7 @@ _one_seed = threading.RLock()  # a process has one global generator, so that run
 
 @contextmanager
 def own_pipeline(pipe: Any, seed: int, *, guidance: bool = False) -> Iterator[Any]:
-    """Make a pipeline that shares the networks of another one and nothing that a run changes, without guidance unless it is asked for.
+    """Make a pipeline that shares the networks of another one and nothing that a run changes; guidance is off by default.
 
     Torch's global generators are seeded, for pipelines that use them in spite of `generator`, and restored, as are the
     attention processors of networks that swap them for a run. No other thread changes the denoisers meanwhile.

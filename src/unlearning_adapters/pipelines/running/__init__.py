@@ -1,0 +1,1 @@
+"""Short runs of the user's own pipeline, which leave no trace."""
