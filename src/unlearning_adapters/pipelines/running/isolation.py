@@ -22,7 +22,7 @@ _one_seed = threading.RLock()  # a process has one global generator, so that run
 
 @contextmanager
 def own_pipeline(pipe: Any, seed: int, *, guidance: bool = False) -> Iterator[Any]:
-    """Make a pipeline that shares the networks of another one and nothing that a run changes; guidance is off by default.
+    """Make a pipeline that shares another one's networks and nothing that a run changes; guidance is off by default.
 
     Torch's global generators are seeded, for pipelines that use them in spite of `generator`, and restored, as are the
     attention processors of networks that swap them for a run. No other thread changes the denoisers meanwhile.
