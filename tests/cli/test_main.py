@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import parsed
+from PIL import Image
 from tiny import tiny_wan_pipeline
 
 from unlearning_adapters.adapter.adapter import load_adapter, save_adapter
@@ -23,6 +24,7 @@ from unlearning_adapters.adapter.file import FILE_NAME, inspect_adapter
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.cli import main as cli
 from unlearning_adapters.cli.commands.apply import call_arguments
+from unlearning_adapters.cli.commands.build import opened
 from unlearning_adapters.concepts.concept import Concept, Pair, list_concepts, load_concept, save_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConfigError
@@ -333,6 +335,28 @@ def test_build_equals_the_python_call(tmp_path: Path, unlearn: Callable[..., Out
         "file": str(tmp_path / "no-red" / FILE_NAME), "bytes": (tmp_path / "no-red" / FILE_NAME).stat().st_size,
         "concept": "shapeworld-red", "method": "mean", "strength": 0.75, "rank": 1, "sites": 6,
     }  # fmt: skip
+
+
+def test_build_passes_arguments_of_the_call_on(
+    tmp_path: Path, tiny_folder: Path, red: Path, unlearn: Callable[..., Outcome]
+) -> None:
+    start = ("build", tiny_folder, red, "-o", tmp_path / "x.safetensors")
+    code, _, err = unlearn(*start, "--call", "max_sequence_length=16", "--batch-size", "2")
+    assert code == 0, err
+    made = load_adapter(tmp_path / "x.safetensors")
+    assert made.info.settings["batch_size"] == 2
+    code, _, err = unlearn(*start, "--call", "no_such_argument=1")
+    assert code == 1 and "no_such_argument" in err.splitlines()[-1]
+    code, _, err = unlearn(*start, "--call", "image=nowhere.png")
+    assert code == 1
+    assert err.splitlines()[-1].endswith("There is no file 'nowhere.png', which --call names. Check the path.")
+
+
+def test_a_value_of_the_call_may_name_a_picture_or_a_clip(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 2), (255, 0, 0)).save(tmp_path / "red.png")
+    picture = opened(str(tmp_path / "red.png"))
+    assert picture.size == (4, 2) and picture.getpixel((0, 0)) == (255, 0, 0)
+    assert opened("a word") == "a word" and opened(49) == 49
 
 
 def test_build_passes_patterns_on(

@@ -1,6 +1,7 @@
 """`unlearn build`: an adapter from the pairs of a concept."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,12 +10,28 @@ from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import open_pipeline
 from unlearning_adapters.config import METHODS
+from unlearning_adapters.errors import ConfigError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+CLIPS = (".mp4", ".gif")
 
 
 def site_names(text: str) -> str | tuple[str, ...]:
     """Read the kinds or patterns of sites, such as "text,image"; a single one stays a string."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     return names[0] if len(names) == 1 else names
+
+
+def opened(value: Any) -> Any:
+    """Return the picture, or the frames of the clip, that a value names; any other value as it is."""
+    suffix = Path(value).suffix.lower() if isinstance(value, str) else ""
+    if suffix not in (*PICTURES, *CLIPS):
+        return value
+    if not Path(value).is_file():
+        raise ConfigError(f"There is no file {value!r}, which --call names. Check the path.")
+    from diffusers.utils import load_image, load_video
+
+    return load_image(value) if suffix in PICTURES else load_video(value)
 
 
 @command("build", "build an adapter from a concept's pairs")
@@ -57,11 +74,19 @@ def site_names(text: str) -> str | tuple[str, ...]:
 )
 @click.option("--pairs", type=int, metavar="N", help="use the first N pairs (default: 5, or all if there are fewer)")
 @click.option("--seed", type=int, help="seed of the noise and of the random method (default: 0)")
+@click.option("--batch-size", type=options.COUNT, metavar="N", help="prompts per call of the pipeline (default: 16)")
+@options.call_arguments
 @options.placement
 def build(
-    pipeline: str, concept: str, output: str, dtype: str | None, device: str | None, **settings: Any
+    pipeline: str,
+    concept: str,
+    output: str,
+    call: dict[str, Any],
+    dtype: str | None,
+    device: str | None,
+    **settings: Any,
 ) -> CommandResult:
-    """Build an adapter and save it; `settings` are fields of `BuildConfig`."""
+    """Build an adapter and save it; `settings` are fields of `BuildConfig`, `call` arguments of the pipeline's call."""
     from unlearning_adapters.concepts.concept import load_concept
     from unlearning_adapters.config import BuildConfig
 
@@ -73,8 +98,9 @@ def build(
 
     start = time.perf_counter()
     generation = generation_of(pipe)  # clips for scope="concept" are made as the model is called; words need less
-    call = generation if config.scope == "concept" else prompt_length(generation)
-    adapter = build_adapter(pipe, pairs, config, call_kwargs=call)
+    own = generation if config.scope == "concept" else prompt_length(generation)
+    given = {name: opened(value) for name, value in call.items()}
+    adapter = build_adapter(pipe, pairs, config, call_kwargs={**own, **given})
     seconds = time.perf_counter() - start
     file = adapter.save_pretrained(output)
     data = {
