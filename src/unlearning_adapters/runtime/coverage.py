@@ -71,7 +71,10 @@ def check_coverage(pipe: Any) -> None:
 def remember_edited(pipe: Any) -> None:
     """Take note of the denoisers of a pipeline that carry adapters, so that a later one in their place is told of."""
     with _guard:
-        memory = _memories.setdefault(pipe, Memory())
+        try:
+            memory = _memories.setdefault(pipe, Memory())
+        except TypeError:  # an object that cannot be a key; its calls are not known either
+            return
         for component, editor in _editors(pipe).items():
             if editor.stack.loaded:
                 _uncovered(component, editor, {}, memory)
