@@ -111,8 +111,10 @@ def address(site: Path) -> Iterator[str]:
 
 def measure(site: Path, address: str, page: str, width: int, folder: Path) -> dict[str, Any]:
     """What a browser finds on a page in a frame of a fixed width."""
-    (site / "frame.html").write_text(FRAME.format(width=width, page=f"/{page}") + MEASURE, encoding="utf-8")
-    document = open_page(f"{address}/frame.html", folder, "--window-size=1300,1000", "--virtual-time-budget=8000")
+    # A name of its own for each page: a server's dates count seconds, so that a browser may keep a file that changed.
+    frame = f"frame-{width}-{page.strip('/').replace('/', '-')}.html"
+    (site / frame).write_text(FRAME.format(width=width, page=f"/{page}") + MEASURE, encoding="utf-8")
+    document = open_page(f"{address}/{frame}", folder, "--window-size=1300,1000", "--virtual-time-budget=8000")
     (text,) = re.findall(r'<pre id="result">(.*?)</pre>', document, re.DOTALL)
     return json.loads(html.unescape(text))
 
