@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from os import PathLike
 from statistics import median
 from typing import Any
 
@@ -28,6 +30,7 @@ from .counterfactuals import check_makes_base_clips, video_directions
 from .gains import with_block_strengths
 from .inputs import gather
 from .outlier_pairs import with_own_rows
+from .shared_neutral import shared_neutral
 
 
 def build_adapter(
@@ -37,6 +40,7 @@ def build_adapter(
     *,
     progress: bool = True,
     call_kwargs: Mapping[str, Any] | None = None,
+    neutral_cache: str | PathLike[str] | None = None,
 ) -> UnlearningAdapter:
     """Build the adapter that makes a pipeline forget a concept.
 
@@ -61,6 +65,8 @@ def build_adapter(
         call_kwargs: Further arguments of the pipeline's call while activations are recorded, such as
             {"max_sequence_length": 512}; the `negative_prompt` that clips will be made with is protected, unless it
             names the concept.
+        neutral_cache: Folder that keeps what text sites read of neutral prompts: a later build on the same base, with
+            the same sites and settings, records only prompts that are not there yet.
 
     Returns:
         An adapter; the pipeline is not edited yet.
@@ -71,6 +77,7 @@ def build_adapter(
     Raises:
         ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
             differ, or if there are fewer pairs than `config.pairs`.
+        ConfigError: If an argument is of another type, or the neutral cache is of another base or other settings.
         DenoiserError: If the pipeline has no denoiser that can be edited, the method needs weights that are quantised
             or out of reach, a site reads what a LoRA or another adapter, attached or fused, has changed, or with
             `scope="concept"` the clips would be those of such an edit.
@@ -82,7 +89,10 @@ def build_adapter(
         >>> adapter.save_pretrained("no-red")
     """
     networks = denoisers(pipe)
-    with reading(networks.values()):
+    with ExitStack() as stack:
+        stack.enter_context(reading(networks.values()))
+        if neutral_cache is not None:
+            stack.enter_context(shared_neutral((), neutral_cache))
         if config.scope == "concept":
             check_makes_base_clips(pipe)
         material = gather(pipe, concept, config, progress=progress, call_kwargs=call_kwargs)

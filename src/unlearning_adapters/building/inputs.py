@@ -26,7 +26,7 @@ from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers
 
 from .gains import check_blocks
 from .guidance import guidance_prompts
-from .shared_neutral import record_neutral
+from .shared_neutral import record_neutral, remembered
 from .site_selection import choose_sites, without_unread_pictures
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
@@ -125,7 +125,11 @@ def gather(
     """Find the sites of a build and record what they read: its first two steps; arguments as in `build_adapter`."""
     check_arguments(concept, config, call_kwargs)
     pairs = _chosen_pairs(concept, config)
-    sites = choose_sites(pipe, concept, pairs, config, call_kwargs)
+    plain = not any(pair.image_differs for pair in pairs) and any(pair.text_differs for pair in pairs)
+    sites = remembered(
+        ("sites", id(pipe), config.sites, config.blocks, call_kwargs, plain or pairs),
+        lambda: choose_sites(pipe, concept, pairs, config, call_kwargs),
+    )
     check_blocks(config.block_strengths, sites)
     networks = denoisers(pipe)
     for site in sites:
@@ -173,14 +177,24 @@ def _record(
     hidden = {site.name: range(config.steps) for site in sites if site.kind == "hidden"}
     fitting = Fitting(pipe, call_kwargs, any_video=not hidden)
     first = {"prompt": pairs[0].unsafe, "image": pairs[0].unsafe_image}
-    feeds = fitting.run(lambda given: find_feeds(pipe, sites, **first, seed=config.seed, call_kwargs=given))
+    feeds, fits = remembered(
+        ("feeds", id(pipe), sites, config.seed, call_kwargs, first["image"]),
+        lambda: (
+            fitting.run(lambda given: find_feeds(pipe, sites, **first, seed=config.seed, call_kwargs=given)),
+            fitting.found,
+        ),
+    )
+    fitting.take(fits)
     if config.sites is None and feeds.leaders:
         sites = without_unread_pictures(pipe, concept, pairs, sites, feeds.leaders)
     settings: dict[str, Any] = {"steps": config.steps, "batch_size": config.batch_size, "progress": progress}
     if feeds.moving:
         settings["calls"] = feeds.moving
         fitting.given = few_steps(fitting.arguments)
-    check_reads_base(pipe, sites, {**hidden, **feeds.moving}, **first, call_kwargs=fitting.arguments)
+    remembered(
+        ("base", id(pipe), sites, config.steps, call_kwargs, first["image"]),
+        lambda: check_reads_base(pipe, sites, {**hidden, **feeds.moving}, **first, call_kwargs=fitting.arguments),
+    )
     seeds = [config.seed + index for index in range(len(pairs))]
     recorded = fitting.run(
         lambda given: record(

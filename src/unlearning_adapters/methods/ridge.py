@@ -15,7 +15,7 @@ from unlearning_adapters.errors import ConceptError, ConfigError
 
 from .factors import leading_rows, oblique
 from .method import Method, Range
-from .refusal import distinct_rows, exact_rows, landing_vector, refusal_vector, ridge_solve
+from .refusal import SharedGram, distinct_rows, exact_rows, landing_vector, refusal_vector, ridge_solve
 from .rows import GroupRows
 
 # A neutral prompt that shows the concept in other words makes a read know it by what stands in its place, the other way
@@ -35,6 +35,7 @@ def ridge_direction(
     weights: Tensor | None = None,
     landing: Tensor | None = None,
     further: Tensor | None = None,
+    shared: SharedGram | None = None,
 ) -> Direction:
     """Return the direction that writes the refusal vector where, and only where, it is read (the default method).
 
@@ -60,6 +61,7 @@ def ridge_direction(
         landing: What to write in place of r (`landing_vector`), shape (features,); None takes r.
         further: Further writes, such as the differences of pairs that r does not know, shape (k, features); they come
             last, and are solved jointly with the others.
+        shared: Products of the first rows and their `weights`, for many directions beside the same rows.
 
     Returns:
         Oblique direction with `read @ write.T` the identity; its first row writes `landing`.
@@ -84,7 +86,8 @@ def ridge_direction(
     if further is not None:
         write = torch.cat([write, exact_rows(further).to(write.device)])
     moment = _moment_rows(exact_rows(rows), weights)
-    solved = ridge_solve(moment, write, epsilon * float(moment.square().sum()) / moment.shape[1])
+    factor = 1.0 if weights is None else 1 / float(weights.sum())
+    solved = ridge_solve(moment, write, epsilon * float(moment.square().sum()) / moment.shape[1], shared, factor)
     if landing is not None:
         write = torch.cat([exact_rows(landing).to(write.device)[None], write[1:]])
     return oblique(torch.linalg.solve(solved @ write.T, solved), write, r.device)
@@ -140,6 +143,7 @@ def _find_with_extra_rows(rows: GroupRows, config: BuildConfig, outliers: Sequen
     differences = rows.token_differences() if config.rank > 1 else None
     counterparts = torch.stack([item.counterpart for item in concepts])
     protected = protected_rows(rows)
+    shared = rows.neutral.gram if rows.kind == "text" and len(rows.neutral.counted[0]) else None
     for share in (0.0, *HELD):
         moment, weights = _with_share(*protected, counterparts, share)
         direction = ridge_direction(
@@ -151,6 +155,7 @@ def _find_with_extra_rows(rows: GroupRows, config: BuildConfig, outliers: Sequen
             weights=weights,
             landing=landing,
             further=torch.stack([by_pair[pair] for pair in outliers]) if outliers else None,
+            shared=shared,
         )
         # Further rows of a direction share the counterparts among them.
         if rows.kind != "text" or config.rank > 1:

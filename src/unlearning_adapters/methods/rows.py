@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .refusal import ConceptRows, concept_rows, counted_rows, token_differences
+from .refusal import ConceptRows, SharedGram, concept_rows, counted_rows, token_differences
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,11 @@ class NeutralRows:
     def counted(self) -> tuple[Tensor, Tensor]:
         """The distinct rows of the neutral prompts, and how often each of them is read, shape (rows,)."""
         return counted_rows(torch.cat(self.prompts))
+
+    @cached_property
+    def gram(self) -> SharedGram:
+        """Products of these rows, weighted by how often they are read, for all solves of a build."""
+        return SharedGram(*self.counted)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,6 +39,10 @@ class Fitting:
         """Arguments for the next run."""
         return {**self.found, **self.given}
 
+    def take(self, found: dict[str, Any]) -> None:
+        """Take the arguments with which the pipeline is known to run, from another build of the same."""
+        self.found, self._fits = found, True
+
     def run(self, action: Callable[[dict[str, Any]], T]) -> T:
         """Return what an action gives, with other arguments where the pipeline fails; what fits is kept.
 
