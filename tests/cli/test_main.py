@@ -337,6 +337,32 @@ def test_build_equals_the_python_call(tmp_path: Path, unlearn: Callable[..., Out
     }  # fmt: skip
 
 
+def test_build_of_several_concepts_writes_a_folder_of_each_and_keeps_neutral_prompts(
+    tmp_path: Path, tiny_folder: Path, red: Path, unlearn: Callable[..., Outcome]
+) -> None:
+    other = save_concept(
+        Concept("blue car", (Pair("a blue car drives", "a white car drives"),), neutral=("a dog runs",)),
+        tmp_path / "blue.yaml",
+    )
+    given = ("build", tiny_folder, red, other, "--neutral-cache", tmp_path / "cache")
+    code, out, err = unlearn(*given, "-o", tmp_path / "all", "--json")
+    assert code == 0, err
+    made = json.loads(out)["adapters"]
+    assert [each["concept"] for each in made] == ["tiny-red", "blue car"] and "2/2" in err
+    assert [each["file"] for each in made] == [str(tmp_path / "all" / n / FILE_NAME) for n in ("tiny-red", "blue car")]
+    assert (tmp_path / "cache" / "neutral.safetensors").exists()
+    code, out, _ = unlearn(*given, "-o", tmp_path / "again")
+    assert code == 0 and "2 adapters, built in" in out
+    first, again = (load_adapter(tmp_path / folder / "tiny-red") for folder in ("all", "again"))
+    assert all(torch.equal(first.lora_B[site], again.lora_B[site]) for site in first.sites)
+    for extra, said in (
+        ((red, "-o", tmp_path / "x"), "'tiny-red' twice"),
+        (("-o", tmp_path / "x.safetensors"), "Give -o a folder"),
+    ):
+        code, _, err = unlearn("build", tiny_folder, red, other, *extra)
+        assert code == 1 and said in err.splitlines()[-1]
+
+
 def test_build_passes_arguments_of_the_call_on(
     tmp_path: Path, tiny_folder: Path, red: Path, unlearn: Callable[..., Outcome]
 ) -> None:

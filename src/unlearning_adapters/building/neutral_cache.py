@@ -99,7 +99,7 @@ class NeutralCache:
                 pass
             try:
                 save_file(tensors, part.name, header)
-                os.replace(part.name, self.file)  # at once: another build may read it
+                Path(part.name).replace(self.file)  # at once: another build may read it
             finally:
                 Path(part.name).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
@@ -142,9 +142,9 @@ def made_with(pipe: Any, sites: Sequence[Site], settings: Mapping[str, Any]) -> 
         "base": base_model_of(pipe),
         "revision": base_revision_of(next(iter(networks.values()))),
         "pipeline": type(pipe).__name__,
-        "weights": _fingerprint(pipe, sites),
         "sites": [site.name for site in sites],
         **{f"setting {name!r}": value for name, value in plain.items()},
+        "weights": _fingerprint(pipe, sites),
     }
 
 

@@ -16,6 +16,9 @@ COUNT = click.IntRange(min=1)
 
 pipeline = click.argument("pipeline", metavar="PIPELINE", help="'shapeworld', a local folder or a Hub repository")
 concept = click.argument("concept", metavar="CONCEPT", help="a shipped concept, or a .yaml or .jsonl file")
+concepts = click.argument(
+    "concepts", metavar="CONCEPT...", nargs=-1, required=True, help="shipped concepts, or .yaml or .jsonl files"
+)
 adapter = click.argument("adapter", metavar="ADAPTER", help="an adapter file, its folder, or a Hub repository")
 adapters = click.argument(
     "adapters", metavar="ADAPTER...", nargs=-1, required=True, help="adapter files, folders or Hub repositories"

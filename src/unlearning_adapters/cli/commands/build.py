@@ -1,8 +1,9 @@
-"""`unlearn build`: an adapter from the pairs of a concept."""
+"""`unlearn build`: an adapter from the pairs of a concept, or one of each of several concepts."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,9 @@ from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import open_pipeline
 from unlearning_adapters.config import METHODS
 from unlearning_adapters.errors import ConfigError
+
+if TYPE_CHECKING:
+    from unlearning_adapters.adapter.adapter import UnlearningAdapter
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 CLIPS = (".mp4", ".gif")
@@ -34,10 +38,10 @@ def opened(value: Any) -> Any:
     return load_image(value) if suffix in PICTURES else load_video(value)
 
 
-@command("build", "build an adapter from a concept's pairs")
+@command("build", "build an adapter from a concept's pairs, or one of each of several concepts")
 @options.pipeline
-@options.concept
-@options.output("DIR", "folder or .safetensors file to write")
+@options.concepts
+@options.output("DIR", "folder or .safetensors file to write; of several concepts a folder with one for each")
 @click.option(
     "--scope",
     type=click.Choice(["word", "concept"]),
@@ -75,23 +79,31 @@ def opened(value: Any) -> Any:
 @click.option("--pairs", type=int, metavar="N", help="use the first N pairs (default: 5, or all if there are fewer)")
 @click.option("--seed", type=int, help="seed of the noise and of the random method (default: 0)")
 @click.option("--batch-size", type=options.COUNT, metavar="N", help="prompts per call of the pipeline (default: 16)")
+@click.option(
+    "--neutral-cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="keep what the base reads of neutral prompts in DIR, for later builds on the same base",
+)
 @options.call_arguments
 @options.placement
 def build(
     pipeline: str,
-    concept: str,
+    concepts: tuple[str, ...],
     output: str,
+    neutral_cache: Path | None,
     call: dict[str, Any],
     dtype: str | None,
     device: str | None,
     **settings: Any,
 ) -> CommandResult:
-    """Build an adapter and save it; `settings` are fields of `BuildConfig`, `call` arguments of the pipeline's call."""
+    """Build and save adapters; `settings` are fields of `BuildConfig`, `call` arguments of the pipeline's call."""
     from unlearning_adapters.concepts.concept import load_concept
     from unlearning_adapters.config import BuildConfig
 
-    config, pairs = BuildConfig(**options.given(settings)), load_concept(concept)
-    from unlearning_adapters.building.build import build_adapter
+    config, chosen = BuildConfig(**options.given(settings)), [load_concept(concept) for concept in concepts]
+    places = _places(output, [concept.name for concept in chosen])
+    from unlearning_adapters.building.build_many import build_adapters
 
     pipe = open_pipeline(pipeline, dtype, device)
     from unlearning_adapters.shapeworld.models.generate import generation_of, prompt_length
@@ -100,10 +112,36 @@ def build(
     generation = generation_of(pipe)  # clips for scope="concept" are made as the model is called; words need less
     own = generation if config.scope == "concept" else prompt_length(generation)
     given = {name: opened(value) for name, value in call.items()}
-    adapter = build_adapter(pipe, pairs, config, call_kwargs={**own, **given})
+    adapters = build_adapters(pipe, chosen, config, call_kwargs={**own, **given}, neutral_cache=neutral_cache)
     seconds = time.perf_counter() - start
-    file = adapter.save_pretrained(output)
-    data = {
+    results = [_saved(adapter, place) for adapter, place in zip(adapters, places, strict=True)]
+    text = "\n".join(
+        f"{each['file']}: {each['concept']}, {each['method']}, strength {each['strength']:.3g}, rank {each['rank']}, "
+        f"{each['sites']} sites, {each['bytes']:,} bytes"
+        for each in results
+    )
+    if len(results) == 1:
+        return CommandResult({**results[0], "seconds": round(seconds, 3)}, f"{text}, built in {seconds:.1f} s")
+    data = {"adapters": results, "seconds": round(seconds, 3)}
+    return CommandResult(data, f"{text}\n{len(results)} adapters, built in {seconds:.1f} s")
+
+
+def _places(output: str, names: Sequence[str]) -> list[Path]:
+    """Return where to save the adapter of each concept."""
+    if len(names) == 1:
+        return [Path(output)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"Expected concepts of different names, but got {twice[0]!r} twice. Rename one of them.")
+    if output.endswith(".safetensors"):
+        raise ConfigError(f"Expected a folder for {len(names)} adapters, but got {output!r:.200}. Give -o a folder.")
+    return [Path(output) / name for name in names]
+
+
+def _saved(adapter: "UnlearningAdapter", place: Path) -> dict[str, Any]:
+    """Save an adapter and return what to say of it."""
+    file = adapter.save_pretrained(place)
+    return {
         "file": str(file),
         "bytes": file.stat().st_size,
         "concept": adapter.info.concept,
@@ -111,10 +149,4 @@ def build(
         "strength": adapter.strength,
         "rank": adapter.rank,
         "sites": len(adapter.sites),
-        "seconds": round(seconds, 3),
     }
-    text = (
-        f"{file}: {adapter.info.concept}, {adapter.info.method}, strength {adapter.strength:.3g}, rank {adapter.rank}, "
-        f"{len(adapter.sites)} sites, {data['bytes']:,} bytes, built in {seconds:.1f} s"
-    )
-    return CommandResult(data, text)
