@@ -18,7 +18,7 @@ from unlearning_adapters.errors import DenoiserError, PipelineError
 from unlearning_adapters.pipelines import activations
 from unlearning_adapters.pipelines.activations import record
 from unlearning_adapters.pipelines.sites import find_sites
-from unlearning_adapters.pipelines.text_padding import without_padding
+from unlearning_adapters.pipelines.text_padding import padding_once, without_padding
 
 LENGTH = 12
 ENCODERS = {
@@ -191,3 +191,75 @@ def test_a_build_is_that_of_padded_prompts(monkeypatch):
     for site in padded.sites:
         found, whole = adapter.directions[site], padded.directions[site]
         torch.testing.assert_close(found.read, whole.read, rtol=1e-2, atol=1e-3)
+
+
+class Reads(torch.nn.Module):
+    """Two layers, and what each of them was fed."""
+
+    def __init__(self, bias=True):
+        super().__init__()
+        self.first, self.site = torch.nn.Linear(6, 8, bias=bias), torch.nn.Linear(8, 5)
+        self.widths = []
+        self.first.register_forward_pre_hook(lambda _m, args: self.widths.append(args[0].shape))
+
+    def forward(self, x):
+        return self.site(torch.nn.functional.gelu(self.first(x)))
+
+
+def test_a_layer_maps_the_padding_of_a_batch_once_and_gives_the_same():
+    network = Reads()
+    x = torch.zeros(3, 40, 6)
+    for prompt, words in enumerate((4, 9, 2)):
+        x[prompt, :words] = torch.randn(words, 6, generator=torch.Generator().manual_seed(prompt))
+    computed = []
+    with torch.no_grad():
+        whole = network.first(x)
+        with padding_once([network], {network.site}):
+            handle = network.first.register_forward_hook(lambda _m, args, _out: computed.append(args[0].shape[1]))
+            seen = []
+            handles = [network.site.register_forward_pre_hook(lambda _m, args: seen.append(args[0].clone()))]
+            network(x)
+            for each in (handle, *handles):
+                each.remove()
+    assert computed == [10] and seen[0].shape == (3, 40, 8)
+    torch.testing.assert_close(seen[0], torch.nn.functional.gelu(whole), rtol=1e-5, atol=1e-6)
+    assert not network.first._forward_hooks and len(network.first._forward_pre_hooks) == 1  # its own
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:, :12],  # few rows
+        lambda x: x[0],  # no batch
+        lambda x: x.index_fill(1, torch.tensor([39]), 1.0),  # the last row is another one
+        lambda x: x.index_fill(1, torch.tensor([35]), 1.0),  # few of them are the same
+        lambda x: x.masked_fill(torch.arange(40)[:, None] > 9, float("nan")),  # what was cut off shows
+    ],
+    ids=["short", "flat", "another end", "few", "nan"],
+)
+def test_what_has_no_such_padding_is_computed_whole(change):
+    network = Reads()
+    x = torch.zeros(2, 40, 6)
+    x[:, :9] = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(0))
+    x, computed = change(x), []
+    with torch.no_grad():
+        whole = network(x)
+        with padding_once([network], set()):
+            network.first.register_forward_hook(lambda _m, args, _out: computed.append(args[0].shape))
+            assert torch.equal(network(x), whole) or bool(whole.isnan().any())
+    assert computed == [x.shape]
+
+
+def test_a_call_that_failed_leaves_nothing_for_the_next():
+    network = Reads()
+    x = torch.zeros(2, 40, 6)
+    with torch.no_grad(), padding_once([network], set()):
+        handle = network.first.register_forward_pre_hook(lambda _m, _args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            network(x)
+        handle.remove()
+        y = torch.randn(2, 40, 6, generator=torch.Generator().manual_seed(0))
+        inside = network(y)
+        assert torch.equal(inside, network(y))
+    with torch.no_grad():
+        assert torch.equal(inside, network(y))

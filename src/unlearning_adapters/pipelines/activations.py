@@ -17,7 +17,7 @@ from .hooks import count_calls, is_finite, on_input, place_of, rows_at
 from .not_finite import explain_not_finite
 from .sites import Site, denoisers, site_module
 from .spacing import evenly_spaced
-from .text_padding import without_padding
+from .text_padding import padding_once, without_padding
 
 HIDDEN_ROWS = 64  # per prompt and step: a real video has tens of thousands of tokens, all alike
 
@@ -193,6 +193,7 @@ class _Taps:
         with ExitStack() as stack:
             if not self.padded:
                 self.cut = stack.enter_context(without_padding(self.pipe))
+            stack.enter_context(padding_once(self.networks.values(), set(self.modules.values())))
             calls = count_calls(stack, self.pipe, self.networks, self._end_call)
             for site in watched:
                 on_input(stack, self.modules[site.name], self._reader(site, calls))

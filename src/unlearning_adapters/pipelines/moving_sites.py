@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearning_adapters.errors import PipelineError
 from unlearning_adapters.pipelines.running.call_arguments import FEW_STEPS, OWN, SCHEDULE, STEPS
 from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
-from .hooks import count_calls, on_input, place_of, some_values
+from .hooks import count_calls, is_finite, on_input, place_of, some_values
 from .sites import Site, denoisers, site_module
 from .spacing import evenly_spaced
+from .text_padding import padding_once, without_padding
 
 MOVING_CALLS = 3  # calls that are recorded at such a site, spread from the first to the last
 
@@ -66,13 +68,24 @@ def find_feeds(
     if cached or any(site.kind == "hidden" for site in sites):
         return Feeds({}, {})
     run = PartialRun(pipe, few_steps(call_kwargs), any_video=True)
-    probe = _Probe({name: networks[name] for name in dict.fromkeys(site.component for site in sites)})
-    with ExitStack() as stack:
-        calls = count_calls(stack, pipe, probe.networks, probe.end)
-        _stop_at_vae(stack, pipe, calls)
-        for site in sites:
-            on_input(stack, site_module(pipe, site.name), probe.reader(site, calls))
-        run([prompt], [seed], image if run.image else None)
+    used = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
+    for padded in (False, True):
+        with ExitStack() as stack:
+            cut = [] if padded else stack.enter_context(without_padding(pipe))
+            probe = _Probe(used, cut)
+            stack.enter_context(padding_once(used.values(), {site_module(pipe, site.name) for site in sites}))
+            calls = count_calls(stack, pipe, probe.networks, probe.end)
+            _stop_at_vae(stack, pipe, calls)
+            for site in sites:
+                on_input(stack, site_module(pipe, site.name), probe.reader(site, calls))
+            try:
+                run([prompt], [seed], image if run.image else None)
+            except PipelineError:
+                if not cut:
+                    raise
+                continue  # it is fed padding, which was cut off
+        if not probe.not_finite:
+            break
     spread = {name: _spread(count) for name, count in calls.items()}
     moving = {site.name: spread[site.component] for site in sites if site.name in probe.moved}
     return Feeds(moving, {name: leader for leader, names in probe.members.items() for name in names})
@@ -105,13 +118,14 @@ def _stop_at_vae(stack: ExitStack, pipe: Any, calls: Counter[str]) -> None:
 class _Probe:
     """What sites read in the first two calls of their denoiser; of sites that are fed the same tensor, one is read."""
 
-    def __init__(self, networks: Mapping[str, Any]) -> None:
-        self.networks = networks
+    def __init__(self, networks: Mapping[str, Any], cut: Sequence[int]) -> None:
+        self.networks, self.cut = networks, cut
         self.open = set(networks)
         self.fed: dict[str, dict[tuple[Any, ...], tuple[Tensor, str]]] = {name: {} for name in networks}
         self.members: dict[str, list[str]] = {}  # the site that is read -> all of its group
         self.first: dict[str, tuple[torch.Size, Tensor]] = {}
         self.moved: set[str] = set()
+        self.not_finite = False
 
     def reader(self, site: Site, calls: Counter[str]) -> Callable[[Tensor], None]:
         seen: set[int] = set()
@@ -130,6 +144,9 @@ class _Probe:
         self.members.setdefault(leader, []).append(site.name)
         if leader == site.name:
             self.first[site.name] = tensor.shape, some_values(tensor)
+            if self.cut and not is_finite(tensor):
+                self.not_finite = True
+                raise StopRun
 
     def _compare(self, site: Site, tensor: Tensor) -> None:
         if site.name not in self.first:

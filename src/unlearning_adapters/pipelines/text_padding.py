@@ -1,15 +1,17 @@
-"""Run text encoders without the padding behind the prompts of a batch: 20 tokens are often padded to 512."""
+"""Run text encoders without the padding behind prompts, and a denoiser's layers on one row of it: 20 tokens of 512."""
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .hooks import after_calls, before_calls
 
+FEW_ROWS = 16  # of a prompt: below, nothing is gained
 TOKENS, MASK = "input_ids", "attention_mask"
 
 
@@ -54,6 +56,51 @@ def _shorten(stack: ExitStack, encoder: nn.Module, saved: list[int]) -> None:
 
     before_calls(stack, encoder, before)
     after_calls(stack, encoder, after)
+
+
+@contextmanager
+def padding_once(networks: Iterable[nn.Module], sites: Collection[nn.Module]) -> Iterator[None]:
+    """Let Linear layers on a CPU compute the rows that all prompts of a batch end with once: a layer does rows alike.
+
+    Pipelines fill prompts up with rows of zeros, which the text projection of a denoiser then maps: 30 times as much
+    work as the words. What comes out is the same but for rounding.
+
+    Args:
+        networks: The denoisers.
+        sites: Layers that are left alone, for others see what they are fed.
+    """
+    with ExitStack() as stack:
+        for module in {module: None for network in networks for module in network.modules()}:
+            if type(module) is nn.Linear and module not in sites:
+                _once(stack, module)
+        yield
+
+
+def _once(stack: ExitStack, layer: nn.Module) -> None:
+    left_out: list[int] = []  # of the call under way
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rows = _repeated(args[0]) if len(args) == 1 and not kwargs else 0
+        left_out[:] = [rows]
+        return ((args[0][:, :-rows],), {}) if rows else None
+
+    def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Tensor) -> Any:
+        rows = left_out.pop()
+        return torch.cat([output, output[:, -1:].expand(-1, rows, -1)], dim=1) if rows else output
+
+    before_calls(stack, layer, before)
+    after_calls(stack, layer, after)
+
+
+def _repeated(x: Any) -> int:
+    """Return how many rows at the end of all prompts of a batch are the same as the one before; 0 if they are few."""
+    if not isinstance(x, Tensor) or x.device.type != "cpu" or x.ndim != 3 or x.shape[1] < FEW_ROWS:
+        return 0
+    if not torch.equal(x[:, -1], x[:, -2]):
+        return 0
+    differs = (x != x[:, -1:]).any(2).any(0).nonzero()  # also NaN, in place of padding that was cut off
+    rows = x.shape[1] - 2 - (int(differs.max()) if len(differs) else -1)
+    return rows if 4 * rows > x.shape[1] else 0
 
 
 def _lengths(given: Mapping[str, Any]) -> tuple[int, int]:
