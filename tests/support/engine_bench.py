@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from diffusers.loaders import single_file_utils as single_file
 from torch import Tensor, nn
-from unlearning_adapters.runtime.fuse import fuse_edit
 
 from planted import direction
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo
+from unlearning_adapters.runtime.fusing.fuse import fuse_edit
 from unlearning_adapters.runtime.joint.joint_edit import stack_directions
 
 Weights = Mapping[str, Tensor]

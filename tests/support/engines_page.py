@@ -16,7 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "engines.md"
 RESULTS = ROOT / "tests" / "engines" / "results.json"
 TEMPLATE = Path(__file__).with_suffix(".md")
-MORE = {"bfloat16": "bfloat16", "float8": "float8", "experts": "two experts", "undo": "undo"}
+MORE = {
+    "bfloat16": "bfloat16",
+    "float8": "float8",
+    "experts": "two experts",
+    "undo": "undo",
+    "nodes": "our nodes",
+    "beneath_loras": "beside a LoRA that reads the concept",
+    "float8_nodes": "our nodes on float8",
+    "gguf_nodes": "our nodes on GGUF",
+}
 
 
 def render() -> str:

@@ -63,6 +63,30 @@ def make(family: str, file: str) -> None:
     save_file(weights, file)
 
 
+def quantise(file: str, out: str) -> None:
+    """Write a model as GGUF, its matrices in Q8_0, and beside it what these numbers are, as safetensors."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType.Q8_0
+    writer, exact = gguf.GGUFWriter(out, "wan"), {}
+    for name, value in load_file(file).items():
+        exact[name] = value
+        if value.ndim == 2 and name.startswith("blocks.") and value.shape[1] % 32 == 0:
+            data = gguf.quants.quantize(value.numpy(), kind)
+            writer.add_tensor(name, data, raw_dtype=kind)
+            exact[name] = torch.from_numpy(gguf.quants.dequantize(data, kind))
+        else:
+            if value.ndim > 4:
+                writer.add_array(f"comfy.gguf.orig_shape.{name}", [int(size) for size in value.shape])
+                value = value.flatten()
+            writer.add_tensor(name, value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_file(exact, f"{out}.safetensors")
+
+
 class Messages(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +132,9 @@ def main() -> None:
     for job in json.loads(Path(JOB).read_text(encoding="utf-8")):
         if "make" in job:
             make(job["make"], job["out"])
+            results.append({})
+        elif "gguf" in job:
+            quantise(job["gguf"], job["out"])
             results.append({})
         else:
             with torch.inference_mode():  # as its executor does
