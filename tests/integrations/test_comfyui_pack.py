@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_pack import FOLDER, part
-from planted import direction
 from reference import dense_edit
 from torch import Tensor, nn
 
+from planted import direction
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
 from unlearning_adapters.errors import BaseMismatchError, ConfigError, DenoiserError, SiteError
