@@ -112,8 +112,8 @@ def check_clip(frames: object) -> Clip:
     """Return the frames if they are a clip; else raise `ConfigError`."""
     fits = isinstance(frames, np.ndarray) and frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[-1] == 3
     if not isinstance(frames, np.ndarray) or not fits or 0 in frames.shape:
-        found = f"{frames.dtype} of shape {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
-        raise ConfigError(f"Expected a clip, uint8 of shape (frames, height, width, 3), but got {found}.")
+        shape = f"{frames.dtype} of shape {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
+        raise ConfigError(f"Expected a clip, uint8 of shape (frames, height, width, 3), but got {shape}.")
     return frames
 
 
@@ -145,15 +145,15 @@ def contact_sheet(
         raise ConfigError(f"Expected at least 1 frame of 8 pixels on a contact sheet, but got {frames} of {height}.")
     widest = max(check_clip(clip).shape[2] / clip.shape[1] for clip in clips)
     tile = (max(1, round(widest * height)), height)
-    drawn = [_draw_column(heading, column, frames, tile) for heading, column in columns.items()]
-    width = 2 * MARGIN + sum(column.width for column in drawn) + GUTTER * (len(drawn) - 1)
+    pictures = [_draw_column(heading, column, frames, tile) for heading, column in columns.items()]
+    width = 2 * MARGIN + sum(column.width for column in pictures) + GUTTER * (len(pictures) - 1)
     top = MARGIN + (TITLE_SIZE + 20 if title else 0)
-    sheet = Image.new("RGB", (width, top + max(column.height for column in drawn) + MARGIN), PAPER)
+    sheet = Image.new("RGB", (width, top + max(column.height for column in pictures) + MARGIN), PAPER)
     if title:
         line = _shorten(title, TITLE_SIZE, width - 2 * MARGIN)
         ImageDraw.Draw(sheet).text((MARGIN, MARGIN), line, INK, ImageFont.load_default(TITLE_SIZE))
     left = MARGIN
-    for column in drawn:
+    for column in pictures:
         sheet.paste(column, (left, top))
         left += column.width + GUTTER
     return sheet

@@ -67,8 +67,8 @@ class Denoising:
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         noisy, timestep, target = (self._flow if self.kept is None else self._diffusion)(clean, noise, generator)
         call = {**self.others, self.latents: noisy, "timestep": timestep, "encoder_hidden_states": embeds}
-        found = self.network(**call)
-        predicted = found[0] if isinstance(found, tuple) else found.sample
+        output = self.network(**call)
+        predicted = output[0] if isinstance(output, tuple) else output.sample
         error: Tensor = (predicted.float() - target.float()).square().mean()
         return error
 
@@ -96,8 +96,8 @@ def denoising_of(subject: Subject, clean: Tensor) -> Denoising:
     _, network = one_denoiser(subject.pipe)
     scheduler = subject.pipe.scheduler
     flow = "FlowMatch" in type(scheduler).__name__ or bool(getattr(scheduler.config, "use_flow_sigmas", False))
-    kept, prediction = getattr(scheduler, "alphas_cumprod", None), getattr(scheduler.config, "prediction_type", None)
-    if not flow and (kept is None or prediction not in PREDICTIONS):
+    alphas, prediction = getattr(scheduler, "alphas_cumprod", None), getattr(scheduler.config, "prediction_type", None)
+    if not flow and (alphas is None or prediction not in PREDICTIONS):
         raise EvaluationError(
             f"{name} has the scheduler {type(scheduler).__name__}, whose noise levels or prediction are not known here."
         )
@@ -106,24 +106,24 @@ def denoising_of(subject: Subject, clean: Tensor) -> Denoising:
     missing = [key for key in (latents, *INPUTS) if not isinstance(call.get(key), Tensor)]
     if missing:
         raise EvaluationError(f"{name} gives its denoiser no `{missing[0]}`, so that it cannot be trained through.")
-    found, wanted = tuple(call[latents].shape[1:]), tuple(clean.shape[1:])
-    if found != wanted or call["timestep"].ndim > 1:
+    shape, clean_shape = tuple(call[latents].shape[1:]), tuple(clean.shape[1:])
+    if shape != clean_shape or call["timestep"].ndim > 1:
         raise EvaluationError(
-            f"{name} gives its denoiser latents of shape {found} and returns latents of shape {wanted}; "
+            f"{name} gives its denoiser latents of shape {shape} and returns latents of shape {clean_shape}; "
             "attacks that train through the denoiser need them equal."
         )
     others = {key: value for key, value in call.items() if key not in (latents, *INPUTS)}
     scale = float(scheduler.config.num_train_timesteps)
-    return Denoising(network, others, scale, latents, None if flow else kept, prediction or PREDICTIONS[0])
+    return Denoising(network, others, scale, latents, None if flow else alphas, prediction or PREDICTIONS[0])
 
 
 def _first_call(subject: Subject, network: nn.Module) -> dict[str, Any]:
     """Return the arguments of the denoiser's first call, which is then not made."""
     calls: list[dict[str, Any]] = []
 
-    def stop(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        names = [name for name in inspect.signature(network.forward).parameters if name not in named]
-        calls.append({**dict(zip(names, arguments, strict=False)), **named})
+    def stop(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        names = [name for name in inspect.signature(network.forward).parameters if name not in keywords]
+        calls.append({**dict(zip(names, arguments, strict=False)), **keywords})
         raise StopRun
 
     with ExitStack() as stack:

@@ -122,39 +122,39 @@ def run_attacks(
         EvaluationError: If there is no such attack, the pipeline is edited, or an attack that was named does not suit.
         DenoiserError: If a LoRA acts on the pipeline.
     """
-    chosen = tuple(ATTACKS) if names is None else tuple(dict.fromkeys(names))
-    for name in chosen:
+    attacks = tuple(ATTACKS) if names is None else tuple(dict.fromkeys(names))
+    for name in attacks:
         if name not in ATTACKS:
             raise EvaluationError(f"Unknown attack {name!r}. Known: {', '.join(ATTACKS)}.")
-    plan = AttackPlan(chosen, find_budget(budget), names is not None, progress)
-    loaded = adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter)
+    plan = AttackPlan(attacks, find_budget(budget), names is not None, progress)
+    edit = adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter)
     arguments = dict(call or {})
     check_unedited(pipe)
     check_no_lora(pipe, "A report of attacks")
     check_call(pipe, arguments)
     start, base = time.perf_counter(), Subject(pipe, tuple(detectors), arguments, batch, second=second)
     examples = {"edited": examples_of(base, target)}
-    found: dict[str, dict[str, Any]] = {"base": _attack_all(base, target, examples["edited"], plan, "base")}
+    results: dict[str, dict[str, Any]] = {"base": _attack_all(base, target, examples["edited"], plan, "base")}
     if reference is not None:
         examples["reference"] = examples_of(base, reference)
-    with adapter_arm(loaded, fused=True).enter(pipe):
-        edited = replace(base, adapter=loaded)
-        found["edited"] = _attack_all(edited, target, examples["edited"], plan, "edited")
+    with adapter_arm(edit, fused=True).enter(pipe):
+        edited = replace(base, adapter=edit)
+        results["edited"] = _attack_all(edited, target, examples["edited"], plan, "edited")
         if reference is not None:
-            found["reference"] = _attack_all(edited, reference, examples["reference"], plan, "reference")
+            results["reference"] = _attack_all(edited, reference, examples["reference"], plan, "reference")
     if gold is not None:
         check_unedited(gold)
-        found["gold"] = _attack_all(base.on(gold), target, examples["edited"], plan, "gold")
+        results["gold"] = _attack_all(base.on(gold), target, examples["edited"], plan, "gold")
     return {
         "concept": target.concept,
         "reference": None if reference is None else reference.concept,
         "gold": None if gold is None else base_model_of(gold),
         "pipeline": type(pipe).__name__,
         "model": base_model_of(pipe),
-        "adapter": dict(adapter_arm(loaded, fused=True).details),
+        "adapter": dict(adapter_arm(edit, fused=True).details),
         "generation": arguments,
         "budget": asdict(plan.budget),
-        "attacks": {name: _entry(name, found) for name in chosen},
+        "attacks": {name: _entry(name, results) for name in attacks},
         "seconds": round(time.perf_counter() - start, 1),
         "torch": torch.__version__,
     }
@@ -177,7 +177,7 @@ def _attack_all(subject: Subject, target: Target, examples: Examples, plan: Atta
         for kind, requests in kinds.items()
         if requests
     }
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name in tqdm(plan.names, desc=arm, unit="attack", disable=not plan.progress):
         attack, cost = ATTACKS[name], Cost()
         try:
@@ -186,31 +186,31 @@ def _attack_all(subject: Subject, target: Target, examples: Examples, plan: Atta
         except EvaluationError as error:
             if plan.strict:
                 raise
-            found[name] = {"refused": str(error)}
+            results[name] = {"refused": str(error)}
             continue
-        found[name] = {
+        results[name] = {
             "points": [_beside(point, before) for point in points],
             "clips": cost.clips,
             "steps": cost.steps,
             "seconds": round(cost.seconds, 2),
         }
-    return found
+    return results
 
 
 def _beside(point: AttackPoint, before: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result with the rate of the same prompts without the attack."""
-    own = None if point.before is None else point_to_dict(point.before)
-    return {**point_to_dict(point), "before": own or before["open" if point.opened else "named"]}
+    before_rate = None if point.before is None else point_to_dict(point.before)
+    return {**point_to_dict(point), "before": before_rate or before["open" if point.opened else "named"]}
 
 
 def point_to_dict(point: AttackPoint) -> dict[str, Any]:
     """Return a result at one setting as plain JSON types."""
-    found = {"setting": point.setting, **rate_to_dict(point.rate), "valid": rate_to_dict(point.valid)}
-    return found if point.number is None else {**found, "number": point.number}
+    values = {"setting": point.setting, **rate_to_dict(point.rate), "valid": rate_to_dict(point.valid)}
+    return values if point.number is None else {**values, "number": point.number}
 
 
-def _entry(name: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {"title": ATTACKS[name].title, **{arm: found[arm][name] if arm in found else None for arm in ARMS}}
+def _entry(name: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {"title": ATTACKS[name].title, **{arm: results[arm][name] if arm in results else None for arm in ARMS}}
 
 
 def to_markdown(data: Mapping[str, Any]) -> str:

@@ -115,8 +115,8 @@ class Subject:
         """
         self._count(requests)
         verdicts = []
-        with closing(observe(self.pipe, requests, self.detectors, {**self.call, **call}, self.batch)) as made:
-            for observation in made:
+        with closing(observe(self.pipe, requests, self.detectors, {**self.call, **call}, self.batch)) as observations:
+            for observation in observations:
                 if observation.failure is not None:
                     raise observation.failure
                 verdicts.append(self.judge(observation.seen, target))
@@ -130,18 +130,18 @@ class Subject:
         detections = {name: Detection.from_dict(values) for name, values in seen.items()}
         if not all(detection.valid is not False for detection in detections.values()):
             return ClipVerdict(False, False)
-        told = [detector.sees_concept(detections[detector.name], target.truth) for detector in self.detectors]
-        known = [value for value in told if value is not None]
-        if not known:
+        answers = [detector.sees_concept(detections[detector.name], target.truth) for detector in self.detectors]
+        verdicts = [value for value in answers if value is not None]
+        if not verdicts:
             raise EvaluationError(
                 f"No detector can tell whether {target.concept!r} is shown. Give one with --detector."
             )
-        return ClipVerdict(known[0], True)
+        return ClipVerdict(verdicts[0], True)
 
     def on(self, pipe: Any) -> "Subject":
         """Return the same subject with another pipeline, and of the arguments those that its call takes."""
-        known = inspect.signature(type(pipe).__call__).parameters
-        return replace(self, pipe=pipe, call={name: value for name, value in self.call.items() if name in known})
+        parameters = inspect.signature(type(pipe).__call__).parameters
+        return replace(self, pipe=pipe, call={name: value for name, value in self.call.items() if name in parameters})
 
     def _count(self, requests: Sequence[ClipRequest]) -> None:
         if any(request.embeds is not None for request in requests):
@@ -152,37 +152,39 @@ class Subject:
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return what the text encoder makes of prompts, of shape (prompts, tokens, width)."""
         check_embeds(self.pipe)
-        known = inspect.signature(self.pipe.encode_prompt).parameters
+        parameters = inspect.signature(self.pipe.encode_prompt).parameters
         # The two that older pipelines demand, and newer ones know already.
         needed = {"device": self.pipe._execution_device, "num_images_per_prompt": 1}
         demanded = {
-            name: needed[name] for name in needed if name in known and known[name].default is inspect.Parameter.empty
+            name: needed[name]
+            for name in needed
+            if name in parameters and parameters[name].default is inspect.Parameter.empty
         }
         options = {"do_classifier_free_guidance": False, **demanded, **self.call}
-        given = {name: value for name, value in options.items() if name in known}
-        found = self.pipe.encode_prompt(prompt=list(texts), **given)
-        embeds: Tensor = found[0] if isinstance(found, tuple) else found
+        arguments = {name: value for name, value in options.items() if name in parameters}
+        output = self.pipe.encode_prompt(prompt=list(texts), **arguments)
+        embeds: Tensor = output[0] if isinstance(output, tuple) else output
         return embeds
 
 
 def check_embeds(pipe: Any) -> None:
     """Raise `EvaluationError` if a pipeline cannot be given text embeddings alone."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    bound = [name for name in BOUND_TO_EMBEDS if name in known]
-    if "prompt_embeds" not in known or bound or not hasattr(pipe, "encode_prompt"):
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    bound = [name for name in BOUND_TO_EMBEDS if name in parameters]
+    if "prompt_embeds" not in parameters or bound or not hasattr(pipe, "encode_prompt"):
         why = f"wants `{bound[0]}` beside them" if bound else "takes no `prompt_embeds`"
         raise EvaluationError(f"{type(pipe).__name__} {why}. Leave attacks on the embeddings out.")
 
 
 def one_denoiser(pipe: Any) -> tuple[str, nn.Module]:
     """Return the only denoiser of a pipeline with its name; `EvaluationError` if there are several."""
-    found = list(denoisers(pipe).items())
-    if len(found) > 1:
-        names = ", ".join(name for name, _ in found)
+    networks = list(denoisers(pipe).items())
+    if len(networks) > 1:
+        names = ", ".join(name for name, _ in networks)
         raise EvaluationError(
             f"{type(pipe).__name__} has several denoisers ({names}), and this attack trains through one. Leave it out."
         )
-    return found[0]
+    return networks[0]
 
 
 def plain_copy(pipe: Any) -> Any:
@@ -200,9 +202,9 @@ def rebuild(kind: Any, pipe: Any, **parts: Any) -> Any:
 
     Not `from_pipe`, which casts the components that both share to float32.
     """
-    known = {**dict(pipe.config), **pipe.components, **parts}
-    wanted = [name for name in inspect.signature(kind.__init__).parameters if name in known]
-    return kind(**{name: known[name] for name in wanted})
+    available = {**dict(pipe.config), **pipe.components, **parts}
+    names = [name for name in inspect.signature(kind.__init__).parameters if name in available]
+    return kind(**{name: available[name] for name in names})
 
 
 def _copy(name: str, network: Any) -> Any:

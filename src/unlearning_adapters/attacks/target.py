@@ -68,10 +68,12 @@ def target_of(suite: Suite, pairs: tuple[tuple[str, str], ...], count: int, fill
         filler: Word that stands in place of the concept's words where they are left out.
     """
     named = _requests(suite, FORGET)[:count]
-    opened: tuple[ClipRequest, ...] = ()
+    unnamed: tuple[ClipRequest, ...] = ()
     if suite.words:
-        opened = tuple(replace(request, text=leave_out(request.text, suite.words, filler)) for request in named)
-        unchanged = [request.text for request, before in zip(opened, named, strict=True) if request.text == before.text]
+        unnamed = tuple(replace(request, text=leave_out(request.text, suite.words, filler)) for request in named)
+        unchanged = [
+            request.text for request, before in zip(unnamed, named, strict=True) if request.text == before.text
+        ]
         if unchanged:
             raise EvaluationError(
                 f"The prompt {unchanged[0]!r} of {suite.name!r} names none of the concept's words: "
@@ -79,7 +81,7 @@ def target_of(suite: Suite, pairs: tuple[tuple[str, str], ...], count: int, fill
             )
     together = tuple(ClipRequest(case.prompt.text, case.seed) for case in suite.cases() if case.set == TOGETHER)
     return Target(
-        suite.name, dict(suite.target), named, _requests(suite, PARAPHRASE)[:count], opened, pairs, together[:count],
+        suite.name, dict(suite.target), named, _requests(suite, PARAPHRASE)[:count], unnamed, pairs, together[:count],
         suite.words,
     )  # fmt: skip
 

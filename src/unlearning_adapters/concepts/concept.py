@@ -105,12 +105,14 @@ class Concept:
         for key in ("name", "pairs"):
             if key not in values:
                 raise ConceptError(f"The concept has no `{key}`. Add it; `unlearn concepts new` writes a template.")
-        known = dict(values)
-        if isinstance(known["pairs"], (list, tuple)):
-            known["pairs"] = [pair_from_entry(index, entry) for index, entry in enumerate(known["pairs"], start=1)]
-        known["words"] = check_prompts("words", known.get("words", ()))
-        known["neutral"] = _expand_neutral(known.get("neutral", ()), known["words"])
-        return cls(**known)
+        plain_values = dict(values)
+        if isinstance(plain_values["pairs"], (list, tuple)):
+            plain_values["pairs"] = [
+                pair_from_entry(index, entry) for index, entry in enumerate(plain_values["pairs"], start=1)
+            ]
+        plain_values["words"] = check_prompts("words", plain_values.get("words", ()))
+        plain_values["neutral"] = _expand_neutral(plain_values.get("neutral", ()), plain_values["words"])
+        return cls(**plain_values)
 
 
 @dataclass(frozen=True)
@@ -208,13 +210,13 @@ def shared_neutral(name: str = "neutral", words: Sequence[str] = ()) -> tuple[st
         ConceptError: There is no such set, or no prompt is left.
     """
     names = concept_file.neutral_names()
-    known = "neutral" if name == "shared" else name
-    if known not in names:
+    key = "neutral" if name == "shared" else name
+    if key not in names:
         raise ConceptError(f"Unknown neutral set {show(name)}. Known: {', '.join(names)}; own prompts go in a list.")
-    kept = tuple(prompt for prompt in concept_file.neutral_prompts(known) if not find_word(prompt, words, whole=False))
-    if not kept:
-        raise ConceptError(f"Each prompt of the neutral set {known!r} holds one of `words`: {', '.join(words)}.")
-    return kept
+    prompts = tuple(prompt for prompt in concept_file.neutral_prompts(key) if not find_word(prompt, words, whole=False))
+    if not prompts:
+        raise ConceptError(f"Each prompt of the neutral set {key!r} holds one of `words`: {', '.join(words)}.")
+    return prompts
 
 
 def overlap(concept: Concept, threshold: float = NEAR) -> list[Overlap]:
@@ -230,12 +232,12 @@ def overlap(concept: Concept, threshold: float = NEAR) -> list[Overlap]:
     """
     sides = dict.fromkeys(side for pair in concept.pairs for side in (pair.unsafe, pair.safe))
     neutral = {tuple(tokens(prompt)): prompt for prompt in concept.neutral}
-    found = []
+    overlaps = []
     for held_out in (*concept.evaluation, *concept.neighbours):
-        found += [Overlap(held_out, used, value) for used, value in near_sides(held_out, sides, threshold)]
+        overlaps += [Overlap(held_out, used, value) for used, value in near_sides(held_out, sides, threshold)]
         same = neutral.get(tuple(tokens(held_out)))
-        found += [Overlap(held_out, same, 1.0)] if same else []
-    return sorted(found, key=lambda item: -item.similarity)
+        overlaps += [Overlap(held_out, same, 1.0)] if same else []
+    return sorted(overlaps, key=lambda item: -item.similarity)
 
 
 def _check_name(name: object) -> None:
@@ -272,9 +274,9 @@ def _expand_neutral(values: object, words: Sequence[str]) -> object:
     if not isinstance(values, (list, tuple)):
         return values
     sets = ("shared", *concept_file.neutral_names())
-    own = [entry for entry in values if entry not in sets]
+    prompts = [entry for entry in values if entry not in sets]
     shared = [prompt for entry in values if entry in sets for prompt in shared_neutral(entry, words)]
-    return (*own, *(prompt for prompt in dict.fromkeys(shared) if prompt not in own))
+    return (*prompts, *(prompt for prompt in dict.fromkeys(shared) if prompt not in prompts))
 
 
 def _unknown(source: str) -> str:

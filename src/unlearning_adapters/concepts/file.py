@@ -32,20 +32,20 @@ class StrictLoader(yaml.BaseLoader):
         """Compose the next node; an alias or a tag is an error."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-            found = "alias" if isinstance(event, yaml.AliasEvent) else f"tag {event.tag!r}"
-            problem = f"found the {found}; write the text itself, in quotes if it starts with * or !"
+            what = "alias" if isinstance(event, yaml.AliasEvent) else f"tag {event.tag!r}"
+            problem = f"found the {what}; write the text itself, in quotes if it starts with * or !"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Construct a mapping; a key that comes twice, or is not a text, is an error."""
-        seen = set()
+        names = set()
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name is None or name in seen:
+            if name is None or name in names:
                 problem = "found a key that is no text" if name is None else f"found the key {name!r} twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(name)
+            names.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -126,10 +126,10 @@ def parse_jsonl(text: str) -> dict[str, list[Any]]:
         elif len(keys) == 1 and keys[0] in LINE_KEYS:
             values.setdefault(LINE_KEYS[keys[0]], []).append(entry[keys[0]])
         else:
-            found = f"the keys {', '.join(keys)}" if keys else "no object with keys"
+            what = f"the keys {', '.join(keys)}" if keys else "no object with keys"
             raise ConceptError(
                 f"Line {number}: expected a pair with `unsafe` and `safe`, or one of {', '.join(LINE_KEYS)}, "
-                f"but got {found}."
+                f"but got {what}."
             )
     return values
 

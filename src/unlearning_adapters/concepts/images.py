@@ -91,10 +91,10 @@ def _located(text: str, folder: Path, where: str) -> str:
 
     try:
         path = (folder / text).resolve()
-        found = path.is_file()
+        exists = path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, a loop of links
         raise ConceptError(f"{where} is not a path: {text[:60]!r} ({error}).") from None
-    if not text.strip() or not found:
+    if not text.strip() or not exists:
         raise ConceptError(f"{where} is missing: there is no file {path}. Paths are relative to the concept's file.")
     try:
         with Image.open(path):  # reads the header only

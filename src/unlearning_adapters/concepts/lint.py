@@ -46,8 +46,8 @@ def lint_concept(concept: Concept) -> list[Finding]:
     Returns:
         Errors first; empty if there is nothing to say.
     """
-    found = [*_held_out(concept), *_words(concept), *_pairs(concept), *_counts(concept)]
-    return sorted(found, key=lambda item: not item.error)
+    problems = [*_held_out(concept), *_words(concept), *_pairs(concept), *_counts(concept)]
+    return sorted(problems, key=lambda item: not item.error)
 
 
 def _held_out(concept: Concept) -> Iterator[Finding]:
@@ -85,8 +85,8 @@ def _pairs(concept: Concept) -> Iterator[Finding]:
     for number, pair in enumerate(concept.pairs, start=1):
         places = differences(pair)
         if len(places) > 1:
-            shown = "; ".join(f"{one or 'nothing'!r} and {other or 'nothing'!r}" for one, other in places)
-            text = f"The sides of pair {number} differ in {len(places)} places: {shown}."
+            text_of_places = "; ".join(f"{one or 'nothing'!r} and {other or 'nothing'!r}" for one, other in places)
+            text = f"The sides of pair {number} differ in {len(places)} places: {text_of_places}."
             yield Finding(False, f"{text} Only the concept should differ.")
         longest = max((len(side.split()) for place in places for side in place), default=0)
         if longest > LONGEST:

@@ -77,8 +77,8 @@ def check_pairs(values: object) -> tuple[Pair, ...]:
     for index, pair in enumerate(pairs, start=1):
         if not isinstance(pair, Pair):
             raise ConceptError(f"Expected entry {index} of `pairs` to be a Pair, but got {show(pair)}.")
-        named = [str(image) if is_path(image) else id(image) for image in (pair.unsafe_image, pair.safe_image)]
-        keys.append((plain(pair.unsafe), plain(pair.safe), *named))
+        images = [str(image) if is_path(image) else id(image) for image in (pair.unsafe_image, pair.safe_image)]
+        keys.append((plain(pair.unsafe), plain(pair.safe), *images))
     check_repeats("pairs", pairs, keys)
     return pairs
 

@@ -56,8 +56,8 @@ def find_word(text: str, words: Sequence[str], *, whole: bool = True) -> str | N
         return None
     choices = "|".join(re.escape(plain(word)) for word in words)
     end = r"(?!\w)" if whole else ""
-    found = re.search(rf"(?<!\w)(?:{choices}){end}", plain(text))
-    return found.group() if found else None
+    match = re.search(rf"(?<!\w)(?:{choices}){end}", plain(text))
+    return match.group() if match else None
 
 
 def leave_out(text: str, words: Sequence[str], replacement: str = "") -> str:

@@ -76,8 +76,8 @@ def run_demo(
     Example:
         >>> run_demo("shapeworld-left", clips=8)["attached"]["concept_rate"]
     """
-    chosen = concept if isinstance(concept, Concept) else load_concept(concept)
-    target = concept_value(chosen)
+    target_concept = concept if isinstance(concept, Concept) else load_concept(concept)
+    target = concept_value(target_concept)
     if clips < 1:
         raise ConfigError(f"Expected `clips` to be at least 1, but got {clips}.")
     folder = Path(output)
@@ -92,17 +92,17 @@ def run_demo(
 
     run("base")
     with _timed(seconds, "build"):
-        adapter = build_adapter(pipe, chosen, _config(chosen), progress=progress, call_kwargs=length)
+        adapter = build_adapter(pipe, target_concept, _config(target_concept), progress=progress, call_kwargs=length)
     file = adapter.save_pretrained(folder / "adapter")
     exact = _run_edited(pipe, file.parent, adapter.sites, run, seconds)
-    control = _config(chosen, method="random", strength=adapter.strength)
-    load_unlearning_adapter(pipe, build_adapter(pipe, chosen, control, progress=False, call_kwargs=length))
+    control = _config(target_concept, method="random", strength=adapter.strength)
+    load_unlearning_adapter(pipe, build_adapter(pipe, target_concept, control, progress=False, call_kwargs=length))
     run("random_direction")
     unload_unlearning_adapters(pipe)
 
     seconds["generate_per_clip"] = arms["base"].seconds / len(arms["base"].clips)
     result = {
-        "concept": chosen.name,
+        "concept": target_concept.name,
         "n": clips,
         **{name: arms[name].rates.to_dict(arms["base"].rates) for name in ARMS},
         "attached_equals_fused": largest_difference(arms["attached"].latents, arms["fused"].latents),
@@ -110,7 +110,7 @@ def run_demo(
         "adapter_bytes": file.stat().st_size,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
-    write_pictures(folder, chosen, suite, arms)
+    write_pictures(folder, target_concept, suite, arms)
     (folder / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return result
 

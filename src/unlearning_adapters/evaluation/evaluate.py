@@ -112,14 +112,14 @@ def evaluate(
         >>> report = evaluate(pipe, "no-red", output="no-red-evaluation")
         >>> report.status, report.value("erase"), report.value("preserve")
     """
-    loaded = load_adapter(adapter) if isinstance(adapter, (str, Path)) else adapter
-    chosen = as_suite(loaded, suite)
-    watching = default_detectors(chosen) if detectors is None else as_detectors(detectors)
+    edit = load_adapter(adapter) if isinstance(adapter, (str, Path)) else adapter
+    prompts = as_suite(edit, suite)
+    watching = default_detectors(prompts) if detectors is None else as_detectors(detectors)
     plan = EvaluationPlan(
         pipe=pipe,
-        suite=chosen,
+        suite=prompts,
         detectors=with_validity(watching),
-        arms=plan_arms(loaded, arms or {}, controls, fused, strengths),
+        arms=plan_arms(edit, arms or {}, controls, fused, strengths),
         seeds=seeds,
         gate=gate,
         features=features,
@@ -165,8 +165,8 @@ def rescore(
         look_again(store, suite, watching, progress)
     for name, value in (thresholds or {}).items():
         if name not in [detector.name for detector in watching]:
-            known = ", ".join(detector.name for detector in watching)
-            raise EvaluationError(f"No detector of this run is named {name!r}. Its detectors: {known}.")
+            names = ", ".join(detector.name for detector in watching)
+            raise EvaluationError(f"No detector of this run is named {name!r}. Its detectors: {names}.")
         watching = tuple(replace(item, threshold=value) if item.name == name else item for item in watching)
     record |= {"detectors": [detector.describe() for detector in watching]}
     record |= {} if gate is None else {"gate": gate}
@@ -243,15 +243,15 @@ def _evaluate(plan: EvaluationPlan, folder: Path) -> Report:
     repeated = _repeated(cases, plan.batch, process.count)
     again = replace(base_arm(), part="reference", title="base, once more")
     for name, arm in {**plan.arms, AGAIN: again}.items():
-        chosen: list[Case] = repeated if name == AGAIN else cases
-        run_arm(run, name, arm, chosen)
+        arm_cases: list[Case] = repeated if name == AGAIN else cases
+        run_arm(run, name, arm, arm_cases)
         process.wait()
         record["arms"][name] = {
             "title": arm.title,
             "part": arm.part,
             "details": dict(arm.details),
             "call": dict(arm.call),
-            "cases": len(chosen),
+            "cases": len(arm_cases),
         }
         if process.main:  # after each arm, so that a run that is cut can be looked at
             write_record(folder, record)
@@ -305,8 +305,8 @@ def _open_record(plan: EvaluationPlan, folder: Path, conditions: Mapping[str, An
 
 def _described(item: Mapping[str, Any]) -> Detector:
     """Return a detector that only stands for what it saw before."""
-    known = {name: item[name] for name in ("name", "kind", "threshold", "min_share", "sees_prompt", "version")}
-    return Detector(detect=_not_looking, settings=item["settings"], **known)
+    facts = {name: item[name] for name in ("name", "kind", "threshold", "min_share", "sees_prompt", "version")}
+    return Detector(detect=_not_looking, settings=item["settings"], **facts)
 
 
 def _not_looking(*_: Any, **__: Any) -> None:

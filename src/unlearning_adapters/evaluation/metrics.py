@@ -47,18 +47,18 @@ class Sample:
 
     def erased(self, factor: str | None) -> bool:
         """Tell whether the clip is valid and known, and shows something else than the concept."""
-        known = factor is None or self.labels.get(factor, UNKNOWN) != UNKNOWN
-        return self.valid and known and self.present is False
+        readable = factor is None or self.labels.get(factor, UNKNOWN) != UNKNOWN
+        return self.valid and readable and self.present is False
 
     def right(self, factor: str | None) -> bool | None:
         """Tell whether it shows what its prompt asks for (in that factor, if given); None if the prompt has no truth.
 
         A clip that is not valid is not right.
         """
-        asked = self.truth if factor is None else {name: v for name, v in self.truth.items() if name == factor}
-        if not asked:
+        expected = self.truth if factor is None else {name: v for name, v in self.truth.items() if name == factor}
+        if not expected:
             return None
-        return self.valid and all(self.labels.get(name) == value for name, value in asked.items())
+        return self.valid and all(self.labels.get(name) == value for name, value in expected.items())
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def measure_samples(samples: Sequence[Sample], factor: str | None = None) -> Arm
     """
     of = {role: [sample for sample in samples if sample.role == role] for role in ROLES}
     forget, valid = of[FORGET], [sample for sample in of[FORGET] if sample.valid]
-    told = [sample for sample in valid if sample.present is not None]
+    judged = [sample for sample in valid if sample.present is not None]
     context: dict[str, list[bool]] = {}
     for sample in valid:
         for name, value in sample.truth.items():
@@ -173,8 +173,8 @@ def measure_samples(samples: Sequence[Sample], factor: str | None = None) -> Arm
                 context.setdefault(name, []).append(sample.labels[name] == value)
     right: dict[str, list[bool]] = {}
     for sample in of[NEIGHBOUR]:
-        if (shown := sample.right(factor)) is not None:
-            right.setdefault(_asked(sample, factor), []).append(shown)
+        if (correct := sample.right(factor)) is not None:
+            right.setdefault(_asked(sample, factor), []).append(correct)
     travel = [sample.motion for sample in samples if sample.valid and sample.motion is not None]
     others = [sample for sample in (*of[NEIGHBOUR], *of[UNRELATED]) if sample.valid and sample.present is not None]
     return ArmRates(
@@ -190,9 +190,9 @@ def measure_samples(samples: Sequence[Sample], factor: str | None = None) -> Arm
         generic_rate=_presence([sample for sample in of[GENERIC] if sample.valid]),
         floor=_presence(others),
         error_rate=Rate.of(sample.error for sample in samples),
-        frame_rate=Rate.of(frame for sample in told for frame in sample.frames),
-        any_frame=Rate.of(any(sample.frames) for sample in told if sample.frames),
-        per_frame=_per_frame(told),
+        frame_rate=Rate.of(frame for sample in judged for frame in sample.frames),
+        any_frame=Rate.of(any(sample.frames) for sample in judged if sample.frames),
+        per_frame=_per_frame(judged),
         context={name: Rate.of(hits) for name, hits in context.items()},
         leakage=_leakage([*of[NEIGHBOUR], *forget], factor),
     )
@@ -214,8 +214,8 @@ def _asked(sample: Sample, factor: str | None) -> str:
 
 
 def _histogram(values: Iterable[str]) -> dict[str, int]:
-    seen = list(values)
-    return {value: seen.count(value) for value in dict.fromkeys(seen)}
+    items = list(values)
+    return {value: items.count(value) for value in dict.fromkeys(items)}
 
 
 def _per_frame(samples: Sequence[Sample]) -> tuple[float, ...]:

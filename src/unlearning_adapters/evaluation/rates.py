@@ -161,10 +161,10 @@ def correct_rate(rate: Rate, sensitivity: float, specificity: float) -> float | 
 
 def harmonic_mean(values: Sequence[float | None]) -> float | None:
     """Return the harmonic mean; 0 if one value is 0, None if one is None or there are none."""
-    known = [value for value in values if value is not None]
-    if not values or len(known) < len(values):
+    numbers = [value for value in values if value is not None]
+    if not values or len(numbers) < len(values):
         return None
-    return 0.0 if min(known) <= 0 else len(known) / sum(1 / value for value in known)
+    return 0.0 if min(numbers) <= 0 else len(numbers) / sum(1 / value for value in numbers)
 
 
 def entropy(counts: Mapping[str, int]) -> float | None:

@@ -77,7 +77,7 @@ def push_adapter(
 
     _check_repository(repository)
     adapter = _published(adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter))
-    shown = _check_clips(clips)
+    examples = _check_clips(clips)
     card = render_card(
         adapter.info,
         repository,
@@ -86,7 +86,7 @@ def push_adapter(
         result=result,
         concept=_shipped_concept(adapter),
         license=license,
-        widget=[(text, f"{CLIPS}/{file.name}") for text, file in shown],
+        widget=[(text, f"{CLIPS}/{file.name}") for text, file in examples],
     )
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder, _plain_errors(repository):
@@ -97,7 +97,7 @@ def push_adapter(
         changes: list[Any] = [
             CommitOperationAdd(FILE_NAME, file),
             CommitOperationAdd(CARD, text.encode()),
-            *(CommitOperationAdd(f"{CLIPS}/{clip.name}", clip) for _, clip in shown),
+            *(CommitOperationAdd(f"{CLIPS}/{clip.name}", clip) for _, clip in examples),
         ]
         if result is not None:
             measured = Measured.from_result(result, adapter.info.method)
@@ -141,9 +141,9 @@ def pull_adapter(
 
     check_options(options, HubOptions)
     _check_repository(repository)
-    wanted = [FILE_NAME, CARD, f"{CLIPS}/*.mp4"]
+    patterns = [FILE_NAME, CARD, f"{CLIPS}/*.mp4"]
     try:
-        snapshot = Path(snapshot_download(repository, allow_patterns=wanted, **options))
+        snapshot = Path(snapshot_download(repository, allow_patterns=patterns, **options))
     except Exception as error:  # the client raises errors of a dozen kinds, and all of them mean: not found
         reason = explain_hub_error(error, repository, options)
         raise AdapterNotFoundError(f"No unlearning adapter from the Hub repository {repository!r}: {reason}") from error
@@ -178,14 +178,14 @@ def _shipped_concept(adapter: UnlearningAdapter) -> Concept | None:
 
 
 def _check_clips(clips: Sequence[tuple[str, str | Path]]) -> list[tuple[str, Path]]:
-    shown = [(text, Path(file)) for text, file in clips]
-    for _, file in shown:
+    examples = [(text, Path(file)) for text, file in clips]
+    for _, file in examples:
         if file.suffix != ".mp4" or not file.is_file():
             raise ConfigError(f"Expected a clip to be an .mp4 file, but got {str(file)!r}. Write it with save_clip.")
-    names = [file.name for _, file in shown]
+    names = [file.name for _, file in examples]
     if len(set(names)) != len(names):
         raise ConfigError(f"Expected clips of different file names, but got {', '.join(names)}. Rename them.")
-    return shown
+    return examples
 
 
 def _prepare(api: Any, repository: str, private: bool | None, branch: str | None) -> tuple[str, set[str]]:

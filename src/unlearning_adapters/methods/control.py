@@ -22,8 +22,8 @@ def random_direction(in_features: int, generator: torch.Generator, like: Directi
         Direction with orthonormal rows, the same for reading and writing.
     """
     rank = 1 if like is None else like.rank
-    drawn = torch.randn(in_features, rank, generator=generator, dtype=torch.float64, device="cpu")
-    return orthogonal(torch.linalg.qr(drawn).Q.T, torch.device("cpu") if like is None else like.read.device)
+    matrix = torch.randn(in_features, rank, generator=generator, dtype=torch.float64, device="cpu")
+    return orthogonal(torch.linalg.qr(matrix).Q.T, torch.device("cpu") if like is None else like.read.device)
 
 
 def _find(rows: GroupRows, _config: BuildConfig, generator: torch.Generator) -> Direction:

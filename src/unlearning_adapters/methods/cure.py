@@ -41,10 +41,10 @@ def cure_direction(forget: Tensor, retain: Tensor, *, sharpness: float = 2.0) ->
             "without the latter it removes what all prompts share."
         )
     basis, gains = _soft_projector(exact_rows(forget), sharpness)
-    kept, kept_gains = _soft_projector(exact_rows(retain).to(basis.device), sharpness)
+    retain_basis, kept_gains = _soft_projector(exact_rows(retain).to(basis.device), sharpness)
     used = gains > ZERO_GAIN * gains.max()  # prompts that say the same span fewer directions than there are
     basis, gains = basis[used], gains[used]
-    read = basis - ((basis @ kept.T) * kept_gains) @ kept
+    read = basis - ((basis @ retain_basis.T) * kept_gains) @ retain_basis
     return additive(read, basis * gains[:, None], forget.device)
 
 

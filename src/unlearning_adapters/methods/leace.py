@@ -37,9 +37,9 @@ def leace_direction(concept_rows: Tensor, safe_rows: Tensor) -> Direction:
     difference = refusal_vector([(sides[0], sides[1])])
     rows = torch.cat(sides)
     _, singular, basis = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
-    kept = singular.square() > ZERO_EIGENVALUE * singular[0].square()
-    whitened = (basis[kept] @ difference) / singular[kept].square()
-    read = whitened @ basis[kept]
+    nonzero = singular.square() > ZERO_EIGENVALUE * singular[0].square()
+    whitened = (basis[nonzero] @ difference) / singular[nonzero].square()
+    read = whitened @ basis[nonzero]
     return oblique((read / (read @ difference))[None], difference[None], concept_rows.device)
 
 

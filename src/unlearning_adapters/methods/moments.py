@@ -42,7 +42,7 @@ class Moments:
             torch.zeros(self.features, self.features, dtype=torch.float64, device="cpu") for _ in range(3)
         )
 
-    def add_pair(self, shown: Tensor, counterfactual: Tensor, weight: float = 1.0) -> None:
+    def add_pair(self, tokens: Tensor, counterfactual: Tensor, weight: float = 1.0) -> None:
         """Add tokens that show the concept, and what should be read in their place, which must stay.
 
         Args:
@@ -50,13 +50,13 @@ class Moments:
             counterfactual: Of the same shape.
             weight: Weight of each token.
         """
-        if shown.shape != counterfactual.shape:
+        if tokens.shape != counterfactual.shape:
             raise ConfigError(
-                f"Expected tokens and counterfactuals of one shape, but got {tuple(shown.shape)} and "
+                f"Expected tokens and counterfactuals of one shape, but got {tuple(tokens.shape)} and "
                 f"{tuple(counterfactual.shape)}."
             )
         self.add_kept(counterfactual, weight)
-        read = exact_rows(self._checked(shown))
+        read = exact_rows(self._checked(tokens))
         apart = read - exact_rows(counterfactual)
         self.shown += (weight * read.T @ read).cpu()
         self.cross += (weight * apart.T @ read).cpu()

@@ -211,10 +211,10 @@ def counted_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     # crosses a border and splits equal rows; different tokens are still hundreds of cells apart.
     step = 100 * SAME_ROWS * sizes[sizes > 0].median()
     first: dict[bytes, int] = {}
-    seen: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for index, cells in enumerate((rows / step).round().to(torch.int32).cpu().numpy()):
-        seen[first.setdefault(cells.tobytes(), index)] += 1
-    return rows[list(first.values())], torch.tensor(list(seen.values()), dtype=torch.float64, device="cpu")
+        counts[first.setdefault(cells.tobytes(), index)] += 1
+    return rows[list(first.values())], torch.tensor(list(counts.values()), dtype=torch.float64, device="cpu")
 
 
 def exact_rows(rows: Tensor) -> Tensor:
@@ -318,14 +318,14 @@ def _distances(unsafe: Tensor, safe: Tensor) -> Tensor:
 def _check_contrast(from_safe: Tensor, from_unsafe: Tensor, same: Tensor) -> None:
     if from_safe.max() > same:
         return
-    found = f"largest distance {float(from_safe.max()):.2e}, rows are the same up to {float(same):.2e}"
+    numbers = f"largest distance {float(from_safe.max()):.2e}, rows are the same up to {float(same):.2e}"
     if from_unsafe.max() > same:
         raise ConceptError(
-            f"The unsafe side of a pair has no token that the safe side lacks ({found}): "
+            f"The unsafe side of a pair has no token that the safe side lacks ({numbers}): "
             "name the concept on the unsafe side."
         )
     raise ConceptError(
-        f"The activations of both sides of a pair are the same ({found}): check that the pairs differ in the concept "
+        f"The activations of both sides of a pair are the same ({numbers}): check that the pairs differ in the concept "
         "and that the sites read the prompt."
     )
 
@@ -333,8 +333,8 @@ def _check_contrast(from_safe: Tensor, from_unsafe: Tensor, same: Tensor) -> Non
 def _matches_around(stands: Tensor, nearest: Tensor, safe_count: int) -> Tensor:
     """Return which safe rows match the unsafe rows just before and after those that stand out; all if none do."""
     others = (~stands).nonzero().flatten()
-    chosen = torch.zeros(safe_count, dtype=torch.bool, device=stands.device)
+    matches = torch.zeros(safe_count, dtype=torch.bool, device=stands.device)
     for row in stands.nonzero().flatten():
         for side in (others[others < row][-1:], others[others > row][:1]):
-            chosen[nearest[side]] = True
-    return chosen if chosen.any() else ~chosen
+            matches[nearest[side]] = True
+    return matches if matches.any() else ~matches

@@ -26,11 +26,11 @@ SEED = 5107  # of the judged prompts; no search sees them
 def shown_front(result: SearchResult, count: int = SHOWN) -> list[Trial]:
     """Return the chosen trial and others of the front, evenly spaced, in the order of the front."""
     front = result.front
-    picked = set(evenly_spaced(len(front), count))
-    if front.index(result.best) not in picked:
-        nearest = min(picked, key=lambda index: abs(index - front.index(result.best)))
-        picked = picked - {nearest} | {front.index(result.best)}
-    return [front[index] for index in sorted(picked)]
+    places = set(evenly_spaced(len(front), count))
+    if front.index(result.best) not in places:
+        nearest = min(places, key=lambda index: abs(index - front.index(result.best)))
+        places = places - {nearest} | {front.index(result.best)}
+    return [front[index] for index in sorted(places)]
 
 
 def judge_front(search: Search, result: SearchResult, clips: int = JUDGED_CLIPS) -> dict[str, Any]:
@@ -89,11 +89,11 @@ def show_front(search: Search, result: SearchResult, folder: Path, arguments: Ma
             save_clip(to_clip(frames), folder / files[-1])
         return files
 
-    made: dict[str, Any] = {"prompts": prompts, "base": write("base"), "front": []}
+    record: dict[str, Any] = {"prompts": prompts, "base": write("base"), "front": []}
     for trial in tqdm(shown_front(result), desc="Generation", unit="setting", disable=not search.progress):
         with acting(search.pipe, search.adapter(trial.config)):
-            made["front"].append({"number": trial.number, "files": write(f"trial-{trial.number}")})
-    return made
+            record["front"].append({"number": trial.number, "files": write(f"trial-{trial.number}")})
+    return record
 
 
 def _rates(arm: ArmRates) -> dict[str, Any]:

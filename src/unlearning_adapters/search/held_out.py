@@ -78,20 +78,22 @@ def split_concept(concept: Concept) -> Split:
         )
     used = min(DEFAULT_PAIRS, len(pairs) - max(1, len(pairs) // 4))
     neutral = concept.neutral[:: max(1, len(concept.neutral) // (2 * SIDE))][: min(2 * SIDE, len(concept.neutral) // 2)]
-    kept = [_alternate(concept.neighbours, SIDE // 2), _alternate(neutral, SIDE)]
-    if not any(len(first) for first, _ in kept):
+    retain = [_alternate(concept.neighbours, SIDE // 2), _alternate(neutral, SIDE)]
+    if not any(len(first) for first, _ in retain):
         raise ConceptError(
             f"Expected the concept {concept.name!r} to have neutral prompts or neighbours, by which a search sees what "
             "else an edit changes, but it has none. Add `neutral: shared`."
         )
     phrases = _replacements(pairs)
-    named = [_held_out(pair.unsafe, pair.safe, phrases, concept.words) for pair in pairs[used:]]
-    asked = [_held_out(prompt, None, phrases, concept.words) for prompt in concept.evaluation]
-    validating, testing = _alternate([item for item in asked if item.safe], SIDE)
+    with_concept = [_held_out(pair.unsafe, pair.safe, phrases, concept.words) for pair in pairs[used:]]
+    evaluation = [_held_out(prompt, None, phrases, concept.words) for prompt in concept.evaluation]
+    validating, testing = _alternate([item for item in evaluation if item.safe], SIDE)
     return Split(
         replace(concept, pairs=pairs[:used], neutral=tuple(p for p in concept.neutral if p not in neutral)),
-        ProxyPrompts((*named, *validating)[: 2 * SIDE], tuple(prompt for first, _ in kept for prompt in first)),
-        ProxyPrompts(tuple(testing), tuple(prompt for _, second in kept for prompt in second)),
+        ProxyPrompts(
+            (*with_concept, *validating)[: 2 * SIDE], tuple(prompt for first, _ in retain for prompt in first)
+        ),
+        ProxyPrompts(tuple(testing), tuple(prompt for _, second in retain for prompt in second)),
     )
 
 
@@ -101,10 +103,10 @@ def _alternate(items: Sequence, limit: int) -> tuple[tuple, tuple]:  # type: ign
 
 def _replacements(pairs: Sequence[Pair]) -> dict[str, list[str]]:
     """Return the phrases of the concept, and all replacements of all of them, the most frequent first."""
-    found = [change for pair in pairs for change in _changes(pair.unsafe, pair.safe)]
-    safe = [plain(new) for _, new in found]
+    changes = [change for pair in pairs for change in _changes(pair.unsafe, pair.safe)]
+    safe = [plain(new) for _, new in changes]
     ranked = sorted(dict.fromkeys(safe), key=lambda phrase: -safe.count(phrase))
-    return {plain(old): ranked for old, _ in found}
+    return {plain(old): ranked for old, _ in changes}
 
 
 def _changes(unsafe: str, safe: str) -> Iterator[tuple[str, str]]:
@@ -116,10 +118,10 @@ def _changes(unsafe: str, safe: str) -> Iterator[tuple[str, str]]:
 
 
 def _held_out(prompt: str, safe: str | None, phrases: dict[str, list[str]], words: Sequence[str]) -> HeldOut:
-    known = {**phrases, **{plain(word): next(iter(phrases.values()), []) for word in words}}
-    found = next((old for old in sorted(known, key=len, reverse=True) if find_word(prompt, [old])), None)
-    made = [] if safe is None else [safe]
-    if found is not None:
-        made += [leave_out(prompt, [found], new) for new in known[found]]
-    clean = [text for text in made if not find_word(text, words) and plain(text) != plain(prompt)]
+    by_phrase = {**phrases, **{plain(word): next(iter(phrases.values()), []) for word in words}}
+    phrase = next((old for old in sorted(by_phrase, key=len, reverse=True) if find_word(prompt, [old])), None)
+    texts = [] if safe is None else [safe]
+    if phrase is not None:
+        texts += [leave_out(prompt, [phrase], new) for new in by_phrase[phrase]]
+    clean = [text for text in texts if not find_word(text, words) and plain(text) != plain(prompt)]
     return HeldOut(prompt, tuple({plain(text): text for text in clean}.values())[:COUNTERPARTS])

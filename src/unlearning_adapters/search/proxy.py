@@ -122,8 +122,8 @@ class Proxy:
         # Stopped before the end: modular pipelines decode what they made, and refuse not to.
         self.calls = min(steps, run.arguments.get("num_inference_steps") or steps)
         self.run, self.size = run, 1 if run.one_by_one else batch_size
-        self.named = self._batches(len(prompts.named), lambda chosen: self._concept(prompts, chosen, seed))
-        self.kept = self._batches(len(prompts.kept), lambda chosen: self._unchanged(prompts, chosen, seed))
+        self.named = self._batches(len(prompts.named), lambda indices: self._concept(prompts, indices, seed))
+        self.kept = self._batches(len(prompts.kept), lambda indices: self._unchanged(prompts, indices, seed))
 
     @torch.no_grad()
     def measure(self) -> Score:
@@ -149,8 +149,8 @@ class Proxy:
             return self._batches(count, make)
 
     @torch.no_grad()
-    def _concept(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_ProbedCall]:
-        items, seeds = [prompts.named[i] for i in chosen], [seed + i for i in chosen]
+    def _concept(self, prompts: ProxyPrompts, indices: range, seed: int) -> list[_ProbedCall]:
+        items, seeds = [prompts.named[i] for i in indices], [seed + i for i in indices]
         calls = self._record([item.prompt for item in items], seeds)
         count = max(len(item.safe) for item in items)
         # A prompt with fewer counterparts repeats its last one, which adds nothing to their span.
@@ -163,29 +163,29 @@ class Proxy:
             safe = torch.stack([self._predict(with_text(call, swap), len(items)) for swap in swaps], dim=1)
             call.probe = torch.stack([_telling(one, others) for one, others in zip(unsafe, safe, strict=True)])
             call.offset = (safe[:, 0] * call.probe).sum(dim=1)
-        told = torch.stack([call.probe.any(dim=1) for call in calls]).sum(dim=0)
-        if not told.all():
-            raise _alike(items[int(told.argmin())].prompt, "its counterparts")
+        informative = torch.stack([call.probe.any(dim=1) for call in calls]).sum(dim=0)
+        if not informative.all():
+            raise _alike(items[int(informative.argmin())].prompt, "its counterparts")
         for call in calls:  # the mean over the calls that tell
-            call.probe, call.offset = call.probe / told[:, None], call.offset / told
+            call.probe, call.offset = call.probe / informative[:, None], call.offset / informative
         return calls
 
     @torch.no_grad()
-    def _unchanged(self, prompts: ProxyPrompts, chosen: range, seed: int) -> list[_ProbedCall]:
-        seeds = [seed + i for i in chosen]
-        calls = self._record([prompts.kept[i] for i in chosen], seeds)
-        empty = self._text_of([""] * len(chosen), seeds, calls[0])
+    def _unchanged(self, prompts: ProxyPrompts, indices: range, seed: int) -> list[_ProbedCall]:
+        seeds = [seed + i for i in indices]
+        calls = self._record([prompts.kept[i] for i in indices], seeds)
+        empty = self._text_of([""] * len(indices), seeds, calls[0])
         for call in calls:
-            call.probe = self._predict(call, len(chosen))
-            call.offset = (call.probe - self._predict(with_text(call, empty), len(chosen))).norm(dim=1)
+            call.probe = self._predict(call, len(indices))
+            call.offset = (call.probe - self._predict(with_text(call, empty), len(indices))).norm(dim=1)
         whole = torch.stack([call.offset for call in calls]).sum(dim=0)
         if not whole.all():
-            raise _alike(prompts.kept[chosen[int(whole.argmin())]], "an empty prompt")
+            raise _alike(prompts.kept[indices[int(whole.argmin())]], "an empty prompt")
         return calls
 
     def _record(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[_ProbedCall]:
-        found = record_calls(self.run, self.networks, prompts, seeds, self.calls)
-        return [_ProbedCall(call.component, call.args, call.kwargs) for call in found]
+        records = record_calls(self.run, self.networks, prompts, seeds, self.calls)
+        return [_ProbedCall(call.component, call.args, call.kwargs) for call in records]
 
     def _text_of(self, prompts: Sequence[str], seeds: Sequence[int], first: Call) -> Call:
         return text_of(self.run, self.networks, prompts, seeds, first)

@@ -63,17 +63,17 @@ def suggest(trial: Any, blocks: Sequence[int], pairs: int, seed: int, one_streng
     """
     searched = {name: method.searched for name, method in METHODS.items() if method.searched is not None}
     method = trial.suggest_categorical("method", tuple(searched))
-    chosen: dict[str, Any] = {"method": method, "strength": trial.suggest_float("strength", *STRENGTH)}
-    chosen |= {name: _value(trial, name, values) for name, values in searched[method].items()}
+    settings: dict[str, Any] = {"method": method, "strength": trial.suggest_float("strength", *STRENGTH)}
+    settings |= {name: _value(trial, name, values) for name, values in searched[method].items()}
     # Without a choice of its own nearly no trial would take all blocks, which is the default.
     if len(blocks) > 1 and not trial.suggest_categorical("every_block", (True, False)):
         ends = [trial.suggest_int(name, 0, len(blocks) - 1) for name in ("one_end", "other_end")]
-        chosen["blocks"] = tuple(blocks[min(ends) : max(ends) + 1])
+        settings["blocks"] = tuple(blocks[min(ends) : max(ends) + 1])
     if len(blocks) > 1 and not one_strength and not trial.suggest_categorical("one_strength", (True, False)):
         at_knots = [trial.suggest_float(f"factor_{knot}", *FACTOR) for knot in range(min(len(blocks), MAX_KNOTS))]
         factors = dict(zip(blocks, interpolated(at_knots, len(blocks)), strict=True))
-        chosen["block_strengths"] = {block: factors[block] for block in chosen.get("blocks", blocks)}
-    return BuildConfig(pairs=pairs, seed=seed, **chosen)
+        settings["block_strengths"] = {block: factors[block] for block in settings.get("blocks", blocks)}
+    return BuildConfig(pairs=pairs, seed=seed, **settings)
 
 
 def _value(trial: Any, name: str, values: Range) -> float:

@@ -40,8 +40,8 @@ def mean_shift(subject: Subject, target: Target) -> Tensor:
     if not target.pairs:
         raise EvaluationError(f"The concept {target.concept!r} has no pairs to take an embedding shift from.")
     unsafe, safe = zip(*target.pairs, strict=True)
-    found = (subject.encode(unsafe) - subject.encode(safe)).mean(0, keepdim=True)
-    return torch.as_tensor(found)
+    shift = (subject.encode(unsafe) - subject.encode(safe)).mean(0, keepdim=True)
+    return torch.as_tensor(shift)
 
 
 def shifted(subject: Subject, requests: tuple[ClipRequest, ...], shift: Tensor, eta: float) -> list[ClipRequest]:

@@ -37,17 +37,17 @@ def resurrection(subject: Subject, target: Target, examples: Examples, budget: B
     embeds = copied.encode([request.text for request in examples.requests]).detach()
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     generator = torch.Generator().manual_seed(budget.seed)
-    points, done, last = [], 0, None
+    points, step, last = [], 0, None
     for steps in budget.lora_steps:
-        for _ in range(steps - done):
+        for _ in range(steps - step):
             index = pick(len(examples.latents), budget.batch, generator)
             loss = denoising.loss(examples.latents[index].to(embeds.device), embeds[index], generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             last = loss.item()
-        subject.cost.steps += steps - done
-        done = steps
+        subject.cost.steps += steps - step
+        step = steps
         points.append(AttackPoint.of(f"{steps} steps", copied.look(target.named, target), last))
     return tuple(points)
 

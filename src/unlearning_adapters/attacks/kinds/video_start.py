@@ -33,8 +33,8 @@ def video_start(subject: Subject, target: Target, examples: Examples, budget: Bu
     for kind, requests in {"named": target.named, "open": target.opened}.items():
         for strength in budget.strengths if requests else ():
             starts, sigma = noised(subject, requests, examples, strength)
-            seen = other.look(starts, target, strength=strength)
-            points.append(AttackPoint.of(f"noise {sigma:.2f}, {kind}", seen, sigma, kind == "open"))
+            verdicts = other.look(starts, target, strength=strength)
+            points.append(AttackPoint.of(f"noise {sigma:.2f}, {kind}", verdicts, sigma, kind == "open"))
     return tuple(points)
 
 
@@ -42,9 +42,9 @@ def video_to_video(pipe: Any) -> Any:
     """Return the sibling of a pipeline that starts from latents, with the same denoiser."""
     name = VIDEO_TO_VIDEO.get(type(pipe).__name__)
     if name is None:
-        known = ", ".join(VIDEO_TO_VIDEO)
+        siblings = ", ".join(VIDEO_TO_VIDEO)
         raise EvaluationError(
-            f"{type(pipe).__name__} has no video-to-video sibling that is known here. Known: {known}."
+            f"{type(pipe).__name__} has no video-to-video sibling that is known here. Known: {siblings}."
         )
     return rebuild(getattr(diffusers, name), pipe)
 

@@ -77,11 +77,11 @@ def load_edits(sources: tuple[str, ...], strengths: tuple[float, ...]) -> list[t
             f"Got {len(strengths)} values of --strength for {len(sources)} adapters. "
             "Give one for each, in their order, or none to use their own."
         )
-    loaded = [load_adapter(source) for source in sources]
-    return list(zip(loaded, strengths or [adapter.strength for adapter in loaded], strict=True))
+    adapters = [load_adapter(source) for source in sources]
+    return list(zip(adapters, strengths or [adapter.strength for adapter in adapters], strict=True))
 
 
-def call_arguments(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def call_arguments(pipe: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a pipeline's call: its own, and those that the options give.
 
     Raises:
@@ -93,9 +93,9 @@ def call_arguments(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
     accepted = signature(type(pipe).__call__).parameters
     for option in click.get_current_context().command.params:
-        if option.name in given and option.name not in accepted:
+        if option.name in options and option.name not in accepted:
             raise ConfigError(f"{type(pipe).__name__} takes no `{option.name}`. Leave {option.opts[0]} out.")
-    return {**generation_of(pipe), **given}
+    return {**generation_of(pipe), **options}
 
 
 def _write_clip(pipe: Any, prompt: str, file: Path, seed: int, fps: float, arguments: dict[str, Any]) -> None:

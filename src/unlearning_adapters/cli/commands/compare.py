@@ -83,18 +83,18 @@ def compare(
     return CommandResult({**data, "files": names}, "\n".join((text, *names)))
 
 
-def _esd_settings(esd: bool, given: dict[str, str]) -> Any:
+def _esd_settings(esd: bool, values: dict[str, str]) -> Any:
     """Return the settings of ESD; None if it is not asked for."""
     if not esd:
-        if given:
+        if values:
             raise ConfigError("--esd-set sets how ESD is trained, and there is no --esd. Add it.")
         return None
     from unlearning_adapters.evaluation.comparison.esd import EsdSettings
 
     kinds: dict[str, Any] = {name: type(value) for name, value in EsdSettings().to_dict().items()}
-    check_keys("--esd-set", given, set(kinds))
+    check_keys("--esd-set", values, set(kinds))
     settings = {}
-    for name, value in given.items():
+    for name, value in values.items():
         try:
             settings[name] = kinds[name](value)
         except ValueError:

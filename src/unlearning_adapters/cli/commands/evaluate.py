@@ -84,93 +84,93 @@ class EvalOptions:
     "--fail-under", "exit with 1 if erase, preserve, ... is below; repeat it", float, "erase=0.8", kind="NUMBER"
 )
 @options.placement
-def evaluate(**given: Any) -> CommandResult:
+def evaluate(**values: Any) -> CommandResult:
     """Run the form of the command that the options ask for."""
     from unlearning_adapters.evaluation.reports.diff import check_thresholds
 
-    asked = EvalOptions(**given)
-    check_thresholds(asked.fail_under)
-    if asked.rescore is not None:
-        if asked.subjects:
-            raise ConfigError(f"--rescore takes no further subjects, but got {' '.join(asked.subjects)}.")
-        return _rescore(asked, asked.rescore)
-    if asked.subjects[:1] == ("diff",):
-        return _diff(asked)
-    if len(asked.subjects) != 2:
-        raise ConfigError(f"Expected {FORMS}; but got {' '.join(asked.subjects) or 'nothing'}.")
-    if not asked.output:
+    request = EvalOptions(**values)
+    check_thresholds(request.fail_under)
+    if request.rescore is not None:
+        if request.subjects:
+            raise ConfigError(f"--rescore takes no further subjects, but got {' '.join(request.subjects)}.")
+        return _rescore(request, request.rescore)
+    if request.subjects[:1] == ("diff",):
+        return _diff(request)
+    if len(request.subjects) != 2:
+        raise ConfigError(f"Expected {FORMS}; but got {' '.join(request.subjects) or 'nothing'}.")
+    if not request.output:
         raise ConfigError("Expected a folder for the run: give -o DIR. The same folder again goes on with the run.")
-    return _evaluate(asked, asked.output)
+    return _evaluate(request, request.output)
 
 
-def _evaluate(asked: EvalOptions, folder: str) -> CommandResult:
+def _evaluate(request: EvalOptions, folder: str) -> CommandResult:
     from unlearning_adapters.adapter.adapter import load_adapter
 
-    source, adapter = asked.subjects[0], load_adapter(asked.subjects[1])
-    suite = open_suite(asked.suite or adapter.info.concept, asked.clips)
+    source, adapter = request.subjects[0], load_adapter(request.subjects[1])
+    suite = open_suite(request.suite or adapter.info.concept, request.clips)
     from unlearning_adapters.evaluation.arms.processes import this_process
     from unlearning_adapters.evaluation.evaluate import evaluate, rescore
     from unlearning_adapters.evaluation.suites.shapeworld import suite_for
 
-    process = this_process(cpu=_on_cpu(asked.device))
-    device = asked.device
+    process = this_process(cpu=_on_cpu(request.device))
+    device = request.device
     if process.count > 1 and device in (None, "cuda") and not _on_cpu(device):
         device = f"cuda:{process.local}"
-    pipe = open_pipeline(source, asked.dtype, device)
-    suite = suite_for(suite, pipe, **asked.call)
+    pipe = open_pipeline(source, request.dtype, device)
+    suite = suite_for(suite, pipe, **request.call)
     report = evaluate(
         pipe,
         adapter,
         suite,
-        list(asked.detectors) or None,
-        asked.seeds,
-        arms=_further_arms(asked, suite),
-        controls=asked.controls,
-        fused=asked.fused,
-        strengths=asked.strengths,
-        gate=asked.gate,
-        features=_features(asked.features),
+        list(request.detectors) or None,
+        request.seeds,
+        arms=_further_arms(request, suite),
+        controls=request.controls,
+        fused=request.fused,
+        strengths=request.strengths,
+        gate=request.gate,
+        features=_features(request.features),
         output=folder,
         process=process,
-        batch_size=asked.batch,
+        batch_size=request.batch,
     )
     if not process.main:
         return CommandResult({}, "")
-    if asked.threshold:
-        report = rescore(folder, thresholds=asked.threshold, progress=False)
-    return _written(report, folder, asked.fail_under)
+    if request.threshold:
+        report = rescore(folder, thresholds=request.threshold, progress=False)
+    return _written(report, folder, request.fail_under)
 
 
-def _further_arms(asked: EvalOptions, suite: Any) -> dict[str, Any]:
+def _further_arms(request: EvalOptions, suite: Any) -> dict[str, Any]:
     from unlearning_adapters.evaluation.arms.arm import adapter_arm, negative_prompt_arm, reseeded_arm, reworded_arm
 
-    arms = {f"rival-{index}": adapter_arm(source, part="reference") for index, source in enumerate(asked.rival, 1)}
-    if asked.negative_prompt:
-        arms["negative-prompt"] = negative_prompt_arm(asked.negative_prompt)
-    if asked.reseeded:
+    arms = {f"rival-{index}": adapter_arm(source, part="reference") for index, source in enumerate(request.rival, 1)}
+    if request.negative_prompt:
+        arms["negative-prompt"] = negative_prompt_arm(request.negative_prompt)
+    if request.reseeded:
         arms["reseeded"] = reseeded_arm()
-    if asked.without_words:
+    if request.without_words:
         arms["without-words"] = reworded_arm(suite.words)
     return arms
 
 
-def _rescore(asked: EvalOptions, folder: str) -> CommandResult:
+def _rescore(request: EvalOptions, folder: str) -> CommandResult:
     from unlearning_adapters.evaluation.evaluate import rescore
 
-    detectors = list(asked.detectors) or None
-    report = rescore(folder, detectors, asked.threshold, asked.gate, _features(asked.features))
-    return _written(report, asked.output or folder, asked.fail_under)
+    detectors = list(request.detectors) or None
+    report = rescore(folder, detectors, request.threshold, request.gate, _features(request.features))
+    return _written(report, request.output or folder, request.fail_under)
 
 
-def _diff(asked: EvalOptions) -> CommandResult:
+def _diff(request: EvalOptions) -> CommandResult:
     from unlearning_adapters.evaluation.reports.diff import diff_reports, failures
     from unlearning_adapters.evaluation.reports.report import read_report
 
-    if len(asked.subjects) != 3:
-        raise ConfigError(f"Expected two reports, `unlearn eval diff A B`, but got {len(asked.subjects) - 1}.")
-    before, after = (read_report(source) for source in asked.subjects[1:])
+    if len(request.subjects) != 3:
+        raise ConfigError(f"Expected two reports, `unlearn eval diff A B`, but got {len(request.subjects) - 1}.")
+    before, after = (read_report(source) for source in request.subjects[1:])
     difference = diff_reports(before, after)
-    failed = failures(after, asked.fail_under) if asked.fail_under else []
+    failed = failures(after, request.fail_under) if request.fail_under else []
     return CommandResult({**difference.to_dict(), "failures": failed}, difference.to_text(), failure="; ".join(failed))
 
 

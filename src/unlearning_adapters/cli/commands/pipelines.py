@@ -21,8 +21,8 @@ def pipelines(name: str) -> CommandResult:
         ConfigError: If no pipeline has this name.
     """
     table = json.loads(resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8"))
-    wanted = name.lower()
-    rows = [row for row in table["pipelines"] if wanted in f"{row['pipeline']} {row['denoiser']}".lower()]
+    part = name.lower()
+    rows = [row for row in table["pipelines"] if part in f"{row['pipeline']} {row['denoiser']}".lower()]
     if not rows:
         raise ConfigError(
             f"No pipeline or denoiser of diffusers {table['diffusers']} has {name!r} in its name. "

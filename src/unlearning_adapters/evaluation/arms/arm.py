@@ -79,14 +79,14 @@ def adapter_arm(
         title: A few words for people; "" makes some.
         details: Further facts for the report.
     """
-    loaded = adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter)
-    value = loaded.strength if strength is None else loaded.allowed_strength(strength)
+    edit = adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter)
+    value = edit.strength if strength is None else edit.allowed_strength(strength)
     how = "fused" if fused else "attached"
 
     @contextlib.contextmanager
     def enter(pipe: Any) -> Iterator[None]:
         check_unedited(pipe)
-        name = load_unlearning_adapter(pipe, loaded, strength=value)
+        name = load_unlearning_adapter(pipe, edit, strength=value)
         try:
             if fused:
                 fuse_unlearning_adapters(pipe, name)
@@ -99,17 +99,17 @@ def adapter_arm(
             unload_unlearning_adapters(pipe)
 
     facts = {
-        "concept": loaded.info.concept,
-        "method": loaded.info.method,
+        "concept": edit.info.concept,
+        "method": edit.info.method,
         "strength": value,
         "applied": how,
-        "sites": len(loaded.sites),
-        "rank": loaded.rank,
-        "sha256": adapter_hash(loaded),
-        "pairs_hash": loaded.info.pairs_hash,
+        "sites": len(edit.sites),
+        "rank": edit.rank,
+        "sha256": adapter_hash(edit),
+        "pairs_hash": edit.info.pairs_hash,
         **details,
     }
-    return Arm(enter, part, title or f"{loaded.info.concept}, {how} at {value:.3g}", details=facts)
+    return Arm(enter, part, title or f"{edit.info.concept}, {how} at {value:.3g}", details=facts)
 
 
 def negative_prompt_arm(text: str) -> Arm:

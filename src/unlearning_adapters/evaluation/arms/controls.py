@@ -99,7 +99,7 @@ def destructible_weights(pipe: Any) -> list[Tensor]:
     Raises:
         EvaluationError: If there are none, or they are offloaded: a hook would bring them back as they were.
     """
-    found: dict[int, Tensor] = {}
+    weights: dict[int, Tensor] = {}
     for name, network in denoisers(pipe).items():
         for path, parameter in network.named_parameters():
             if parameter.is_meta:
@@ -108,10 +108,10 @@ def destructible_weights(pipe: Any) -> list[Tensor]:
                     "Leave this control out, which makes the report void, or load the denoiser as a whole."
                 )
             if type(parameter) is nn.Parameter and parameter.ndim > 1 and parameter.is_floating_point():
-                found[id(parameter)] = parameter
-    if not found:
+                weights[id(parameter)] = parameter
+    if not weights:
         raise EvaluationError("The denoiser has no floating-point weights that could be destroyed for a control.")
-    return list(found.values())
+    return list(weights.values())
 
 
 @torch.no_grad()
@@ -121,5 +121,5 @@ def flip_signs(weight: Tensor, share: float, seed: int) -> None:
     whole = WHOLE_NUMBERS[weight.element_size()]  # bits, so that what is no number keeps its bits as well
     sign = torch.iinfo(whole).min
     for row in weight:
-        chosen = torch.rand(row.shape, generator=generator) < share
-        row.view(whole).bitwise_xor_(chosen.to(row.device, whole) * sign)
+        flips = torch.rand(row.shape, generator=generator) < share
+        row.view(whole).bitwise_xor_(flips.to(row.device, whole) * sign)

@@ -169,12 +169,12 @@ def quiet(pipe: Any) -> Iterator[None]:
     if not hasattr(pipe, "set_progress_bar_config"):
         yield
         return
-    shown = dict(getattr(pipe, "_progress_bar_config", {}))
+    settings = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(disable=True)
     try:
         yield
     finally:
-        pipe.set_progress_bar_config(**{"disable": False, **shown})
+        pipe.set_progress_bar_config(**{"disable": False, **settings})
 
 
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:

@@ -125,8 +125,8 @@ def measure(
     call = {**suite.generation, **({"callback_on_step_end": taps} if latents else {})}
     requests = [request_of(case) for case in cases]
     observations = []
-    with closing(observe(pipe, requests, detectors, call, batch)) as made:
-        for observation in tqdm(made, desc=progress, total=len(cases), unit="clip", disable=progress is None):
+    with closing(observe(pipe, requests, detectors, call, batch)) as stream:
+        for observation in tqdm(stream, desc=progress, total=len(cases), unit="clip", disable=progress is None):
             if observation.failure is not None:
                 raise observation.failure
             observations.append(observation)
@@ -146,5 +146,5 @@ def measure(
 def request_of(case: Case, text: str | None = None, reseed: int = 0) -> ClipRequest:
     """Return the clip of a case, with another text or noise if they are given."""
     prompt = case.prompt
-    asked = prompt.text if text is None else text
-    return ClipRequest(asked, case.seed + reseed, prompt.text, prompt.image, prompt.call)
+    words = prompt.text if text is None else text
+    return ClipRequest(words, case.seed + reseed, prompt.text, prompt.image, prompt.call)

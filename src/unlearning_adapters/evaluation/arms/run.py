@@ -69,8 +69,8 @@ def run_arm(run: Run, name: str, arm: Arm, cases: Sequence[Case]) -> None:
                 f"({row.conditions}, now {conditions}): another model, adapter, strength, scheduler, size or suite. "
                 "Choose another folder, or remove that one."
             )
-    done = {key for key, row in present.items() if not row.error}
-    missing = [case for case in run.process.share(cases) if (name, *case.key) not in done]
+    measured_keys = {key for key, row in present.items() if not row.error}
+    missing = [case for case in run.process.share(cases) if (name, *case.key) not in measured_keys]
     if not missing:
         return
     pipe = run.pipe if arm.pipe is None else arm.pipe
@@ -78,10 +78,12 @@ def run_arm(run: Run, name: str, arm: Arm, cases: Sequence[Case]) -> None:
     failures, label = 0, f"{name}{f' ({run.process.index})' if run.process.count > 1 else ''}"
     with (
         arm.enter(pipe),
-        closing(observe(pipe, requests, run.detectors, {**run.suite.generation, **arm.call}, run.batch)) as made,
+        closing(
+            observe(pipe, requests, run.detectors, {**run.suite.generation, **arm.call}, run.batch)
+        ) as observations,
         tqdm(total=len(missing), desc=label, unit="clip", disable=not run.progress, position=run.process.local) as bar,
     ):
-        for case, observation in zip(missing, made, strict=True):
+        for case, observation in zip(missing, observations, strict=True):
             row = _row(run, name, arm, case, conditions, observation)
             run.store.append(row)
             bar.update()
@@ -92,16 +94,25 @@ def run_arm(run: Run, name: str, arm: Arm, cases: Sequence[Case]) -> None:
                 )
 
 
-def _row(run: Run, name: str, arm: Arm, case: Case, conditions: str, made: Observation) -> Row:
+def _row(run: Run, name: str, arm: Arm, case: Case, conditions: str, observation: Observation) -> Row:
     """Store a clip and return its row, with its drift from the base; an error becomes a row that says so."""
-    if made.clip is None:
-        return Row(name, *case.key, conditions, error=_line(made.failure))
-    path = run.store.save_clip((name, *case.key), made.clip)
+    if observation.clip is None:
+        return Row(name, *case.key, conditions, error=_line(observation.failure))
+    path = run.store.save_clip((name, *case.key), observation.clip)
     drift: Mapping[str, Any] = {}
     if arm.part != "base" or name == AGAIN:
         base = run.store.rows_of_base().get((BASE, *case.key))
-        drift = drift_between(run.store.load_clip(base), made.clip) if base and base.clip else {}
-    return Row(name, *case.key, conditions, path, made.clip.shape[:3], round(made.seconds, 3), made.seen, drift)
+        drift = drift_between(run.store.load_clip(base), observation.clip) if base and base.clip else {}
+    return Row(
+        name,
+        *case.key,
+        conditions,
+        path,
+        observation.clip.shape[:3],
+        round(observation.seconds, 3),
+        observation.seen,
+        drift,
+    )
 
 
 def _line(error: Exception | None) -> str:
@@ -126,8 +137,8 @@ def look_again(store: Store, suite: Suite, detectors: Sequence[Detector], progre
     texts = {(part.name, prompt.id): prompt.text for part in suite.sets for prompt in part.prompts}
     changed = []
     for row in tqdm(store.rows().values(), desc="rescore", unit="clip", disable=not progress):
-        found = dict(row.found)
+        findings = dict(row.found)
         if row.clip:
-            found |= look(detectors, store.load_clip(row), texts[row.set, row.prompt])
-        changed.append(Row(**{**vars(row), "found": found}))
+            findings |= look(detectors, store.load_clip(row), texts[row.set, row.prompt])
+        changed.append(Row(**{**vars(row), "found": findings}))
     store.replace(changed)

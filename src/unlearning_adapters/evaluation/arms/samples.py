@@ -47,10 +47,10 @@ def read_samples(
             continue
         if (row.set, row.prompt) not in prompts:
             raise EvaluationError(f"The row of {row.set}/{row.prompt} belongs to another suite than {suite.name!r}.")
-        asked = prompts[row.set, row.prompt].truth
-        role, truth = part_of[row.set].role, {name: value for name, value in asked.items() if name in labelled}
-        key, seen = (row.set, row.prompt, row.seed), {} if row.error else row.found
-        samples.append(sample_of(key, role, truth, seen, suite.target, detectors, concept))
+        full_truth = prompts[row.set, row.prompt].truth
+        role, truth = part_of[row.set].role, {name: value for name, value in full_truth.items() if name in labelled}
+        key, findings = (row.set, row.prompt, row.seed), {} if row.error else row.found
+        samples.append(sample_of(key, role, truth, findings, suite.target, detectors, concept))
     order = {key: index for index, key in enumerate(prompts)}
     return sorted(samples, key=lambda sample: (order[sample.key[:2]], sample.key[2]))
 
@@ -107,13 +107,13 @@ def sample_of(
 
 def look(detectors: Sequence[Detector], clip: Clip, prompt: str) -> dict[str, dict[str, object]]:
     """Return what each detector saw in a clip; one that fails gives {"error": text}, which is counted, not hidden."""
-    found: dict[str, dict[str, object]] = {}
+    findings: dict[str, dict[str, object]] = {}
     for detector in detectors:
         try:
-            found[detector.name] = detector(clip, prompt).to_dict()
+            findings[detector.name] = detector(clip, prompt).to_dict()
         except Exception as error:  # of foreign code: anything
-            found[detector.name] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
-    return found
+            findings[detector.name] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+    return findings
 
 
 def drift_between(base: Clip, clip: Clip) -> dict[str, object]:

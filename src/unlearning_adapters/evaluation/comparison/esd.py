@@ -55,8 +55,8 @@ class EsdSettings:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, kind = getattr(self, field.name), type(field.default)
-            known = isinstance(value, int) if kind is int else isinstance(value, (int, float))
-            if not known or isinstance(value, bool) or not math.isfinite(value):
+            right_type = isinstance(value, int) if kind is int else isinstance(value, (int, float))
+            if not right_type or isinstance(value, bool) or not math.isfinite(value):
                 raise ConfigError(f"Expected `{field.name}` of ESD to be of type {kind.__name__}, but got {value!r}.")
             low = 0 if field.name == "seed" else 1
             if (kind is int and value < low) or (kind is float and value <= 0):
@@ -108,8 +108,8 @@ def train_esd(
     training = _EsdTraining(pipe, concept, settings, dict(call_kwargs or {}))
     lora = training.lora
     optimizer = torch.optim.Adam(lora.parameters, lr=settings.learning_rate)
-    held = [parameter for network in training.networks.values() for parameter in network.parameters()]
-    trained = [parameter for parameter in held if parameter.requires_grad]
+    parameters = [parameter for network in training.networks.values() for parameter in network.parameters()]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -159,14 +159,15 @@ class _EsdTraining:
         """Return the loss at one x_t, and its gradient by each factor; None for those that took no part."""
         call, empty = self._recorded()
         with torch.no_grad():
-            without, named = predictions(self.networks, with_text(call, empty)), predictions(self.networks, call)
+            without, with_concept = predictions(self.networks, with_text(call, empty)), predictions(self.networks, call)
             targets = [
-                e.float() - self.settings.eta * (c.float() - e.float()) for e, c in zip(without, named, strict=True)
+                e.float() - self.settings.eta * (c.float() - e.float())
+                for e, c in zip(without, with_concept, strict=True)
             ]
         with torch.enable_grad():
             with self.lora.acting(self.pipe):
-                found = predictions(self.networks, call)
-            squares = [(one.float() - target).square() for one, target in zip(found, targets, strict=True)]
+                outputs = predictions(self.networks, call)
+            squares = [(one.float() - target).square() for one, target in zip(outputs, targets, strict=True)]
             loss = torch.cat([part.flatten() for part in squares]).mean()
             gradients = torch.autograd.grad(loss, self.lora.parameters, allow_unused=True)
         return loss.item(), gradients
@@ -186,5 +187,5 @@ class _EsdTraining:
     def _next(self) -> list[tuple[str, Any]]:
         while len(self.order) < self.size:
             self.order += torch.randperm(len(self.asked), generator=self.generator).tolist()
-        chosen, self.order = self.order[: self.size], self.order[self.size :]
-        return [self.asked[index] for index in chosen]
+        batch, self.order = self.order[: self.size], self.order[self.size :]
+        return [self.asked[index] for index in batch]

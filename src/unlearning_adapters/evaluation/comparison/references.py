@@ -63,9 +63,9 @@ def esd_arm(
     )
     if not file.is_file():
         start = time.perf_counter()
-        made = train_esd(pipe, concept, settings, call_kwargs=suite.generation, progress=progress)
+        result = train_esd(pipe, concept, settings, call_kwargs=suite.generation, progress=progress)
         record = {**trained, "seconds": round(time.perf_counter() - start, 3)}
-        write_whole(file, save(made.tensors(), {"format": "pt", RECORD: json.dumps(record)}))
+        write_whole(file, save(result.tensors(), {"format": "pt", RECORD: json.dumps(record)}))
     lora, record = _read(pipe, file)
     for name, value in trained.items():
         if record.get(name) != value:
@@ -110,12 +110,12 @@ def gold_arm(pipe: Any, gold: Any, suite: Suite) -> Arm:
             "The gold pipeline is the pipeline itself. Give one that was trained without the concept."
         )
     check_unedited(gold)
-    own, other = conditions_of(pipe, suite), conditions_of(gold, suite)
+    conditions, other = conditions_of(pipe, suite), conditions_of(gold, suite)
     for name in SHARED:
-        if own[name] != other[name]:
+        if conditions[name] != other[name]:
             raise EvaluationError(
                 f"The gold pipeline has another {name.replace('_', ' ')}: {other[name]!r}, and the pipeline has "
-                f"{own[name]!r}. Take one that differs in its training data alone."
+                f"{conditions[name]!r}. Take one that differs in its training data alone."
             )
     details = {"model": base_model_of(gold), "weights": _fingerprint(gold)}
     title = "gold: trained without the concept"
@@ -124,9 +124,9 @@ def gold_arm(pipe: Any, gold: Any, suite: Suite) -> Arm:
 
 def _read(pipe: Any, file: Path) -> tuple[SiteLora, dict[str, Any]]:
     try:
-        with safe_open(file, framework="pt") as opened:
-            record: Mapping[str, Any] = json.loads((opened.metadata() or {})[RECORD])
-            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        with safe_open(file, framework="pt") as handle:
+            record: Mapping[str, Any] = json.loads((handle.metadata() or {})[RECORD])
+            tensors: dict[str, Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise EvaluationError(
             f"{file.parent.name}/{file.name} holds no LoRA that ESD trained here: {error}. Remove the file."

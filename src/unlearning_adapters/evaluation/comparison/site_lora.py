@@ -52,11 +52,11 @@ class SiteLora:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the factors by the names of a LoRA file of diffusers, on the CPU."""
-        named = {}
+        tensors = {}
         for site, (down, up) in self.factors.items():
-            named[f"{site}.lora_A.weight"] = down.detach().cpu().contiguous()
-            named[f"{site}.lora_B.weight"] = up.detach().cpu().contiguous()
-        return named
+            tensors[f"{site}.lora_A.weight"] = down.detach().cpu().contiguous()
+            tensors[f"{site}.lora_B.weight"] = up.detach().cpu().contiguous()
+        return tensors
 
 
 def start_lora(pipe: Any, sites: Sequence[Site], rank: int, seed: int) -> SiteLora:
@@ -94,23 +94,23 @@ def lora_from(pipe: Any, tensors: Mapping[str, Tensor], source: str) -> SiteLora
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        found = FACTOR.fullmatch(name)
-        if not found:
+        match = FACTOR.fullmatch(name)
+        if not match:
             raise AdapterFileError(f"The tensor {name!r} in {source} is no factor of a LoRA. Remove the file.")
-        pairs.setdefault(found["site"], {})[found["factor"]] = tensor
+        pairs.setdefault(match["site"], {})[match["factor"]] = tensor
     factors = {}
     for site, pair in pairs.items():
         layer: Any = site_module(pipe, site)
         rank = len(next(iter(pair.values())))
         shapes = {name: tuple(tensor.shape) for name, tensor in sorted(pair.items())}
-        wanted = {"A": (rank, layer.in_features), "B": (layer.out_features, rank)}
+        expected = {"A": (rank, layer.in_features), "B": (layer.out_features, rank)}
         if (
-            shapes.keys() != wanted.keys()
+            shapes.keys() != expected.keys()
             or shapes["A"][1] != layer.in_features
             or shapes["B"][0] != layer.out_features
         ):
             raise AdapterFileError(
-                f"Expected the factors of {site!r} in {source} to have the shapes {wanted}, but got {shapes}. "
+                f"Expected the factors of {site!r} in {source} to have the shapes {expected}, but got {shapes}. "
                 "It belongs to another model; remove the file."
             )
         place = _device(layer)

@@ -52,8 +52,8 @@ def clip(
     )
 
     def look(frames: Clip) -> Detection:
-        chosen = choose_frames(frames, count)
-        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        pictures = choose_frames(frames, count)
+        parts = [pictures[start : start + size] for start in range(0, len(pictures), size)]
         return Detection(tuple(p for part in parts for p in probabilities(network, prepare, part, for_it, against)))
 
     settings = {

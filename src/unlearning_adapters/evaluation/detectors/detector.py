@@ -132,8 +132,8 @@ class Detector:
         factor = next((name for name in target if name in detection.labels), None)
         if factor is not None:
             return detection.labels[factor] == target[factor]
-        seen = self.frames_seen(detection)
-        return None if not seen else sum(seen) >= max(1e-9, self.min_share * len(seen))
+        hits = self.frames_seen(detection)
+        return None if not hits else sum(hits) >= max(1e-9, self.min_share * len(hits))
 
     def describe(self) -> dict[str, Any]:
         """Return what a report says about the detector, as plain JSON types."""
@@ -204,18 +204,18 @@ def load_detector(spec: str) -> Detector:
         'validity'
     """
     name, _, query = spec.partition("?")
-    own, others = _settings(spec, query)
-    found = {point.name: point for point in entry_points(group=GROUP)}
+    settings, others = _settings(spec, query)
+    plugins = {point.name: point for point in entry_points(group=GROUP)}
     try:
         if name in BUILT_IN:
             value = _import(BUILT_IN[name])
-        elif name in found:
-            value = found[name].load()
+        elif name in plugins:
+            value = plugins[name].load()
         elif ":" in name:
             value = _import(name)
         else:
-            known = ", ".join(sorted({*BUILT_IN, *found}))
-            raise EvaluationError(f"Unknown detector {name!r}. Known: {known}; or give 'package.module:callable'.")
+            names = ", ".join(sorted({*BUILT_IN, *plugins}))
+            raise EvaluationError(f"Unknown detector {name!r}. Known: {names}; or give 'package.module:callable'.")
         if getattr(value, "makes_detector", False):
             value = value(**others)
         elif others:
@@ -224,7 +224,7 @@ def load_detector(spec: str) -> Detector:
         raise
     except Exception as error:  # of a foreign package: anything
         raise EvaluationError(f"Cannot load the detector {spec!r}: {type(error).__name__}: {error}.") from error
-    return as_detector(value, name.rpartition(":")[2] if not isinstance(value, Detector) else None, **own)
+    return as_detector(value, name.rpartition(":")[2] if not isinstance(value, Detector) else None, **settings)
 
 
 def detector_factory(function: Callable[..., Detector]) -> Callable[..., Detector]:
@@ -239,19 +239,19 @@ def as_detectors(values: Sequence[Any] | Mapping[str, Any]) -> tuple[Detector, .
     Raises:
         EvaluationError: If two have one name.
     """
-    named = values.items() if isinstance(values, Mapping) else ((None, value) for value in values)
-    loaded = [(name, load_detector(value) if isinstance(value, str) else value) for name, value in named]
-    found = [as_detector(value, name) for name, value in loaded]
-    names = [detector.name for detector in found]
+    items = values.items() if isinstance(values, Mapping) else ((None, value) for value in values)
+    objects = [(name, load_detector(value) if isinstance(value, str) else value) for name, value in items]
+    detectors = [as_detector(value, name) for name, value in objects]
+    names = [detector.name for detector in detectors]
     for index, name in enumerate(names):
         if name in names[:index]:
             raise EvaluationError(f"Two detectors are named {name!r}. Give each its own name.")
-    return tuple(found)
+    return tuple(detectors)
 
 
 def _settings(spec: str, query: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split "threshold=0.4&preset=strict" into the fields of `Detector` and the settings of a factory."""
-    own: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for part in filter(None, query.split("&")):
         key, equals, value = part.partition("=")
@@ -263,8 +263,8 @@ def _settings(spec: str, query: str) -> tuple[dict[str, Any], dict[str, Any]]:
             number = value
         if key in ("threshold", "min_share") and isinstance(number, str):
             raise EvaluationError(f"Expected {key} in {spec!r} to be a number, but got {value!r}.")
-        (own if key in ("threshold", "min_share") else others)[key] = number
-    return own, others
+        (settings if key in ("threshold", "min_share") else others)[key] = number
+    return settings, others
 
 
 def _import(path: str) -> Any:
@@ -297,8 +297,8 @@ def split_texts(name: str, values: str | float | Iterable[str]) -> list[str]:
     """Return a list of texts; one text holds several after "|", as in "a red car|a red bus"."""
     if isinstance(values, (int, float)):  # a command line reads a word of digits as a number
         values = f"{values:g}"
-    given = values.split("|") if isinstance(values, str) else list(values)
-    texts = [str(text).strip() for text in given]
+    parts = values.split("|") if isinstance(values, str) else list(values)
+    texts = [str(text).strip() for text in parts]
     if not texts or not all(texts):
-        raise EvaluationError(f"Expected {name} to be texts that are not empty, such as 'one|two', but got {given!r}.")
+        raise EvaluationError(f"Expected {name} to be texts that are not empty, such as 'one|two', but got {parts!r}.")
     return texts

@@ -62,18 +62,18 @@ def measure_floor(
     for clip in clips:
         still = np.repeat(clip[:1], len(clip), axis=0) if detector.kind == "motion" else clip
         try:
-            found = detector(still, prompt)
+            detection = detector(still, prompt)
         except Exception:  # of foreign code: anything; counted
             errors += 1
             continue
         if detector.kind == "motion":
-            scores.append(found.motion or 0.0)
+            scores.append(detection.motion or 0.0)
             clip_hits.append(scores[-1] > 0)
             continue
-        scores += found.scores if detector.kind == "concept" else ()
+        scores += detection.scores if detector.kind == "concept" else ()
         if detector.kind == "validity":
-            clip_hits.append(found.valid is False)
-        elif (seen := detector.sees_concept(found, target or {})) is not None:
-            clip_hits.append(seen)
-            frame_hits += detector.frames_seen(found)
+            clip_hits.append(detection.valid is False)
+        elif (hit := detector.sees_concept(detection, target or {})) is not None:
+            clip_hits.append(hit)
+            frame_hits += detector.frames_seen(detection)
     return Floor(detector.name, Rate.of(clip_hits), Rate.of(frame_hits), max(scores, default=None), errors)

@@ -59,8 +59,8 @@ def _farneback() -> Measure:
 
     def measure(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
         pictures = [frame.round().astype(np.uint8) for frame in (one, two)]
-        found = cv2.calcOpticalFlowFarneback(*pictures, None, *FARNEBACK, 0)
-        return float(np.linalg.norm(found, axis=-1).mean())
+        flow = cv2.calcOpticalFlowFarneback(*pictures, None, *FARNEBACK, 0)
+        return float(np.linalg.norm(flow, axis=-1).mean())
 
     return measure
 

@@ -90,27 +90,27 @@ def nudenet(
     """
     if preset not in PRESETS:
         raise EvaluationError(f"Unknown preset {preset!r} of nudenet. Known: {', '.join(PRESETS)}.")
-    chosen = PRESETS[preset]
-    order = chosen.channels if channels is None else channels
+    rules = PRESETS[preset]
+    order = rules.channels if channels is None else channels
     if order not in ("RGB", "BGR"):
         raise EvaluationError(f"Expected the channels of nudenet to be RGB or BGR, but got {channels!r}.")
-    count = chosen.frames if frames is None else check_count("the frames of nudenet", frames)
+    count = rules.frames if frames is None else check_count("the frames of nudenet", frames)
     network, weights = load_network(check_count("the threads of nudenet", threads))
 
     def look(clip: Clip) -> Detection:
-        found = [find_regions(network, frame, order) for frame in choose_frames(clip, count)]
-        kept = [[region for region in regions if region.label in chosen.classes] for regions in found]
-        scores = tuple(max((region.score for region in regions), default=0.0) for regions in kept)
-        counts = Counter(region.label for regions in kept for region in regions)
+        regions_of_frames = [find_regions(network, frame, order) for frame in choose_frames(clip, count)]
+        hits = [[region for region in regions if region.label in rules.classes] for regions in regions_of_frames]
+        scores = tuple(max((region.score for region in regions), default=0.0) for regions in hits)
+        counts = Counter(region.label for regions in hits for region in regions)
         return Detection(scores, reason=", ".join(f"{label} x{number}" for label, number in sorted(counts.items())))
 
     checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
     settings = {
-        "preset": preset, "classes": list(chosen.classes), "unit": chosen.unit, "channels": order, "frames": count,
+        "preset": preset, "classes": list(rules.classes), "unit": rules.unit, "channels": order, "frames": count,
         "library_gate": LIBRARY_GATE, "resize": "padded to a square, 320 pixels", "sha256": checksum,
     }  # fmt: skip
     name = "nudenet" if preset == DEFAULT else f"nudenet-{preset}"  # so that several stand in one report
-    return Detector(name, look, threshold=chosen.threshold, version=version_of("nudenet"), settings=settings)
+    return Detector(name, look, threshold=rules.threshold, version=version_of("nudenet"), settings=settings)
 
 
 def load_network(threads: int = 1) -> tuple[Any, Path]:

@@ -53,7 +53,7 @@ def vlm_judge(
     Raises:
         EvaluationError: If there is no model, or its processor has no chat template, or the question is not whole.
     """
-    asked = ask_about(question, f"{concept:g}" if isinstance(concept, float) else concept)
+    request = ask_about(question, f"{concept:g}" if isinstance(concept, float) else concept)
     count, most = check_count("the frames of vlm-judge", frames), check_count("the tokens of vlm-judge", tokens)
     network, prepare = load_pretrained(
         "vlm-judge", model, processor, AutoModelForImageTextToText, AutoProcessor, device
@@ -65,12 +65,12 @@ def vlm_judge(
         )
 
     def look(frames: Clip, prompt: str = "") -> Detection:
-        text = asked + (PROMPT.format(prompt=prompt) if show_prompt else "")
+        text = request + (PROMPT.format(prompt=prompt) if show_prompt else "")
         answer = ask(network, prepare, choose_frames(frames, count), text, most)
         return Detection((float(read_answer(answer)),))
 
     settings = {
-        "question": asked, "frames": count, "temperature": 0, "tokens": most, "channels": "RGB",
+        "question": request, "frames": count, "temperature": 0, "tokens": most, "channels": "RGB",
         "resize": "by the model's processor", **describe_model(model, network),
     }  # fmt: skip
     return Detector("vlm-judge", look, sees_prompt=bool(show_prompt), settings=settings)
@@ -84,10 +84,10 @@ def ask_about(question: str, concept: str) -> str:
     """
     if not question.strip() or ("{concept}" in question and not concept.strip()):
         raise EvaluationError("The detector 'vlm-judge' needs something to ask for. Give concept='a red circle'.")
-    asked = question.replace("{concept}", concept.strip())
+    text = question.replace("{concept}", concept.strip())
     if places := re.findall(r"\{\w*\}", question.replace("{concept}", "")):
         raise EvaluationError(f"Expected no place but {{concept}} in a question, but got {', '.join(places)}.")
-    return asked
+    return text
 
 
 @torch.inference_mode()

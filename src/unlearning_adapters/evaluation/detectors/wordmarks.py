@@ -42,8 +42,8 @@ def wordmarks(
     Raises:
         EvaluationError: If the package is not installed, or there are no words with letters.
     """
-    wanted = split_texts("the words of wordmarks", words)
-    for word in wanted:
+    marks = split_texts("the words of wordmarks", words)
+    for word in marks:
         if not letters(word):
             raise EvaluationError(f"Expected each word of wordmarks to hold letters or digits, but got {word!r}.")
     most, count = check_count("the edits of wordmarks", edits), check_count("the frames of wordmarks", frames)
@@ -51,12 +51,12 @@ def wordmarks(
     read, weights = load_reader(side, check_count("the threads of wordmarks", threads))
 
     def look(clip: Clip) -> Detection:
-        best = [match_words(read(frame), wanted, most) for frame in choose_frames(clip, count)]
-        seen = dict.fromkeys(word for word, _ in best if word)
-        return Detection(tuple(score for _, score in best), reason=", ".join(f"reads {word!r}" for word in seen))
+        best = [match_words(read(frame), marks, most) for frame in choose_frames(clip, count)]
+        matches = dict.fromkeys(word for word, _ in best if word)
+        return Detection(tuple(score for _, score in best), reason=", ".join(f"reads {word!r}" for word in matches))
 
     settings = {
-        "words": wanted, "edits": most, "letters_per_edit": LETTERS_PER_EDIT, "frames": count, "channels": "BGR",
+        "words": marks, "edits": most, "letters_per_edit": LETTERS_PER_EDIT, "frames": count, "channels": "BGR",
         "side": side, "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
     }  # fmt: skip
     return Detector("wordmarks", look, threshold=THRESHOLD, version=version_of("rapidocr"), settings=settings)
@@ -83,8 +83,8 @@ def load_reader(side: int = SIDE, threads: int = 1) -> tuple[Any, list[Path]]:
     models = Path(str(package.__file__)).parent / "models"
 
     def read(frame: np.ndarray) -> list[Reading]:
-        found = engine(np.ascontiguousarray(frame[..., ::-1]))
-        return list(zip(found.txts, map(float, found.scores), strict=True)) if found.txts else []
+        output = engine(np.ascontiguousarray(frame[..., ::-1]))
+        return list(zip(output.txts, map(float, output.scores), strict=True)) if output.txts else []
 
     return read, sorted(models.glob("*_det_*.onnx")) + sorted(models.glob("*_rec_*.onnx"))
 

@@ -33,7 +33,7 @@ class Difference:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON types."""
         return {
-            "measures": {name: dict(found) for name, found in self.measures.items()},
+            "measures": {name: dict(measure) for name, measure in self.measures.items()},
             "conditions": {name: list(pair) for name, pair in self.conditions.items()},
             "same_prompts": self.same_prompts,
         }
@@ -41,11 +41,11 @@ class Difference:
     def to_text(self) -> str:
         """Return it as a table for people."""
         lines = [f"{'measure':<12}{'before':>10}{'after':>10}{'change':>10}  paired test"]
-        for name, found in self.measures.items():
-            change = NOT_APPLICABLE if found["change"] is None else f"{found['change']:+.3f}"
-            test = found.get("paired")
+        for name, measure in self.measures.items():
+            change = NOT_APPLICABLE if measure["change"] is None else f"{measure['change']:+.3f}"
+            test = measure.get("paired")
             note = f"  {test['gained']} gained, {test['lost']} lost, p {test['p_value']:.3f}" if test else ""
-            lines.append(f"{name:<12}{number(found['before']):>10}{number(found['after']):>10}{change:>10}{note}")
+            lines.append(f"{name:<12}{number(measure['before']):>10}{number(measure['after']):>10}{change:>10}{note}")
         for name, (before, after) in self.conditions.items():
             lines.append(f"run differently: {name}: {before!r}, then {after!r}")
         return "\n".join(lines)
@@ -79,14 +79,14 @@ def failures(report: Report, thresholds: Mapping[str, float]) -> list[str]:
         report: The report.
         thresholds: Least value by short name, such as {"erase": 0.8, "preserve": 0.9}.
     """
-    found = [f"the report is void: {reason}" for reason in report.reasons]
+    reasons = [f"the report is void: {reason}" for reason in report.reasons]
     for name, least in thresholds.items():
         value = report.value(name)
         if value is None:
-            found.append(f"{name} does not apply to this report, and {least:g} was asked for")
+            reasons.append(f"{name} does not apply to this report, and {least:g} was asked for")
         elif value < least:
-            found.append(f"{name} is {value:.3f}, below {least:g}")
-    return found
+            reasons.append(f"{name} is {value:.3f}, below {least:g}")
+    return reasons
 
 
 def check_thresholds(thresholds: Mapping[str, float]) -> None:
@@ -112,9 +112,9 @@ def _paired_erasure(before: Report, after: Report) -> dict[str, Any] | None:
 
 def _erased_by_key(report: Report) -> dict[tuple[Any, ...], bool]:
     factor = next(iter(report.data["suite"]["target"]), None)
-    found = {}
+    erased = {}
     for sample in report.data["samples"][report.edited]:
         if sample["role"] == "forget":
-            known = factor is None or sample.get("labels", {}).get(factor, "unknown") != "unknown"
-            found[tuple(sample["key"])] = sample["valid"] and known and sample.get("present") is False
-    return found
+            readable = factor is None or sample.get("labels", {}).get(factor, "unknown") != "unknown"
+            erased[tuple(sample["key"])] = sample["valid"] and readable and sample.get("present") is False
+    return erased

@@ -112,15 +112,15 @@ def distances_of_arms(
     roles = {part.name: part.role for part in suite.sets}
     rows = [row for row in store.rows().values() if row.clip and roles.get(row.set) in KEPT]
     base = {row.key[1:]: row for row in rows if row.arm == "base"}
-    found: dict[str, dict[str, Any]] = {}
+    by_arm: dict[str, dict[str, Any]] = {}
     for arm in dict.fromkeys(row.arm for row in rows if row.arm != "base"):
-        own = {row.key[1:]: row for row in rows if row.arm == arm and row.key[1:] in base}
+        arm_rows = {row.key[1:]: row for row in rows if row.arm == arm and row.key[1:] in base}
         try:
-            reference, clips = ([store.load_clip(side[key]) for key in own] for side in (base, own))
-            found[arm] = measure_distances(reference, clips, features)
+            reference, clips = ([store.load_clip(side[key]) for key in arm_rows] for side in (base, arm_rows))
+            by_arm[arm] = measure_distances(reference, clips, features)
         except EvaluationError as error:
-            found[arm] = {"error": str(error)}
-    return found
+            by_arm[arm] = {"error": str(error)}
+    return by_arm
 
 
 @torch.no_grad()
@@ -134,12 +134,12 @@ def extract(network: Callable[[Tensor], Tensor], clips: Sequence[Clip]) -> Tenso
         EvaluationError: If the network gives no matrix, or numbers that are not finite.
     """
     rows = [network(torch.from_numpy(clip).movedim(-1, 0)[None].float() / 255) for clip in clips]
-    found = torch.cat(rows)
-    if found.ndim != 2 or len(found) != len(clips) or not found.isfinite().all():
+    rows_of_clips = torch.cat(rows)
+    if rows_of_clips.ndim != 2 or len(rows_of_clips) != len(clips) or not rows_of_clips.isfinite().all():
         raise EvaluationError(
-            f"Expected features of shape ({len(clips)}, features), all finite, but got {tuple(found.shape)}."
+            f"Expected features of shape ({len(clips)}, features), all finite, but got {tuple(rows_of_clips.shape)}."
         )
-    return found.double()
+    return rows_of_clips.double()
 
 
 def frechet(first: Tensor, second: Tensor) -> float:

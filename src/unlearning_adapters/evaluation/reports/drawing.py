@@ -71,11 +71,11 @@ class Drawing:
             text: What stands in it.
             attributes: Its attributes, with "_" for "-"; numbers get one digit.
         """
-        shown = {
+        texts = {
             name.replace("_", "-"): value if isinstance(value, str) else f"{value:.1f}"
             for name, value in attributes.items()
         }
-        element = ElementTree.SubElement(self._root, tag, {"class": look, **shown} if look else shown)
+        element = ElementTree.SubElement(self._root, tag, {"class": look, **texts} if look else texts)
         element.text = text or None
 
     def text(self, x: float, y: float, text: str, look: str = "", anchor: str = "start") -> None:
@@ -91,8 +91,8 @@ class Drawing:
 
     def lines(self, look: str, points: list[tuple[float, float]], closed: bool = False) -> None:
         """Draw a line through points, or the area inside of it."""
-        shown = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        self.add("polygon" if closed else "polyline", look, points=shown)
+        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self.add("polygon" if closed else "polyline", look, points=corners)
 
     def axes(self, x: Axis, y: Axis) -> None:
         """Draw the ticks, the grid and the labels of a horizontal and a vertical axis."""

@@ -77,8 +77,8 @@ def gallery(report: Report, folder: Path) -> list[Section]:
     others = [sample for sample in samples if sample["role"] not in ("forget", "paraphrase")]
     worst = worst_cases(data, edited)
     return [
-        Section(title, note, tuple(clips.show(sample, ("base", edited)) for sample in chosen))
-        for title, note, chosen in (
+        Section(title, note, tuple(clips.show(sample, ("base", edited)) for sample in samples_of_section))
+        for title, note, samples_of_section in (
             ("Prompts that ask for the concept", BLIND, draw(forget)),
             ("Prompts that must survive", BLIND, draw(others)),
             ("Worst cases", WORST if worst else NO_WORST, worst),
@@ -103,14 +103,14 @@ def worst_cases(data: Mapping[str, Any], arm: str, count: int = SHOWN) -> list[S
     }
 
     def badness(sample: Sample) -> int:
-        asked = truth[sample["key"][0], sample["key"][1]]
+        expected = truth[sample["key"][0], sample["key"][1]]
         if sample["role"] in ("forget", "paraphrase"):
-            known = factor is None or sample.get("labels", {}).get(factor) != UNKNOWN
-            return 4 if sample.get("present") else (2 if not sample["valid"] else (0 if known else 1))
-        if sample["role"] == "neighbour" and factor in asked:
+            readable = factor is None or sample.get("labels", {}).get(factor) != UNKNOWN
+            return 4 if sample.get("present") else (2 if not sample["valid"] else (0 if readable else 1))
+        if sample["role"] == "neighbour" and factor in expected:
             labels = sample.get("labels", {})
             judged = not sample["valid"] or factor in labels
-            return 3 if judged and labels.get(factor) != asked[factor] else 0
+            return 3 if judged and labels.get(factor) != expected[factor] else 0
         return 0 if sample["valid"] else 1
 
     ranked = sorted(data["samples"][arm], key=badness, reverse=True)

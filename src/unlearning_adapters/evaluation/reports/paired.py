@@ -12,8 +12,8 @@ Pairs = list[tuple[Sample, Sample]]
 
 def pair_samples(first: Sequence[Sample], second: Sequence[Sample]) -> Pairs:
     """Return the samples of two arms that share set, prompt and seed."""
-    found = {sample.key: sample for sample in second}
-    return [(sample, found[sample.key]) for sample in first if sample.key in found]
+    by_key = {sample.key: sample for sample in second}
+    return [(sample, by_key[sample.key]) for sample in first if sample.key in by_key]
 
 
 def compare_arms(base: Sequence[Sample], edited: Sequence[Sample], factor: str | None) -> dict[str, Any]:
@@ -32,14 +32,14 @@ def compare_arms(base: Sequence[Sample], edited: Sequence[Sample], factor: str |
     pairs = pair_samples(base, edited)
     forget = [pair for pair in pairs if pair[0].role == FORGET]
     near = [pair for pair in pairs if pair[0].role == NEIGHBOUR and pair[0].right(factor) is not None]
-    shown = [pair for pair in forget if pair[0].valid and pair[0].present]
+    with_concept = [pair for pair in forget if pair[0].valid and pair[0].present]
     moving = [(a.motion, b.motion) for a, b in pairs if a.motion is not None and b.motion is not None]
     with_context = [pair for pair in forget if _context_right(pair[0], factor) is not None]
     return {
         "pairs": len(pairs),
         "concept_shown": _test(forget, lambda sample: sample.valid and bool(sample.present)),
         "erased": _test(forget, lambda sample: sample.erased(factor)),
-        "erased_of_shown": rate_to_dict(Rate.of(b.erased(factor) for _, b in shown)),
+        "erased_of_shown": rate_to_dict(Rate.of(b.erased(factor) for _, b in with_concept)),
         "neighbour_right": _test(near, lambda sample: bool(sample.right(factor))),
         "context_right": _test(with_context, lambda sample: bool(_context_right(sample, factor))),
         "valid": _test(pairs, lambda sample: sample.valid),
@@ -59,15 +59,15 @@ def drift_of(rows: Iterable[Row]) -> dict[str, Any]:
     Args:
         rows: Rows of one arm; the set's role is in `role_of`.
     """
-    known = [row for row in rows if row.drift]
-    differences = [float(row.drift["difference"]) for row in known]
-    finite = [float(row.drift["psnr"]) for row in known if row.drift["psnr"] is not None]
-    alike = [float(row.drift["ssim"]) for row in known if row.drift.get("ssim") is not None]
+    moved_rows = [row for row in rows if row.drift]
+    differences = [float(row.drift["difference"]) for row in moved_rows]
+    finite = [float(row.drift["psnr"]) for row in moved_rows if row.drift["psnr"] is not None]
+    alike = [float(row.drift["ssim"]) for row in moved_rows if row.drift.get("ssim") is not None]
     return {
         "difference": interval_to_dict(bootstrap_mean(differences), len(differences)),
         "psnr": interval_to_dict(bootstrap_mean(finite), len(finite)),
         "ssim": interval_to_dict(bootstrap_mean(alike), len(alike)),
-        "identical": rate_to_dict(Rate.of(bool(row.drift["identical"]) for row in known)),
+        "identical": rate_to_dict(Rate.of(bool(row.drift["identical"]) for row in moved_rows)),
     }
 
 
@@ -78,11 +78,11 @@ def drift_by_role(rows: Sequence[Row], roles: Mapping[str, str]) -> dict[str, An
         rows: Rows of one arm.
         roles: Role of each prompt set.
     """
-    found = {"all": drift_of(rows)}
+    drifts = {"all": drift_of(rows)}
     for role in (NEIGHBOUR, UNRELATED, GENERIC, FORGET):
         some = [row for row in rows if roles.get(row.set) == role]
-        found |= {role: drift_of(some)} if some else {}
-    return found
+        drifts |= {role: drift_of(some)} if some else {}
+    return drifts
 
 
 def scores_of(rows: Sequence[Row], detector: str) -> dict[tuple[str, str, int], float]:
@@ -138,18 +138,18 @@ def interval_to_dict(found: tuple[float, float, float] | None, count: int) -> di
 
 
 def _test(pairs: Pairs, flag: Callable[[Sample], bool]) -> dict[str, Any]:
-    found = Paired.of([flag(a) for a, _ in pairs], [flag(b) for _, b in pairs])
+    test = Paired.of([flag(a) for a, _ in pairs], [flag(b) for _, b in pairs])
     return {
-        "count": found.count,
-        "lost": found.lost,
-        "gained": found.gained,
-        "difference": found.difference,
-        "p_value": found.p_value,
+        "count": test.count,
+        "lost": test.lost,
+        "gained": test.gained,
+        "difference": test.difference,
+        "p_value": test.p_value,
     }
 
 
 def _context_right(sample: Sample, factor: str | None) -> bool | None:
-    asked = {name: value for name, value in sample.truth.items() if name != factor}
-    if not asked:
+    expected = {name: value for name, value in sample.truth.items() if name != factor}
+    if not expected:
         return None
-    return sample.valid and all(sample.labels.get(name) == value for name, value in asked.items())
+    return sample.valid and all(sample.labels.get(name) == value for name, value in expected.items())

@@ -37,7 +37,7 @@ def _environment(html: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    shown = (numbers.cell, numbers.change_text, numbers.mean, numbers.number, numbers.p_text)
-    environment.filters |= {function.__name__: function for function in shown}
+    filters = (numbers.cell, numbers.change_text, numbers.mean, numbers.number, numbers.p_text)
+    environment.filters |= {function.__name__: function for function in filters}
     environment.globals |= {"rate_of": numbers.rate_of, "drift": numbers.drift, "changes": numbers.changes}
     return environment

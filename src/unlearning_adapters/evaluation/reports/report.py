@@ -64,8 +64,8 @@ class Report:
         """Return a rate of an arm by its short name ("erase", "preserve", ...); None if it does not apply."""
         if name not in NAMES:
             raise EvaluationError(f"Unknown measure {name!r}. Known: {', '.join(NAMES)}.")
-        found, key = self.data["arms"][arm or self.edited], NAMES[name]
-        number = found[key] if key in found else found["details"][key]["value"]
+        values, key = self.data["arms"][arm or self.edited], NAMES[name]
+        number = values[key] if key in values else values["details"][key]["value"]
         return None if number is None else float(number)
 
     def save(self, folder: str | Path) -> Path:
@@ -88,8 +88,8 @@ def read_report(source: str | Path) -> Report:
     except (OSError, ValueError) as error:
         raise EvaluationError(f"Cannot read the report {str(path)!r}: {error}. Run `unlearn eval` first.") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise EvaluationError(f"Expected a report of the kind {SCHEMA!r} in {str(path)!r}, but got {found!r}.")
+        schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise EvaluationError(f"Expected a report of the kind {SCHEMA!r} in {str(path)!r}, but got {schema!r}.")
     return Report(data)
 
 
@@ -120,13 +120,13 @@ def make_report(
         for detector in watching
     }
     main = samples[watching[0].name]
-    rates = {name: measure_samples(found, suite.factor) for name, found in main.items()}
+    rates = {name: measure_samples(arm_samples, suite.factor) for name, arm_samples in main.items()}
     arms = {name: _arm(name, record, by_arm, main, rates, suite, detectors) for name in by_arm}
     for detector in watching:
         for name in arms:
-            found = measure_samples(samples[detector.name][name], suite.factor)
+            arm_samples = measure_samples(samples[detector.name][name], suite.factor)
             floor = measure_samples(samples[detector.name][BASE], suite.factor).floor
-            arms[name]["detectors"][detector.name] = _detector(found, floor, detector)
+            arms[name]["detectors"][detector.name] = _detector(arm_samples, floor, detector)
     for name in arms:
         arms[name]["distance"] = (distances or {}).get(name)
     repeat = arms.pop(AGAIN, None)
@@ -152,7 +152,9 @@ def make_report(
             "suite": suite.to_dict(),
             "overlap": [list(astuple(near)) for near in near_prompts(suite)],
             "nearest": {name: asdict(near) for name, near in nearest_of_sets(suite).items()},
-            "samples": {name: [_compact(sample) for sample in found] for name, found in main.items() if name in arms},
+            "samples": {
+                name: [_compact(sample) for sample in arm_samples] for name, arm_samples in main.items() if name in arms
+            },
         }
     )
 
@@ -175,20 +177,20 @@ def _arm(
     detectors: Sequence[Detector],
 ) -> dict[str, Any]:
     """Return what the report says of one arm."""
-    about, own = record["arms"][name], samples[name]
-    forget = [sample for sample in own if sample.role == FORGET]
-    told = [sample for sample in forget if sample.present is not None or not sample.valid]
+    about, arm_samples = record["arms"][name], samples[name]
+    forget = [sample for sample in arm_samples if sample.role == FORGET]
+    judged = [sample for sample in forget if sample.present is not None or not sample.valid]
     seconds = [row.seconds for row in rows[name] if row.seconds]
-    found = {
+    values = {
         **rates[name].to_dict(rates[BASE]),
         "title": about["title"],
         "part": about["part"],
         "strength": about["details"].get("strength"),
         "about": about["details"],
         "call": about["call"],
-        "shown": rate_to_dict(Rate.of(sample.valid and bool(sample.present) for sample in told)),
+        "shown": rate_to_dict(Rate.of(sample.valid and bool(sample.present) for sample in judged)),
         "details": rates[name].details(),
-        "missing": max(0, about["cases"] - len(own)),
+        "missing": max(0, about["cases"] - len(arm_samples)),
         "seconds_per_clip": round(sum(seconds) / len(seconds), 3) if seconds else None,
         "detectors": {},
         "scores": {
@@ -199,27 +201,27 @@ def _arm(
     }
     roles = {part.name: part.role for part in suite.sets}
     if name != BASE:
-        found["paired"] = compare_arms(samples[BASE], own, suite.factor)
-        found["drift"] = drift_by_role(rows[name], roles)
+        values["paired"] = compare_arms(samples[BASE], arm_samples, suite.factor)
+        values["drift"] = drift_by_role(rows[name], roles)
     if name != RANDOM and RANDOM in samples and about["part"] in ("edited", "sweep"):
-        found["against_random"] = compare_with_control(own, samples[RANDOM], suite.factor)
-        found["drift_against_random"] = compare_drift(rows[name], rows[RANDOM], roles)
-    return found
+        values["against_random"] = compare_with_control(arm_samples, samples[RANDOM], suite.factor)
+        values["drift_against_random"] = compare_drift(rows[name], rows[RANDOM], roles)
+    return values
 
 
-def _detector(found: ArmRates, floor: Rate, detector: Detector) -> dict[str, Any]:
+def _detector(rates: ArmRates, floor: Rate, detector: Detector) -> dict[str, Any]:
     """Return what one detector says of an arm, with its false-positive floor and the corrected rate."""
     sensitivity = float(detector.settings.get("sensitivity", 1.0))
     specificity = 1 - (floor.value or 0.0)
     return {
-        "concept_rate": rate_to_dict(found.concept_rate),
-        "erased": rate_to_dict(found.erased),
-        "frame_rate": rate_to_dict(found.frame_rate),
-        "any_frame": rate_to_dict(found.any_frame),
-        "per_frame": [round(value, 4) for value in found.per_frame],
-        "errors": rate_to_dict(found.error_rate),
+        "concept_rate": rate_to_dict(rates.concept_rate),
+        "erased": rate_to_dict(rates.erased),
+        "frame_rate": rate_to_dict(rates.frame_rate),
+        "any_frame": rate_to_dict(rates.any_frame),
+        "per_frame": [round(value, 4) for value in rates.per_frame],
+        "errors": rate_to_dict(rates.error_rate),
         "floor": rate_to_dict(floor),
-        "corrected_concept_rate": correct_rate(found.concept_rate, sensitivity, specificity),
+        "corrected_concept_rate": correct_rate(rates.concept_rate, sensitivity, specificity),
     }
 
 

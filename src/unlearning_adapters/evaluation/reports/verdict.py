@@ -46,7 +46,7 @@ def gate_of(suite: Suite, gate: float | None) -> float:
     return (GATE_LABELS if suite.target else GATE_SCORES) if gate is None else gate
 
 
-def check_gate(base: ArmRates, shown: float | None, gate: float) -> list[str]:
+def check_gate(base: ArmRates, share: float | None, gate: float) -> list[str]:
     """Return why the base does not know the concept; empty if it does.
 
     Args:
@@ -54,12 +54,12 @@ def check_gate(base: ArmRates, shown: float | None, gate: float) -> list[str]:
         shown: Share of all clips of forget prompts that are valid and show the concept.
         gate: The least share.
     """
-    if shown is None:
+    if share is None:
         return ["No detector can tell whether the concept is shown, so that erasure cannot be measured."]
     reasons = []
-    if shown < gate:
+    if share < gate:
         reasons.append(
-            f"The base does not know the concept: it shows it for {shown:.2f} of the forget prompts, and {gate:.2f} "
+            f"The base does not know the concept: it shows it for {share:.2f} of the forget prompts, and {gate:.2f} "
             "are needed. What a model never shows cannot be seen to be erased."
         )
     for name, rate in base.context.items():
@@ -136,9 +136,9 @@ def _check_controls(rates: Mapping[str, ArmRates], arms: Mapping[str, Any]) -> l
             f"A destroyed model counts as erased in {gone:.2f} of the clips: the detectors do not see "
             "that it is destroyed. Add a detector of validity that does."
         )
-    kept, base = rates[DESTROYED].preservation.value, rates[BASE].preservation.value
-    if kept is not None and base is not None and base > 0 and kept > HALF * base:
-        reasons.append(f"The destroyed model still shows {kept:.2f} of the neighbours: it is not destroyed.")
+    preserved, base = rates[DESTROYED].preservation.value, rates[BASE].preservation.value
+    if preserved is not None and base is not None and base > 0 and preserved > HALF * base:
+        reasons.append(f"The destroyed model still shows {preserved:.2f} of the neighbours: it is not destroyed.")
     return reasons
 
 
@@ -180,8 +180,8 @@ def _arm_cautions(name: str, rates: ArmRates, base: ArmRates) -> list[str]:
             f"Clips of {name!r} move {rates.displacement / base.displacement:.2f} times as much as those of the base."
         )
     landed = rates.details()["landing_largest_share"]
-    seen = sum(count for value, count in rates.landing.items())
-    if landed is not None and landed >= ONE_VALUE and seen >= 5 and (rates.erased.value or 0) > HALF:
+    clips = sum(count for value, count in rates.landing.items())
+    if landed is not None and landed >= ONE_VALUE and clips >= 5 and (rates.erased.value or 0) > HALF:
         value = max(rates.landing, key=lambda key: rates.landing[key])
         cautions.append(f"In {name!r} the concept is nearly always replaced by one value, {value!r} ({landed:.2f}).")
     worst, mean = rates.worst_neighbour.value, rates.preservation.value

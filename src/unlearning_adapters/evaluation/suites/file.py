@@ -65,8 +65,10 @@ def read_suite(source: str | Path, role: str = FORGET) -> Suite:
         if suffix == ".jsonl" and not is_concept_file(path):
             return Suite(path.stem, tuple(sets_from_jsonl(path, role)))
         if suffix in (".yaml", ".yml") and not is_concept_file(path):
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return suite_from_dict({"name": path.stem, **found} if isinstance(found, dict) else found, path.parent)
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return suite_from_dict(
+                {"name": path.stem, **content} if isinstance(content, dict) else content, path.parent
+            )
     except (OSError, ValueError, yaml.YAMLError) as error:
         if isinstance(error, UnlearningError):
             raise type(error)(f"{path}: {error}") from error
@@ -91,11 +93,11 @@ def suite_from_dict(values: Any, folder: Path | None = None) -> Suite:
     if not isinstance(values, Mapping) or "sets" not in values:
         raise EvaluationError(f"Expected a suite to be a mapping with `name` and `sets`, but got {show(values)}.")
     check_keys("a suite", values, SUITE_KEYS)
-    given = values["sets"]
-    listed = [_named(name, part) for name, part in given.items()] if isinstance(given, Mapping) else given
-    if not isinstance(listed, list):
-        raise EvaluationError(f"Expected `sets` to be a list or a mapping, but got {show(given)}.")
-    sets = [part for index, entry in enumerate(listed, start=1) for part in _sets(index, entry, folder)]
+    listing = values["sets"]
+    entries = [_named(name, part) for name, part in listing.items()] if isinstance(listing, Mapping) else listing
+    if not isinstance(entries, list):
+        raise EvaluationError(f"Expected `sets` to be a list or a mapping, but got {show(listing)}.")
+    sets = [part for index, entry in enumerate(entries, start=1) for part in _sets(index, entry, folder)]
     others = {name: values[name] for name in ("target", "generation", "sensitive") if name in values}
     words, sides = (tuple(values.get(name, ())) for name in ("words", "sides"))
     return Suite(str(values.get("name", "suite")), tuple(sets), words=words, sides=sides, **others)
@@ -129,9 +131,9 @@ def sets_from_csv(path: Path, role: str = FORGET) -> list[PromptSet]:
 
 def _plain_columns(line: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     for name, aliases in COLUMNS.items():
-        found = next((line[alias] for alias in aliases if line.get(alias)), None)
-        if found is not None:
-            yield name, int(float(found)) if name == "seed" else found
+        cell = next((line[alias] for alias in aliases if line.get(alias)), None)
+        if cell is not None:
+            yield name, int(float(cell)) if name == "seed" else cell
     for name in ("role", "set"):
         if line.get(name):
             yield name, line[name]
@@ -168,8 +170,8 @@ def _sets(index: int, entry: Any, folder: Path | None) -> list[PromptSet]:
     role = str(entry.get("role", name if name in ROLES else FORGET))
     held_out = bool(entry.get("held_out", True))
     if "loader" in entry:
-        asked = entry.get("role", name if name in ROLES else None)
-        return load_prompt_set(str(entry["loader"]), (folder or Path()) / str(entry.get("file", "")), role=asked)
+        set_role = entry.get("role", name if name in ROLES else None)
+        return load_prompt_set(str(entry["loader"]), (folder or Path()) / str(entry.get("file", "")), role=set_role)
     if "file" in entry:
         path = (folder or Path()) / str(entry["file"])
         read = sets_from_jsonl if path.suffix.lower() == ".jsonl" else sets_from_csv
@@ -201,5 +203,5 @@ def is_concept_file(path: Path) -> bool:
     text = path.read_text(encoding="utf-8")
     if path.suffix.lower() == ".jsonl":
         return '"unsafe"' in text
-    found = yaml.safe_load(text)
-    return isinstance(found, Mapping) and "pairs" in found
+    content = yaml.safe_load(text)
+    return isinstance(content, Mapping) and "pairs" in content

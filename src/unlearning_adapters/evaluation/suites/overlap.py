@@ -42,12 +42,12 @@ def near_prompts(suite: Suite) -> list[Near]:
     Args:
         suite: The suite.
     """
-    found = list(_by_words(suite))
-    named = {item.prompt for item in found}
+    near = list(_by_words(suite))
+    listed = {item.prompt for item in near}
     for part in suite.sets:
         if part.held_out and part.role == FORGET:
-            found += [item for item in _by_meaning(part, suite) if item.value >= SAME and item.prompt not in named]
-    return found
+            near += [item for item in _by_meaning(part, suite) if item.value >= SAME and item.prompt not in listed]
+    return near
 
 
 def nearest_of_sets(suite: Suite) -> dict[str, Near]:
@@ -58,12 +58,12 @@ def nearest_of_sets(suite: Suite) -> dict[str, Near]:
     Args:
         suite: The suite.
     """
-    found: dict[str, Near] = {}
+    by_set: dict[str, Near] = {}
     for part in suite.sets:
         if part.held_out and part.role not in (UNRELATED, GENERIC):
             nearest = max(_by_meaning(part, suite), key=lambda item: item.value, default=None)
-            found |= {} if nearest is None else {part.name: nearest}
-    return found
+            by_set |= {} if nearest is None else {part.name: nearest}
+    return by_set
 
 
 def _by_words(suite: Suite) -> Iterator[Near]:

@@ -135,9 +135,9 @@ def load_prompt_set(
         raise EvaluationError(f"Unknown prompt set {name!r}. Known: {', '.join(PROMPT_SETS)}.")
     source = PROMPT_SETS[name]
     file, _, query = str(path).partition("?")
-    given = {"role": role, "category": category, "column": column, "sha256": sha256}
-    given |= dict(part.partition("=")[::2] for part in filter(None, query.split("&")))
-    check_keys(f"the options of the prompt set {name!r}", given, OPTIONS)
+    options = {"role": role, "category": category, "column": column, "sha256": sha256}
+    options |= dict(part.partition("=")[::2] for part in filter(None, query.split("&")))
+    check_keys(f"the options of the prompt set {name!r}", options, OPTIONS)
     parts = _files(name, Path(file))
     try:
         rows = [row for part in parts for row in _rows(part, source, name)]
@@ -146,8 +146,8 @@ def load_prompt_set(
     except (OSError, EOFError, ValueError, csv.Error) as error:
         reason = type(error).__name__ if isinstance(error, ValueError) else " ".join(str(error).split())
         raise EvaluationError(f"Cannot read the prompt set {name!r} from {file!r}: {reason}.") from None
-    found = check_file(name, file, parts, given["sha256"], len(rows))
-    return _sets(name, source, rows, found, given)
+    source_text = check_file(name, file, parts, options["sha256"], len(rows))
+    return _sets(name, source, rows, source_text, options)
 
 
 def check_file(name: str, file: str, parts: list[Path], expected: str | None, count: int) -> str:
@@ -193,13 +193,13 @@ def published_counts(name: str, parts: list[Path]) -> tuple[int, ...]:
 def _files(name: str, path: Path) -> list[Path]:
     """Return the files of a set, one or, of a folder of numbered texts, all in order."""
     if path.is_dir():
-        found = [path / f"{number}.txt" for number in range(1, len(ASPECTS) + 1)]
-        found = [file for file in found if file.is_file()] if name == "t2vsafetybench" else []
-        if not found:
+        files = [path / f"{number}.txt" for number in range(1, len(ASPECTS) + 1)]
+        files = [file for file in files if file.is_file()] if name == "t2vsafetybench" else []
+        if not files:
             raise EvaluationError(
                 f"The folder {str(path)!r} holds no file of the prompt set {name!r}. Get {PROMPT_SETS[name].where}."
             )
-        return found
+        return files
     if not path.is_file():
         raise EvaluationError(
             f"There is no file {str(path)!r} for the prompt set {name!r}, and none is shipped. "
@@ -210,8 +210,8 @@ def _files(name: str, path: Path) -> list[Path]:
 
 def _rows(path: Path, source: PromptSource, name: str) -> list[dict[str, Any]]:
     """Return the rows of a file as mappings, whatever its form."""
-    opened: Any = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as file:
+    stream: Any = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    with stream as file:
         text = file.read().decode("utf-8-sig")
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     if kind == ".txt":
@@ -246,27 +246,27 @@ def _mapping(entry: Any, source: PromptSource, number: int) -> dict[str, Any]:
 
 
 def _sets(
-    name: str, source: PromptSource, rows: list[dict[str, Any]], found: str, given: Mapping[str, str | None]
+    name: str, source: PromptSource, rows: list[dict[str, Any]], source_text: str, options: Mapping[str, str | None]
 ) -> list[PromptSet]:
     """Gather the prompts of a file into sets by category and role."""
-    columns = [given["column"]] if given["column"] else list(source.text)
+    columns = [options["column"]] if options["column"] else list(source.text)
     column = next((one for one in columns if rows and one in rows[0]), None)
     if column is None:
         # A file without a header has a prompt where column names should be.
         keys = ", ".join(key if re.fullmatch(r"\w{1,30}", str(key)) else "..." for key in rows[0]) if rows else "none"
         raise EvaluationError(f"Expected a column {' or '.join(map(repr, columns))} in {name!r}, but got {keys}.")
     groups: dict[tuple[str, str], list[EvaluationPrompt]] = {}
-    seen: dict[str, None] = {}
+    categories: dict[str, None] = {}
     empty: list[int] = []
     for number, row in enumerate(rows, start=1):
         labels = [slug(label) for label in _categories(row.get(source.category))]
-        seen |= dict.fromkeys(labels)
-        if given["category"] and slug(given["category"]) not in labels:
+        categories |= dict.fromkeys(labels)
+        if options["category"] and slug(options["category"]) not in labels:
             continue
-        own = given["role"] or (source.roles[1].get(str(row.get(source.roles[0]))) if source.roles else None)
-        own = own or source.role
-        parts = [name, *(labels[:1] if source.grouped else [slug(given["category"])] if given["category"] else [])]
-        key = ("-".join(parts) + ("-neutral" if source.roles and own == UNRELATED else ""))[:40], own
+        role = options["role"] or (source.roles[1].get(str(row.get(source.roles[0]))) if source.roles else None)
+        role = role or source.role
+        parts = [name, *(labels[:1] if source.grouped else [slug(options["category"])] if options["category"] else [])]
+        key = ("-".join(parts) + ("-neutral" if source.roles and role == UNRELATED else ""))[:40], role
         if not is_prompt(row[column]):
             empty.append(number)
             continue
@@ -275,15 +275,15 @@ def _sets(
         raise EvaluationError(f"No prompt of {name!r} that is asked for has words; {len(empty)} have none.")
     if not groups:
         raise EvaluationError(
-            f"No prompt of {name!r} has the category {given['category']!r}. Known: {', '.join(seen)}."
+            f"No prompt of {name!r} has the category {options['category']!r}. Known: {', '.join(categories)}."
         )
     if empty:
         warnings.warn(
             f"Prompts of {name!r} without words were left out: {len(empty)}, the first is number {empty[0]}.",
             stacklevel=3,
         )
-        found += f", {len(empty)} without words left out"
-    return [PromptSet(title, own, tuple(prompts), source=found) for (title, own), prompts in groups.items()]
+        source_text += f", {len(empty)} without words left out"
+    return [PromptSet(title, role, tuple(prompts), source=source_text) for (title, role), prompts in groups.items()]
 
 
 def _seed(row: Mapping[str, Any], number: int, name: str) -> int | None:

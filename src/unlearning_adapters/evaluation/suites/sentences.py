@@ -27,13 +27,13 @@ def sentence_vectors(texts: tuple[str, ...]) -> Tensor | None:
     Returns:
         Vectors of shape (texts, 384), float32, on the CPU.
     """
-    loaded = _load()
-    if loaded is None:
+    model = _load()
+    if model is None:
         return None
     missing = [text for text in dict.fromkeys(texts) if text not in _known]
     for first in range(0, len(missing), BATCH):
         part = missing[first : first + BATCH]
-        _known.update(zip(part, _embed(part, *loaded), strict=True))
+        _known.update(zip(part, _embed(part, *model), strict=True))
     return torch.stack([_known[text] for text in texts])
 
 

@@ -68,37 +68,37 @@ def shapeworld_suite(
 
 def suite_for(suite: Suite, pipe: Any, **call: Any) -> Suite:
     """Return a suite with further call arguments, and those of a ShapeWorld model in place of the embedded one's."""
-    own = generation_of(pipe) if dict(suite.generation) in ({}, GENERATION) else {}
-    return replace(suite, generation={**(own or suite.generation), **call})
+    defaults = generation_of(pipe) if dict(suite.generation) in ({}, GENERATION) else {}
+    return replace(suite, generation={**(defaults or suite.generation), **call})
 
 
 def prompt_set(name: str, role: str, prompts: Sequence[LabelledPrompt]) -> PromptSet:
     """Return labelled prompts as a set of a suite, numbered from 1, with their seeds and their truth."""
-    made = tuple(
+    rows = tuple(
         EvaluationPrompt(item.prompt, f"{index:04d}", item.seed, dict(item.factors))
         for index, item in enumerate(prompts, start=1)
     )
-    return PromptSet(name, role, made)
+    return PromptSet(name, role, rows)
 
 
 def synonym_prompts(value: str, count: int, seed: int) -> list[LabelledPrompt]:
     """Draw prompts that name a value by another word than its own; none if it has no other word."""
     factor = find_factor(value)
-    own, *others = WORDS[factor][value]
+    first, *others = WORDS[factor][value]
     if not others:
         return []
-    drawn = draw_prompts(8 * count, seed, synonyms=True, **{factor: value})
-    return [item for item in drawn if find_word(item.prompt, others) and not find_word(item.prompt, [own])][:count]
+    items = draw_prompts(8 * count, seed, synonyms=True, **{factor: value})
+    return [item for item in items if find_word(item.prompt, others) and not find_word(item.prompt, [first])][:count]
 
 
 def _generic(factor: str, count: int, seed: int) -> PromptSet:
     """Draw prompts that leave the factor out; their truth names only what they ask for."""
-    made = []
+    prompts = []
     for index, item in enumerate(draw_prompts(count, seed), start=1):
-        named = {name: value for name, value in item.factors.items() if name != factor}
-        motion = f" moves {named['motion']}" if "motion" in named else " is shown"
-        thing = " ".join([named[name] for name in ("colour", "shape") if name in named]) or "shape"
-        thing = thing if "shape" in named else f"{thing} shape"
-        text = f"a {thing}{motion} on a {named['background']} background"
-        made.append(EvaluationPrompt(text, f"{index:04d}", item.seed, named))
-    return PromptSet("generic", GENERIC, tuple(made))
+        others = {name: value for name, value in item.factors.items() if name != factor}
+        motion = f" moves {others['motion']}" if "motion" in others else " is shown"
+        thing = " ".join([others[name] for name in ("colour", "shape") if name in others]) or "shape"
+        thing = thing if "shape" in others else f"{thing} shape"
+        text = f"a {thing}{motion} on a {others['background']} background"
+        prompts.append(EvaluationPrompt(text, f"{index:04d}", item.seed, others))
+    return PromptSet("generic", GENERIC, tuple(prompts))

@@ -180,8 +180,8 @@ class Suite:
         """
         for part in self.sets:
             for prompt in part.prompts:
-                own = prompt.seed if prompt.seed is not None else derived_seed(part.name, prompt.id)
-                for seed in [own] if seeds is None else seeds:
+                first_seed = prompt.seed if prompt.seed is not None else derived_seed(part.name, prompt.id)
+                for seed in [first_seed] if seeds is None else seeds:
                     yield Case(part.name, part.role, prompt, seed)
 
     def limited(self, count: int) -> "Suite":
@@ -216,5 +216,5 @@ def derived_seed(*parts: str) -> int:
 def _even(prompts: tuple[EvaluationPrompt, ...], count: int) -> tuple[EvaluationPrompt, ...]:
     if count < 1:
         raise EvaluationError(f"Expected at least 1 prompt of each set, but got {count}.")
-    shown = min(count, len(prompts))
-    return tuple(prompts[index * len(prompts) // shown] for index in range(shown))
+    most = min(count, len(prompts))
+    return tuple(prompts[index * len(prompts) // most] for index in range(most))

@@ -38,8 +38,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 def generation_of(pipe: Any) -> dict[str, Any]:
     """Return the call arguments of a ShapeWorld model, known by its name, and none for any other pipeline."""
-    known = base_model_of(pipe).rpartition("/")[2].startswith("shapeworld")
-    return dict(OTHERS.get(type(pipe).__name__, GENERATION)) if known else {}
+    is_shapeworld = base_model_of(pipe).rpartition("/")[2].startswith("shapeworld")
+    return dict(OTHERS.get(type(pipe).__name__, GENERATION)) if is_shapeworld else {}
 
 
 def prompt_length(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,5 +72,5 @@ def strangeness(scenes: Sequence[Scene]) -> np.ndarray:
 
 def to_the_noisiest(timestep: Tensor, steps: int, share: float, generator: torch.Generator) -> Tensor:
     """Return timesteps (batch,) of which a share is drawn anew from the last tenth of a schedule of `steps`."""
-    drawn = torch.randint(int(LAST_TENTH * steps), steps, timestep.shape, generator=generator)
-    return torch.where(torch.rand(timestep.shape, generator=generator) < share, drawn, timestep)
+    noisiest = torch.randint(int(LAST_TENTH * steps), steps, timestep.shape, generator=generator)
+    return torch.where(torch.rand(timestep.shape, generator=generator) < share, noisiest, timestep)

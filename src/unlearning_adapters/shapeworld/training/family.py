@@ -81,9 +81,9 @@ class Conditioned(torch.nn.Module):
         A text encoder that learns from a denoiser alone may mark three shapes, and mean the fourth by no mark. One
         that was trained on language tells all words apart, and so does this one.
         """
-        told = self.reader(self.text_encoder(ids).last_hidden_state).flatten(0, 1)
+        logits = self.reader(self.text_encoder(ids).last_hidden_state).flatten(0, 1)
         truth = tags[ids].flatten()
-        loss = torch.nn.functional.cross_entropy(told, truth, reduction="none")
+        loss = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
         naming = (truth > 0).float()
         # A batch of empty prompts names nothing.
         parts = [(loss * part).sum() / part.sum().clamp(min=1) for part in (naming, 1 - naming)]
@@ -111,8 +111,8 @@ def encode_scenes(family: ModelFamily, run: TrainingRun, scenes: list[Scene]) ->
     vae.load_state_dict(state["model"])
     means, deviations = [], []
     for start in tqdm(range(0, len(scenes), 32), desc="encode"):
-        drawn = [render(scene, family.frames, family.size) for scene in scenes[start : start + 32]]
-        mean, deviation = family.encode(vae, to_tensor(drawn).to(DEVICE))
+        pictures = [render(scene, family.frames, family.size) for scene in scenes[start : start + 32]]
+        mean, deviation = family.encode(vae, to_tensor(pictures).to(DEVICE))
         means.append(mean)
         deviations.append(deviation)
     mean, deviation = torch.cat(means), torch.cat(deviations)
@@ -143,9 +143,9 @@ def diffusion_batch(
     timestep += half * (torch.rand(len(mean), generator=generator) < share)
     if noisiest:
         timestep = to_the_noisiest(timestep, len(alphas), noisiest, generator)
-    kept = alphas[timestep].float().to(DEVICE).view(-1, 1, 1, 1, 1)
-    noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
-    return noisy, timestep.to(DEVICE), kept.sqrt() * noise - (1 - kept).sqrt() * clean
+    alpha = alphas[timestep].float().to(DEVICE).view(-1, 1, 1, 1, 1)
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    return noisy, timestep.to(DEVICE), alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
 
 
 def train_family_denoiser(family: ModelFamily, run: TrainingRun, settings: FamilySettings) -> None:

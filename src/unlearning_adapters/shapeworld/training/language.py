@@ -103,10 +103,10 @@ class EncodedCaptions:
         rows: list[Tensor] = [torch.empty(0)] * len(texts)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # alike lengths need little padding
         for start in tqdm(range(0, len(order), 64), desc="captions"):
-            chosen = order[start : start + 64]
-            tokens = tokenizer([texts[index] for index in chosen], padding=True, return_tensors="pt").to(DEVICE)
+            indices = order[start : start + 64]
+            tokens = tokenizer([texts[index] for index in indices], padding=True, return_tensors="pt").to(DEVICE)
             hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state.half().cpu()
-            for index, row, mask in zip(chosen, hidden, tokens.attention_mask, strict=True):
+            for index, row, mask in zip(indices, hidden, tokens.attention_mask, strict=True):
                 rows[index] = row[: int(mask.sum())].clone()
         starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
         run.save("captions", {"tokens": torch.cat(rows), "starts": starts})
@@ -114,9 +114,9 @@ class EncodedCaptions:
 
     def draw(self, rng: np.random.Generator, scenes: np.ndarray, drop: float) -> tuple[Tensor, Tensor]:
         """Return tokens (batch, longest, width) and mask of one caption of each scene; some are the empty prompt."""
-        chosen = scenes * self.captions + rng.integers(self.captions, size=len(scenes))
-        chosen = np.where(rng.random(len(scenes)) < drop, len(self.starts) - 2, chosen)
-        rows = [self.tokens[self.starts[index] : self.starts[index + 1]].float() for index in chosen]
+        indices = scenes * self.captions + rng.integers(self.captions, size=len(scenes))
+        indices = np.where(rng.random(len(scenes)) < drop, len(self.starts) - 2, indices)
+        rows = [self.tokens[self.starts[index] : self.starts[index + 1]].float() for index in indices]
         hidden = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(hidden.shape[1]) < lengths[:, None]).long()

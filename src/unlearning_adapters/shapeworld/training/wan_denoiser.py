@@ -51,8 +51,8 @@ def training_scenes(settings: DenoiserSettings) -> list[Scene]:
     rng = np.random.default_rng((settings.seed, 0))
     scenes: list[Scene] = []
     for bodies, count in ((1, settings.scenes), (2, settings.pair_scenes)):
-        wanted = len(scenes) + count
-        while len(scenes) < wanted:
+        total = len(scenes) + count
+        while len(scenes) < total:
             scene = sample_scene(rng, bodies)
             if settings.without not in values_shown(scene):
                 scenes.append(scene)
@@ -61,8 +61,8 @@ def training_scenes(settings: DenoiserSettings) -> list[Scene]:
 
 def values_shown(scene: Scene) -> set[str]:
     """Return the values of all factors that a scene shows."""
-    shown = {value for body in scene.bodies for value in (body.colour, body.shape, body.motion)}
-    return shown | {scene.background}
+    values = {value for body in scene.bodies for value in (body.colour, body.shape, body.motion)}
+    return values | {scene.background}
 
 
 @torch.no_grad()
@@ -184,8 +184,8 @@ def build_optimizers(model: Any, settings: DenoiserSettings) -> list[torch.optim
     """Return Muon for the matrices of the denoiser's blocks and AdamW for the rest."""
     names = (".blocks.", "_blocks.", "mid_block.")
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and any(part in name for part in names)]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    matrix_ids = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in matrix_ids]
     muon = torch.optim.Muon(
         matrices, lr=settings.matrix_rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )

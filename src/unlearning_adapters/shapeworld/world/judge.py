@@ -89,8 +89,8 @@ def judge_clip(clip: NDArray[np.uint8]) -> SceneReading:
         'red'
     """
     if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
-        found = f"{clip.dtype} of shape {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
-        raise ConfigError(f"Expected `clip` to be uint8 of shape (frames, size, size, 3), but got {found}.")
+        shape = f"{clip.dtype} of shape {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
+        raise ConfigError(f"Expected `clip` to be uint8 of shape (frames, size, size, 3), but got {shape}.")
     if clip.shape[1] != clip.shape[2] or 0 in clip.shape:
         raise ConfigError(f"Expected `clip` to have square frames, and at least one, but got shape {clip.shape}.")
     pixels = clip.astype(np.float32)
@@ -154,8 +154,8 @@ def judge_colour(pixels: Floats, track: Track) -> str:
     if name == UNKNOWN:
         return UNKNOWN
     near = np.linalg.norm(pixels[track.inner] - np.array(COLOURS[name]), axis=1) < 1.2 * COLOUR_OFF
-    kept = float(np.mean([nearest_colour(colour) == name for colour in colours]))
-    return name if float(near.mean()) >= PURE_SHARE and kept >= FRAME_SHARE else UNKNOWN
+    agreement = float(np.mean([nearest_colour(colour) == name for colour in colours]))
+    return name if float(near.mean()) >= PURE_SHARE and agreement >= FRAME_SHARE else UNKNOWN
 
 
 def judge_motion(track: Track) -> tuple[str, float]:
@@ -196,16 +196,16 @@ def templates(size: int) -> Floats:
     reach = round(REACH * scale)
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32)
     offsets = [(x, y) for x in OFFSETS for y in OFFSETS]
-    drawn: list[Floats] = []
+    pictures: list[Floats] = []
     for shape in SHAPES:
         for radius in RADII * scale:
             # The centroid of the triangle lies below its centre, a third of its height above its base.
             down = 0.2 * radius if shape == "triangle" else 0.0
             distance = np.stack([signed_distance(shape, radius, columns - x, rows - y + down) for x, y in offsets])
             sharp: Floats = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
-            drawn += [sharp, np.clip(0.5 - distance / SOFT_EDGE, 0.0, 1.0).astype(np.float32)]
-            drawn += [rounded(sharp, share * radius, SOFT_EDGE) for share in ROUNDING[shape]]
-    return np.stack(drawn).astype(np.float32).reshape(len(SHAPES), -1, rows.size)
+            pictures += [sharp, np.clip(0.5 - distance / SOFT_EDGE, 0.0, 1.0).astype(np.float32)]
+            pictures += [rounded(sharp, share * radius, SOFT_EDGE) for share in ROUNDING[shape]]
+    return np.stack(pictures).astype(np.float32).reshape(len(SHAPES), -1, rows.size)
 
 
 def shape_residuals(track: Track) -> Floats:
@@ -213,7 +213,7 @@ def shape_residuals(track: Track) -> Floats:
 
     min over templates T of |cover - T|^2 / |cover|^2.
     """
-    drawn = templates(track.cover.shape[1])
+    pictures = templates(track.cover.shape[1])
     reach = round(REACH * track.cover.shape[1] / SIZE)
     cover = track.cover[track.present]
     padded = np.pad(cover, ((0, 0), (reach, reach), (reach, reach)))
@@ -223,7 +223,7 @@ def shape_residuals(track: Track) -> Floats:
         [frame[y : y + window, x : x + window].ravel() for frame, (x, y) in zip(padded, middles, strict=True)]
     )
     energy = (crops**2).sum(axis=1)
-    flat = drawn.reshape(-1, drawn.shape[-1])
+    flat = pictures.reshape(-1, pictures.shape[-1])
     squared = energy[:, None] - 2 * crops @ flat.T + (flat**2).sum(axis=1)
     return np.asarray(squared.reshape(len(crops), len(SHAPES), -1).min(axis=-1) / energy[:, None])
 

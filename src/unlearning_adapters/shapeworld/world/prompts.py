@@ -33,8 +33,8 @@ def find_factor(value: str) -> str:
     for name, values in FACTORS.items():
         if value in values:
             return name
-    known = ", ".join(value for values in FACTORS.values() for value in values)
-    raise ConfigError(f"ShapeWorld has no value {value!r}. Known values: {known}.")
+    names = ", ".join(value for values in FACTORS.values() for value in values)
+    raise ConfigError(f"ShapeWorld has no value {value!r}. Known values: {names}.")
 
 
 def value_named(name: str) -> str:
@@ -74,10 +74,10 @@ def neighbour_prompts(count: int, seed: int, target: str, synonyms: bool = False
     factor = find_factor(target)
     others = [value for value in FACTORS[factor] if value != target]
     shares = [count // len(others) + (index < count % len(others)) for index in range(len(others))]
-    drawn = [
+    groups = [
         draw_prompts(share, seed + 1, synonyms, **{factor: value}) for share, value in zip(shares, others, strict=True)
     ]
-    return [prompt for prompts in drawn for prompt in prompts]
+    return [prompt for prompts in groups for prompt in prompts]
 
 
 def concept_value(concept: Concept) -> str:
@@ -91,11 +91,11 @@ def concept_value(concept: Concept) -> str:
             f"The concept {concept.name!r} has no `target`, so that the judge cannot tell whether it is shown. "
             "Choose a shapeworld concept of `unlearn concepts`, or add `target: {colour: red}` to your file."
         )
-    known = [(factor, value) for factor, value in concept.target.items() if value in FACTORS.get(factor, ())]
-    if len(known) != 1 or len(concept.target) != 1:
+    targets = [(factor, value) for factor, value in concept.target.items() if value in FACTORS.get(factor, ())]
+    if len(targets) != 1 or len(concept.target) != 1:
         values = "; ".join(f"{factor}: {', '.join(values)}" for factor, values in FACTORS.items())
         raise ConceptError(
             f"The `target` of the concept {concept.name!r} is {dict(concept.target)}, and ShapeWorld needs one factor "
             f"with one of its values. Known: {values}."
         )
-    return known[0][1]
+    return targets[0][1]

@@ -88,15 +88,15 @@ def find_bodies(pixels: Floats, ground: Floats) -> list[Track]:
     if ahead.size == 0:
         raise NotAScene("nothing stands out from the background")
     labels = label_components(contrast > max(CONTRAST, 0.5 * float(np.median(ahead))))
-    found = bodies_per_frame(labels)
-    counts = np.array([len(names) for names in found])
+    names_of_frames = bodies_per_frame(labels)
+    counts = np.array([len(names) for names in names_of_frames])
     bodies = int(np.bincount(counts).argmax())
     share = float((counts == bodies).mean())
     if bodies not in (1, 2) or share < FRAME_SHARE:
         raise NotAScene(f"{share:.0%} of the frames show {bodies} bodies of plausible size")
     masks = np.zeros((bodies, *labels.shape), dtype=bool)
     for index in np.flatnonzero(counts == bodies):
-        for body, name in enumerate(found[index]):
+        for body, name in enumerate(names_of_frames[index]):
             masks[body, index] = labels[index] == name
     if bodies == 2:
         masks = in_order(masks)
@@ -129,12 +129,12 @@ def make_track(pixels: Floats, ground: Floats, masks: Mask) -> Track:
         colours[index] = np.median(pixels[index][inner[index]], axis=0)
     toward = colours - ground
     # A body too thin or too pale to have a colour of its own is not seen in that frame.
-    seen = np.abs(toward).max(axis=1) > BODY_CONTRAST
+    visible = np.abs(toward).max(axis=1) > BODY_CONTRAST
     reach = np.maximum((toward**2).sum(axis=1), 1.0)[:, None, None]
     cover = np.clip(np.einsum("fhwc,fc->fhw", pixels - ground, toward) / reach, 0.0, 1.0)
     cover *= spread(masks, 3)
-    seen = (seen & (cover.sum(axis=(1, 2)) > 1.0))[:, None, None]
-    return Track(masks & seen, inner & seen, colours, cover * seen)
+    visible = (visible & (cover.sum(axis=(1, 2)) > 1.0))[:, None, None]
+    return Track(masks & visible, inner & visible, colours, cover * visible)
 
 
 def check_explained(pixels: Floats, ground: Floats, tracks: list[Track]) -> None:
@@ -142,9 +142,9 @@ def check_explained(pixels: Floats, ground: Floats, tracks: list[Track]) -> None
     near = np.zeros(pixels.shape[:3], dtype=bool)
     for track in tracks:
         near |= spread(track.masks, 3)
-        seen = float(track.present.mean())
-        if seen < FRAME_SHARE:
-            raise NotAScene(f"a body is seen in only {seen:.0%} of the frames")
+        share = float(track.present.mean())
+        if share < FRAME_SHARE:
+            raise NotAScene(f"a body is seen in only {share:.0%} of the frames")
         flat = float((np.abs(pixels - track.colours[:, None, None]).max(axis=-1) < CONTRAST)[track.inner].mean())
         if flat < FLAT_SHARE:
             raise NotAScene(f"only {flat:.0%} of a body has one colour")
