@@ -5,23 +5,30 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from .errors import ConfigError
 
-# The settings of `BuildConfig` that each method has beside those of all; `methods/registry.py` holds what it computes.
-METHOD_SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "mean": (),
-    "pca": ("rank", "components"),
-    "cpca": ("components", "contrast"),
-    "ridge": ("rank", "epsilon", "landing"),
-    "leace": (),
-    "uce": (),
-    "rece": ("rounds",),
-    "cure": ("sharpness",),
-    "random": (),
+
+class MethodEntry(NamedTuple):
+    """Where the record of a method is, "file:RECORD" in `methods/`, and the settings of `BuildConfig` that it uses."""
+
+    record: str
+    settings: tuple[str, ...] = ()
+
+
+# In the order in which a search offers them: the numbers of its seeded trials rest on it.
+METHODS: Mapping[str, MethodEntry] = {
+    "ridge": MethodEntry("ridge:RIDGE", ("rank", "epsilon", "landing")),
+    "cpca": MethodEntry("paper:CPCA", ("components", "contrast")),
+    "mean": MethodEntry("paper:MEAN"),
+    "pca": MethodEntry("paper:PCA", ("rank", "components")),
+    "leace": MethodEntry("leace:LEACE"),
+    "uce": MethodEntry("uce:UCE"),
+    "rece": MethodEntry("uce:RECE", ("rounds",)),
+    "cure": MethodEntry("cure:CURE", ("sharpness",)),
+    "random": MethodEntry("control:RANDOM"),
 }
-METHODS = tuple(METHOD_SETTINGS)
 MAX_STRENGTH = 4.0
 MAX_RANK = 64
 Landing = Literal["majority", "mean"]
@@ -102,7 +109,7 @@ class BuildConfig:
         if self.strength is not None:
             check_strength(self.strength)
             object.__setattr__(self, "strength", _plain(self.strength))
-        if self.rank > 1 and "rank" not in METHOD_SETTINGS[self.method]:
+        if self.rank > 1 and "rank" not in METHODS[self.method].settings:
             raise ConfigError(f"Expected `rank` to be 1 for the method {self.method!r}, but got {self.rank}.")
         if self.sites is not None:
             object.__setattr__(self, "sites", check_sites(self.sites))

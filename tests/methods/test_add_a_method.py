@@ -1,4 +1,4 @@
-"""A method is added in the three steps of docs/architecture.md: a file, and its name in two tables."""
+"""A method is added in the two steps of docs/architecture.md: a file, and a line."""
 
 import os
 import shutil
@@ -50,16 +50,12 @@ def insert(file: Path, after: str, line: str) -> None:
     file.write_text(text.replace(after, f"{after}{line}"), encoding="utf-8")
 
 
-def test_a_toy_method_takes_a_file_and_a_line_in_two_tables(tmp_path: Path) -> None:
+def test_a_toy_method_takes_a_file_and_a_line(tmp_path: Path) -> None:
     package = tmp_path / "src" / "unlearning_adapters"
     shutil.copytree(ROOT / "src" / "unlearning_adapters", package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "methods" / "toy.py").write_text(TOY, encoding="utf-8")
-    insert(
-        package / "config.py", "METHOD_SETTINGS: Mapping[str, tuple[str, ...]] = {\n", '    "toy": ("components",),\n'
-    )
-    registry = package / "methods" / "registry.py"
-    insert(registry, "from .strength import calibrate_strength, concept_differences\n", "from .toy import TOY\n")
-    insert(registry, "METHODS: Mapping[str, Method] = {\n", '    "toy": TOY,\n')
+    line = '    "toy": MethodEntry("toy:TOY", ("components",)),\n'
+    insert(package / "config.py", "METHODS: Mapping[str, MethodEntry] = {\n", line)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(tmp_path / "made")],

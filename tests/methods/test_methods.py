@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlearning_adapters.config import METHOD_SETTINGS, BuildConfig
+from unlearning_adapters.config import METHODS as ENTRIES
+from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.methods.registry import METHODS, find_direction, find_strength
 from unlearning_adapters.methods.ridge import protected_rows
 from unlearning_adapters.methods.rows import GroupRows, NeutralRows, Sides
@@ -141,8 +142,8 @@ def test_a_row_of_its_own_takes_what_one_pair_shows_and_leaves_the_others_as_the
 
 
 def test_every_method_has_a_record_and_its_settings() -> None:
-    settings = {name for names in METHOD_SETTINGS.values() for name in names}
-    assert set(METHODS) == set(METHOD_SETTINGS)
+    settings = {name for entry in ENTRIES.values() for name in entry.settings}
+    assert list(METHODS) == list(ENTRIES)
     assert settings <= {item.name for item in fields(BuildConfig)}
     for name, method in METHODS.items():
-        assert set(method.searched or ()) <= set(METHOD_SETTINGS[name])
+        assert set(method.searched or ()) <= set(ENTRIES[name].settings)

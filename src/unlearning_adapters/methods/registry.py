@@ -1,34 +1,26 @@
 """The methods by name: from the rows that a group of sites reads to a direction and a strength."""
 
 from collections.abc import Mapping
+from importlib import import_module
 
 import torch
 
 from unlearning_adapters.adapter.direction import Direction
+from unlearning_adapters.config import METHODS as ENTRIES
 from unlearning_adapters.config import BuildConfig
 
-from .control import RANDOM
-from .cure import CURE
-from .leace import LEACE
 from .method import Method
-from .paper import CPCA, MEAN, PCA
-from .ridge import RIDGE
 from .rows import GroupRows
 from .strength import calibrate_strength, concept_differences
-from .uce import RECE, UCE
 
-# In the order in which a search offers them: the numbers of its seeded trials rest on it.
-METHODS: Mapping[str, Method] = {
-    "ridge": RIDGE,
-    "cpca": CPCA,
-    "mean": MEAN,
-    "pca": PCA,
-    "leace": LEACE,
-    "uce": UCE,
-    "rece": RECE,
-    "cure": CURE,
-    "random": RANDOM,
-}
+
+def _load(record: str) -> Method:
+    file, _, name = record.partition(":")
+    method: Method = getattr(import_module(f".{file}", __package__), name)
+    return method
+
+
+METHODS: Mapping[str, Method] = {name: _load(entry.record) for name, entry in ENTRIES.items()}
 
 
 def find_direction(rows: GroupRows, config: BuildConfig, generator: torch.Generator) -> Direction:

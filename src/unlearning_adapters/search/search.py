@@ -18,7 +18,7 @@ from unlearning_adapters.building.build import assemble
 from unlearning_adapters.building.gains import with_block_strengths
 from unlearning_adapters.building.inputs import Material, gather
 from unlearning_adapters.concepts.concept import Concept
-from unlearning_adapters.config import METHOD_SETTINGS, BuildConfig
+from unlearning_adapters.config import METHODS, BuildConfig
 from unlearning_adapters.errors import AdapterNameError, ConceptError, ConfigError
 from unlearning_adapters.methods.registry import find_direction, find_strength
 from unlearning_adapters.pipelines.base_model import base_model_of
@@ -153,12 +153,12 @@ class Search:
         return UnlearningAdapter(info, self._directions(config))
 
     def _directions(self, config: BuildConfig) -> dict[str, Direction]:
-        chosen = [s for s in self.material.sites if config.blocks is None or s.block in config.blocks]
-        found = {site.name: self._direction(config, self.material.group_of(site)) for site in chosen}
-        return with_block_strengths(found, chosen, config.block_strengths)
+        sites = [s for s in self.material.sites if config.blocks is None or s.block in config.blocks]
+        directions = {site.name: self._direction(config, self.material.group_of(site)) for site in sites}
+        return with_block_strengths(directions, sites, config.block_strengths)
 
     def _direction(self, config: BuildConfig, group: int) -> Direction:
-        key = (group, config.method, *(getattr(config, name) for name in METHOD_SETTINGS[config.method]))
+        key = (group, config.method, *(getattr(config, name) for name in METHODS[config.method].settings))
         if key not in self._found:
             generator = torch.Generator("cpu").manual_seed(self.seed)
             with self.material.named(group):
@@ -188,13 +188,13 @@ def run_search(search: Search, output: str | Path, trials: int = TRIALS) -> Sear
     folder.mkdir(parents=True, exist_ok=True)
     study = _open_study(search, folder)
     interrupted = _try_settings(search, study, folder, trials)
-    found = _measured(study)
-    if not found:
+    measurements = _measured(study)
+    if not measurements:
         raise KeyboardInterrupt
     front = pareto_front(study)
     best = choose(front)
     tests = tuple(search.score(trial.config, test=True) for trial in front) if search.test else ()
-    result = SearchResult(search.split.concept.name, found, front, best, tests, interrupted, {})
+    result = SearchResult(search.split.concept.name, measurements, front, best, tests, interrupted, {})
     search.adapter(best.config).save_pretrained(folder / BEST)
     return _write(search, result, folder)
 
@@ -220,10 +220,10 @@ def load_optuna() -> Any:
 
 
 def _check_bare(pipe: Any) -> None:
-    loaded = [name for names in get_list_unlearning_adapters(pipe).values() for name in names]
-    if loaded:
+    active = [name for names in get_list_unlearning_adapters(pipe).values() for name in names]
+    if active:
         raise AdapterNameError(
-            f"A search compares with the base, but the pipeline has the adapter {loaded[0]!r}. "
+            f"A search compares with the base, but the pipeline has the adapter {active[0]!r}. "
             "Call unload_unlearning_adapters() first."
         )
     check_no_lora(pipe, "A search")
@@ -239,15 +239,15 @@ def _open_study(search: Search, folder: Path) -> Any:
     study = optuna.create_study(
         storage=storage, study_name="search", directions=["minimize", "minimize"], load_if_exists=True
     )
-    held = study.user_attrs.get("search")
-    if held is None:
+    identity = study.user_attrs.get("search")
+    if identity is None:
         study.set_user_attr("search", search.identity)
         for guess in first_guesses(search.calibrated()):
             study.enqueue_trial(guess)
-    elif held != search.identity:
-        key = next(name for name in search.identity if held.get(name) != search.identity[name])
+    elif identity != search.identity:
+        key = next(name for name in search.identity if identity.get(name) != search.identity[name])
         raise ConfigError(
-            f"{str(folder)!r} holds a search with {key} {held.get(key)!r}, not {search.identity[key]!r}. "
+            f"{str(folder)!r} holds a search with {key} {identity.get(key)!r}, not {search.identity[key]!r}. "
             "Choose another folder."
         )
     # Another seed after each break, or the same settings would be drawn again.
@@ -257,11 +257,13 @@ def _open_study(search: Search, folder: Path) -> Any:
 
 def _try_settings(search: Search, study: Any, folder: Path, trials: int) -> bool:
     """Run trials until there are enough; return whether Ctrl-C ended them."""
-    done = len(_measured(study))
+    count = len(_measured(study))
     _write_lines(folder / LINES, _measured(study))
     failed = 0
-    with tqdm(total=trials, initial=min(done, trials), desc="Trials", unit="trial", disable=not search.progress) as bar:
-        while done < trials:
+    with tqdm(
+        total=trials, initial=min(count, trials), desc="Trials", unit="trial", disable=not search.progress
+    ) as bar:
+        while count < trials:
             trial = study.ask()
             try:
                 config = search.suggest(trial)
@@ -278,7 +280,7 @@ def _try_settings(search: Search, study: Any, folder: Path, trials: int) -> bool
             except KeyboardInterrupt:
                 study.tell(trial, state=load_optuna().trial.TrialState.FAIL, skip_if_finished=True)
                 return True
-            done += 1
+            count += 1
             bar.update()
             with (folder / LINES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_measured(study)[-1].to_dict()) + "\n")

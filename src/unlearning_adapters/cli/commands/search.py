@@ -9,7 +9,7 @@ import click
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline
-from unlearning_adapters.config import METHOD_SETTINGS
+from unlearning_adapters.config import METHODS
 
 OUTPUT = "unlearn-search"
 COLUMNS = ("trial", "method", "rank", "epsilon", "contrast", "blocks", "strength", "left", "drift")
@@ -97,10 +97,10 @@ def _text(record: Mapping[str, Any], folder: Path) -> str:
         if judged:
             row += _numbers(judged[number], "concept_rate", "preservation") if number in judged else ["", ""]
         rows.append([*row, "chosen" if number == record["best"] else ""])
-    named, kept = record["prompts"]["validation"]
+    forget, retain = record["prompts"]["validation"]
     lines = [
-        f"{record['concept']}: {len(trials)} trials on {named} held-out prompts that name it and {kept} that must not "
-        f"change{'; interrupted' if record['interrupted'] else ''}",
+        f"{record['concept']}: {len(trials)} trials on {forget} held-out prompts that name it and {retain} that must "
+        f"not change{'; interrupted' if record['interrupted'] else ''}",
         "",
         *_aligned([[*heads, ""], *rows]),
         "",
@@ -125,8 +125,8 @@ def _cells(trial: Mapping[str, Any]) -> list[str]:
         str(trial["number"]),
         method,
         str(settings["rank"]),
-        f"{settings['epsilon']:.2g}" if "epsilon" in METHOD_SETTINGS[method] else "",
-        f"{settings['contrast']:.2g}" if "contrast" in METHOD_SETTINGS[method] else "",
+        f"{settings['epsilon']:.2g}" if "epsilon" in METHODS[method].settings else "",
+        f"{settings['contrast']:.2g}" if "contrast" in METHODS[method].settings else "",
         "all" if blocks is None else f"{blocks[0]}-{blocks[-1]}",
         f"{settings['strength']:.2f}{_factors(settings.get('block_strengths'))}",
         *_numbers(trial, "leftover", "drift"),
