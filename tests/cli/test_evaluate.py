@@ -131,7 +131,7 @@ def test_wrong_usage_is_one_line(place: Path, reports: Path, tmp_path: Path, unl
         (["eval", "shapeworld", place / "no-red"], "Expected a folder for the run: give -o DIR."),
         (["eval", "diff", reports / "good"], "Expected two reports"),
         (["eval", "diff", reports / "good", tmp_path], "Cannot read the report"),
-        (["eval", "--rescore", tmp_path], "is no folder of an evaluation"),
+        (["eval", "--rescore", tmp_path], "is not the folder of an evaluation"),
         (
             ["eval", "diff", "a", "b", "--fail-under", "safety=1"],
             "Unknown measure 'safety' of a report. Known: erase",

@@ -198,7 +198,7 @@ def default_detectors(suite: Suite) -> tuple[Detector, ...]:
 
 
 def with_validity(detectors: Sequence[Detector]) -> tuple[Detector, ...]:
-    """Add the detector of validity if there is none: without one, rubbish would count as erased."""
+    """Add the detector of validity if there is none: without it, noise would count as erased."""
     if any(detector.kind == "validity" for detector in detectors):
         return tuple(detectors)
     return (*detectors, load_detector("validity"))
@@ -304,7 +304,7 @@ def _open_record(plan: EvaluationPlan, folder: Path, conditions: Mapping[str, An
 
 
 def _described(item: Mapping[str, Any]) -> Detector:
-    """Return a detector that only stands for what it saw before."""
+    """Return a detector of an earlier run, which has its results and cannot look at new clips."""
     facts = {name: item[name] for name in ("name", "kind", "threshold", "min_share", "sees_prompt", "version")}
     return Detector(detect=_not_looking, settings=item["settings"], **facts)
 

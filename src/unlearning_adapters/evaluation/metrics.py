@@ -105,7 +105,7 @@ class ArmRates:
 
     @property
     def worst_neighbour(self) -> Rate:
-        """The neighbour that survived least; (0, 0), which is no rate, without neighbours."""
+        """The neighbour that survived least; `Rate(0, 0)` without neighbours."""
         return min(
             self.neighbours.values(),
             key=lambda rate: rate.value if rate.value is not None else 1.0,

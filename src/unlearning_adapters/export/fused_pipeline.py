@@ -221,7 +221,7 @@ def _check_classes(source: Path, adapters: Sequence[UnlearningAdapter]) -> None:
 
 
 def _plan(source: Path, adapters: Sequence[UnlearningAdapter], strengths: Sequence[float]) -> str:
-    """Return a digest of everything that the result depends on, so that another call is not gone on with."""
+    """Return a digest of everything that the result depends on, so that a call resumes only its own work."""
     digest = hashlib.sha256(repr(strengths).encode())
     for adapter in adapters:
         digest.update(encode(_with_factors(adapter)))

@@ -244,7 +244,7 @@ class _Taps:
             kept[index].append(rows if site.kind == "hidden" else _most_different(rows, self.max_rows))
 
     def _end_call(self, component: str, calls: int) -> None:
-        """Give up on the sites of a component that its call did not reach."""
+        """Stop waiting for the sites of a component that its call did not reach."""
         self.waiting = {
             (name, call) for name, call in self.waiting if call >= calls or not name.startswith(f"{component}.")
         }

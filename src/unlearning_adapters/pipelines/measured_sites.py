@@ -1,4 +1,4 @@
-"""Which sites read the prompt alone, or the picture alone: found by measurement, whatever a denoiser is like."""
+"""Which sites read the prompt alone, or the picture alone: found by measurement, for denoisers of any structure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

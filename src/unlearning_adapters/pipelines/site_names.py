@@ -56,7 +56,7 @@ VIDEO_OUT = re.compile(r"^(proj_out|final_layer\.linear)$")
 
 
 def no_denoiser(pipe: Any, parts: Mapping[str, Any]) -> str:
-    """Return what to say of a pipeline whose components hold no denoiser."""
+    """Return the error text for a pipeline whose components hold no denoiser."""
     empty = [name for name in COMPONENTS if name in parts]
     if empty and parts[empty[0]] is None:
         modular = hasattr(pipe, "load_components")

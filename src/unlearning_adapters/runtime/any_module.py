@@ -1,4 +1,4 @@
-"""Any denoiser as a pipeline: a module, and a callable that runs it on prompts; it need not be one of diffusers."""
+"""Any denoiser as a pipeline: a module, and a callable that runs it on prompts, of diffusers or not."""
 
 import inspect
 from collections.abc import Callable, Sequence

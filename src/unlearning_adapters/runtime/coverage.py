@@ -33,7 +33,7 @@ class Edited:
 
 @dataclass
 class Memory:
-    """What is known of a pipeline: its edited denoisers, and the causes that a user was told."""
+    """What is known of a pipeline: its edited denoisers, and the causes of the warnings so far."""
 
     edited: dict[str, Edited] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
@@ -44,7 +44,7 @@ _memories: "WeakKeyDictionary[Any, Memory]" = WeakKeyDictionary()
 
 
 def check_coverage(pipe: Any) -> None:
-    """Warn once, or raise if that was asked for, if a denoiser that this pipeline runs is not edited and should be.
+    """Warn once, or raise if `strict` is set, if a denoiser that this pipeline runs is not edited and should be.
 
     It should be if the one in its place was edited, when the pipeline was called last or an adapter was loaded, or if
     an adapter on another denoiser of the pipeline was made for it too.
@@ -69,7 +69,7 @@ def check_coverage(pipe: Any) -> None:
 
 
 def remember_edited(pipe: Any) -> None:
-    """Take note of the denoisers of a pipeline that carry adapters, so that a later one in their place is told of."""
+    """Remember the edited denoisers of a pipeline, so that an unedited one in their place causes a warning."""
     with _guard:
         try:
             memory = _memories.setdefault(pipe, Memory())
@@ -81,7 +81,7 @@ def remember_edited(pipe: Any) -> None:
 
 
 def _uncovered(component: str, editor: Editor, editors: dict[str, Editor], memory: Memory) -> tuple[str, bool]:
-    """Return what to say of a denoiser, if anything, and whether that is an error."""
+    """Return the error text for a denoiser, if anything, and whether that is an error."""
     stack, before = editor.stack, memory.edited.get(component)
     if stack.loaded:
         memory.edited[component] = Edited(ref(editor.denoiser), tuple(stack.loaded), stack.strict)

@@ -1,1 +1,1 @@
-"""The search of settings that sample no clip until its end."""
+"""The search for settings: it samples no clip before its end."""

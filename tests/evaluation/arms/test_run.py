@@ -245,7 +245,7 @@ def test_what_an_evaluation_refuses(pipe: Any, adapter: UnlearningAdapter, folde
         evaluate(pipe, adapter, suite, process=Process(0, 2))
     with pytest.raises(EvaluationError, match="Expected a suite"):
         as_suite(None, None)
-    with pytest.raises(EvaluationError, match="is no folder of an evaluation"):
+    with pytest.raises(EvaluationError, match="is not the folder of an evaluation"):
         rescore(folder / "clips")
     with pytest.raises(EvaluationError, match="holds a run with other seeds: None, now \\[1\\]"):
         evaluate(pipe, adapter, tiny_suite(3), seeds=[1], output=folder)

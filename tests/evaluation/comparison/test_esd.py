@@ -112,7 +112,7 @@ def test_factors_of_another_model_are_refused() -> None:
         lora_from(pipe, {**tensors, key: torch.zeros(2, 5)}, "a file")
     with pytest.raises(AdapterFileError, match=rf"Expected the factors of '{site}' in a file to have the shapes"):
         lora_from(pipe, {key: tensors[key]}, "a file")
-    with pytest.raises(AdapterFileError, match="The tensor 'alpha' in a file is no factor of a LoRA"):
+    with pytest.raises(AdapterFileError, match="The tensor 'alpha' in a file is not a factor of a LoRA"):
         lora_from(pipe, {**tensors, "alpha": torch.ones(1)}, "a file")
 
 

@@ -189,7 +189,7 @@ def test_errors_name_no_prompt(tmp_path: Path) -> None:
         ),
         (("plain", write(tmp_path / "y.json", f'["{secret}')), "Cannot read the prompt set 'plain' .*: JSONDecode"),
         (("plain", write(tmp_path / "z.md", secret)), "Expected a file of the kind .csv, .*, but got 'z.md'"),
-        (("plain", write(tmp_path / "n.json", [[secret]])), "Entry 1 of the prompt set is no mapping, but list"),
+        (("plain", write(tmp_path / "n.json", [[secret]])), "Entry 1 of the prompt set is not a mapping, but list"),
         (("plain", write(tmp_path / "e.txt", "\n")), "but got none"),
         (("i2p", write(tmp_path / "i.csv", I2P), None, "noise"), "the category 'noise'. Known: hate, violence"),
     ]

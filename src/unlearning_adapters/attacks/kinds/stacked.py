@@ -11,7 +11,7 @@ from unlearning_adapters.runtime.verbs import delete_unlearning_adapters, load_u
 
 
 def stacked(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[AttackPoint, ...]:
-    """Return the rate of the target and that of the second concept with both adapters; on a base, with none.
+    """Return the rate of the target and that of the second concept with both adapters; on a base, without any.
 
     Raises:
         EvaluationError: If there is no second adapter.

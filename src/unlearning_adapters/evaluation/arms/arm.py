@@ -142,7 +142,7 @@ def reworded_arm(words: tuple[str, ...], replacement: str = "") -> Arm:
 
 
 def reseeded_arm(offset: int = 1) -> Arm:
-    """Return the base with other noise: how far clips of one prompt are apart anyway, the scale for all drift."""
+    """Return the base with other noise: how far two clips of one prompt are apart, the scale for all drift."""
     return Arm(
         lambda _: contextlib.nullcontext(), "reference", "base, other noise", reseed=offset, details={"reseed": offset}
     )

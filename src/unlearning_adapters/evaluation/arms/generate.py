@@ -190,7 +190,7 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
 def check_batch(pipe: Any, size: int) -> None:
     """Raise `EvaluationError` if `size` is not a number of clips, or the pipeline's call takes no lists.
 
-    A call that does not say what it takes is tried: `check_count` sees what came of it.
+    A call that does not say what it takes is tried: `check_count` checks the result.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise EvaluationError(f"Expected the batch to be a whole number of clips from 1, but got {size!r}.")

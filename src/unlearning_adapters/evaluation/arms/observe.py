@@ -22,7 +22,7 @@ BATCH = 16  # clips per call where nothing is stored
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What came of one request.
+    """The result of one request.
 
     Args:
         request: What was asked for.

@@ -49,7 +49,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
         return dict(record)
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"{str(folder)!r} is no folder of an evaluation: {error}.") from error
+        raise EvaluationError(f"{str(folder)!r} is not the folder of an evaluation: {error}.") from error
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

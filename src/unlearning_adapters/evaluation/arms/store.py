@@ -159,7 +159,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield Row.from_json(line)
         except (ValueError, TypeError, AttributeError) as error:
             raise EvaluationError(
-                f"Line {number} of {path.name} is no row of an evaluation: {error}. Remove the line to make it anew."
+                f"Line {number} of {path.name} is not a row of an evaluation: {error}. Remove the line to make it anew."
             ) from error
 
 

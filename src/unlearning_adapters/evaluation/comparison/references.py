@@ -135,7 +135,7 @@ def _read(pipe: Any, file: Path) -> tuple[SiteLora, dict[str, Any]]:
 
 
 def _fingerprint(pipe: Any) -> str:
-    """Return a hash of a few numbers of each weight, so that clips of two gold models are not taken for one's."""
+    """Return a hash of a few numbers of each weight, which tells two gold models apart."""
     digest = hashlib.sha256()
     for component, network in pipe.components.items():
         weights = network.named_parameters() if isinstance(network, nn.Module) else ()

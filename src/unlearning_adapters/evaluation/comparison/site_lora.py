@@ -96,7 +96,7 @@ def lora_from(pipe: Any, tensors: Mapping[str, Tensor], source: str) -> SiteLora
     for name, tensor in tensors.items():
         match = FACTOR.fullmatch(name)
         if not match:
-            raise AdapterFileError(f"The tensor {name!r} in {source} is no factor of a LoRA. Remove the file.")
+            raise AdapterFileError(f"The tensor {name!r} in {source} is not a factor of a LoRA. Remove the file.")
         pairs.setdefault(match["site"], {})[match["factor"]] = tensor
     factors = {}
     for site, pair in pairs.items():

@@ -1,4 +1,4 @@
-"""Whether a clip is one at all: blank frames, frames of noise and numbers that are stuck are not."""
+"""Whether a clip is valid: blank frames and frames of noise are not."""
 
 import numpy as np
 from numpy.typing import NDArray

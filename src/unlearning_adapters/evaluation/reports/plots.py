@@ -147,7 +147,7 @@ def matrix(
 
 
 def _ticks(xs: Sequence[float]) -> tuple[float, ...]:
-    """Return values to write below an axis: those of the points, without such as would touch."""
+    """Return values to write below an axis: those of the points, without those that would touch."""
     least, span = min(xs), max(xs) - min(xs)
     ticks = [least]
     for x in sorted({*xs}):

@@ -1,4 +1,4 @@
-"""Whether a report may be believed: reasons for which it is void, and cautions that belong beside its numbers."""
+"""Whether a report is valid: reasons for which it is void, and cautions that belong beside its numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -155,7 +155,7 @@ def _cautions(
         )
     used = [part.name for part in suite.sets if not part.held_out]
     if used:
-        cautions.append(f"The adapter was built with the prompts of: {', '.join(used)}. They are no held-out test.")
+        cautions.append(f"The adapter was built with the prompts of: {', '.join(used)}. They are not held-out prompts.")
     for detector in detectors:
         if detector.sees_prompt:
             cautions.append(f"The detector {detector.name!r} is told the prompt, and can be led by it.")

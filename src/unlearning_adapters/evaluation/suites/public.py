@@ -241,7 +241,7 @@ def _mapping(entry: Any, source: PromptSource, number: int) -> dict[str, Any]:
     if isinstance(entry, list) and len(entry) == len(source.fields) > 0:
         return dict(zip(source.fields, entry, strict=True))
     if not isinstance(entry, dict):
-        raise EvaluationError(f"Entry {number} of the prompt set is no mapping, but {type(entry).__name__}.")
+        raise EvaluationError(f"Entry {number} of the prompt set is not a mapping, but {type(entry).__name__}.")
     return entry
 
 

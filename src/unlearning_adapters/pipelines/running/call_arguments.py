@@ -123,7 +123,7 @@ def _factor(pipe: Any, names: Sequence[str], default: int) -> int:
 
 
 def failed_call(pipe: Any, error: Exception, given: Mapping[str, Any]) -> str:
-    """Return what to say of a call of the user's pipeline that failed: the error, what is missing, and the cure.
+    """Return the error text for a call of the user's pipeline that failed: the error, what is missing, and the cure.
 
     Args:
         pipe: The pipeline.
@@ -137,7 +137,7 @@ def failed_call(pipe: Any, error: Exception, given: Mapping[str, Any]) -> str:
 
 
 def broken_part(pipe: Any) -> str:
-    """Return what to say of a part without which no call of a pipeline can work, or nothing if all seem whole."""
+    """Return the error text for a part without which no call of a pipeline can work, or nothing if all seem whole."""
     optional = {*getattr(type(pipe), "_optional_components", ()), *getattr(pipe, "_optional_components", ())}
     parts = {name: part for name, part in pipe.components.items() if name not in optional}
     missing = [name for name, part in parts.items() if part is None and name.startswith(ESSENTIAL)]

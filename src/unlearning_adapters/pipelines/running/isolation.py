@@ -1,4 +1,4 @@
-"""A pipeline of one's own for a run: the same networks, and what a run changes beside them as copies.
+"""A private copy of a pipeline for a run: the same networks, and what a run changes beside them as copies.
 
 Other threads may call the user's pipeline meanwhile, which keeps its scheduler, its guiders and its attributes.
 """

@@ -27,7 +27,7 @@ class Workspace:
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a contiguous buffer of the shape and device of a block, with whatever it holds."""
+        """Return a contiguous buffer of the shape and device of a block, uninitialised."""
         key, count = (name, dtype, like.device), like.numel()
         held = self._buffers.get(key)
         if held is None or held.numel() < count:
@@ -92,7 +92,7 @@ class _Crew:
 
 
 def _join(helpers: list[Thread]) -> list[BaseException]:
-    """Wait for threads to end, whatever happens meanwhile; return that."""
+    """Wait for threads to end, and return the interrupts that came meanwhile."""
     interrupted: list[BaseException] = []
     while alive := [helper for helper in helpers if helper.is_alive()]:
         try:

@@ -131,7 +131,7 @@ class CompactRecord(WeightRecord):
         return result
 
     def _was_restored(self, source: Tensor, rows: slice) -> bool:
-        """Whether a block of which that is not known is the original."""
+        """Whether a block whose state is unknown is the original."""
         before, after = self.before[rows], self.after[rows]
         # Sums that are alike on both sides, as those of zeros of changed sign can be, do not tell.
         return not torch.equal(before, after) and torch.equal(bits_of(source).sum(1).cpu(), before)

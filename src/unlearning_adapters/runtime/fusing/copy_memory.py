@@ -52,7 +52,7 @@ class CopyMemory:
         return group.copies
 
     def give_back(self, used: Collection[Tensor]) -> None:
-        """Leave to the system what no copy is in, but for these; their contents are lost.
+        """Return all memory that holds no copy to the system, except these; the contents are lost.
 
         Args:
             used: All copies that are still needed.

@@ -212,7 +212,7 @@ def check_unchanged(items: Sequence[Fused]) -> None:
 
 
 def changed_since_fused(name: str) -> str:
-    """Return what to say of a fused weight that cannot be restored."""
+    """Return the error text for a fused weight that cannot be restored."""
     return (
         f"The weight of {name} changed after it was fused (training, a fused LoRA, or a cast to another dtype and "
         f"back), so that it cannot be restored exactly. {_UNDO}"

@@ -80,7 +80,7 @@ class WeightRecord(ABC):
         """Return what an edited block of the weight was, maybe in a buffer; arguments as those of `fuse_block`."""
 
     def fuse_again(self, weight: Tensor, index: int, name: str, workspace: Workspace, /) -> None:
-        """Edit a block again that was restored, or of which that is not known; arguments as those of `fuse_block`."""
+        """Edit a block again that was restored, or whose state is unknown; arguments as those of `fuse_block`."""
         if self.state[index] is None:
             self.restore_block(weight, index, name, workspace)
         if self.state[index] is False:
