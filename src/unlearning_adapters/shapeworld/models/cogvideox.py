@@ -93,28 +93,7 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     return pixels
 
 
-def assemble(parts: dict[str, Any]) -> CogVideoXPipeline:
-    """Return the pipeline of parts."""
-    return CogVideoXPipeline(
-        tokenizer=parts["tokenizer"],
-        text_encoder=parts["text_encoder"],
-        vae=parts["vae"],
-        transformer=parts["denoiser"],
-        scheduler=parts["scheduler"],
-    )
-
-
 COGVIDEOX = ModelFamily(
-    name=NAME,
-    frames=FRAMES,
-    size=SIZE,
-    text_tokens=TEXT_TOKENS,
-    build_vae=build_vae,
-    build_text_encoder=build_text_encoder,
-    build_denoiser=build_denoiser,
-    build_scheduler=build_scheduler,
-    encode=encode,
-    decode=decode,
-    assemble=assemble,
-    clip_vae=True,
-)
+    NAME, FRAMES, SIZE, TEXT_TOKENS, build_vae, build_text_encoder, build_denoiser, build_scheduler, encode, decode,
+    pipeline=CogVideoXPipeline, component="transformer", clip_vae=True,
+)  # fmt: skip

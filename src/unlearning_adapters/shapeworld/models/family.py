@@ -1,6 +1,6 @@
 """What the training of a further ShapeWorld model needs to know of its architecture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ class ModelFamily:
         encode: VAE and clips (batch, 3, frames, height, width) -> means and deviations of their latents, laid out as
             the denoiser takes them.
         decode: VAE and unscaled latents -> clips, as the pipeline decodes them.
-        assemble: Parts by name -> pipeline.
+        pipeline: Class of the pipeline.
+        component: Name of the denoiser in the pipeline.
         clip_vae: Whether the VAE sees time, and must learn from clips after it has learned from frames.
     """
 
@@ -38,5 +39,10 @@ class ModelFamily:
     build_scheduler: Callable[[], Any]
     encode: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
     decode: Callable[[Any, Tensor], Tensor]
-    assemble: Callable[[dict[str, Any]], Any]
+    pipeline: Callable[..., Any]
+    component: str
     clip_vae: bool
+
+    def assemble(self, parts: Mapping[str, Any]) -> Any:
+        """Return the pipeline of parts, of which the denoiser is named "denoiser"."""
+        return self.pipeline(**{self.component if name == "denoiser" else name: part for name, part in parts.items()})

@@ -123,28 +123,7 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     return pixels.transpose(1, 2)
 
 
-def assemble(parts: dict[str, Any]) -> TextToVideoSDPipeline:
-    """Return the pipeline of parts."""
-    return TextToVideoSDPipeline(
-        vae=parts["vae"],
-        text_encoder=parts["text_encoder"],
-        tokenizer=parts["tokenizer"],
-        unet=parts["denoiser"],
-        scheduler=parts["scheduler"],
-    )
-
-
 UNET = ModelFamily(
-    name=NAME,
-    frames=FRAMES,
-    size=SIZE,
-    text_tokens=TEXT_TOKENS,
-    build_vae=build_vae,
-    build_text_encoder=build_text_encoder,
-    build_denoiser=build_denoiser,
-    build_scheduler=build_scheduler,
-    encode=encode,
-    decode=decode,
-    assemble=assemble,
-    clip_vae=False,
-)
+    NAME, FRAMES, SIZE, TEXT_TOKENS, build_vae, build_text_encoder, build_denoiser, build_scheduler, encode, decode,
+    pipeline=TextToVideoSDPipeline, component="unet", clip_vae=False,
+)  # fmt: skip

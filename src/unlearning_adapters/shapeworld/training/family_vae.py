@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from unlearning_adapters.shapeworld.models.family import ModelFamily
-from unlearning_adapters.shapeworld.world.scenes import Scene, render, sample_scene
+from unlearning_adapters.shapeworld.world.scenes import Scene, render
 
 from .run import DEVICE, TrainingRun, learning_rate, minimise, to_tensor
-from .wan_vae import reconstruction_loss
+from .wan_vae import decoder_to_refine, reconstruction_loss, vae_batch
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,6 @@ class FamilyVaeSettings:
     foreground: float = 4.0
     pairs: float = 0.25
     seed: int = 1
-
-
-def vae_batch(family: ModelFamily, settings: FamilyVaeSettings, step: int) -> Tensor:
-    """Return the frames, later the clips, of a step; they are the same whatever was run before."""
-    rng = np.random.default_rng((settings.seed, step))
-    frames = step < settings.frame_steps
-    count = settings.frame_batch if frames else settings.clip_batch
-    scenes = [sample_scene(rng, bodies=1 + int(rng.random() < settings.pairs)) for _ in range(count)]
-    clips = [render(scene, family.frames, family.size) for scene in scenes]
-    return to_tensor([clip[[rng.integers(family.frames)]] for clip in clips] if frames else clips)
 
 
 def vae_loss(
@@ -70,7 +60,7 @@ def train_family_vae(family: ModelFamily, run: TrainingRun, settings: FamilyVaeS
         return learning_rate(late, settings.clip_steps, settings.warmup, settings.clip_rate)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        return vae_loss(family, vae, vae_batch(family, settings, step).to(DEVICE), settings)
+        return vae_loss(family, vae, vae_batch(settings, step, family.frames, family.size).to(DEVICE), settings)
 
     minimise(run, "vae", vae, steps, rate, loss)
 
@@ -79,14 +69,7 @@ def refine_family_decoder(
     family: ModelFamily, run: TrainingRun, settings: FamilyVaeSettings, scenes: list[Scene], steps: int = 400
 ) -> None:
     """Train the decoder alone on the stored latents of the denoiser's scenes; the latents stay as they are."""
-    state, data = run.load("vae"), run.load("latents")
-    if state is None or data is None:
-        raise SystemExit(f"No VAE checkpoint or latents in {run.folder}; run the stage 'denoiser' first.")
-    torch.manual_seed(settings.seed)
-    vae = family.build_vae().to(DEVICE)
-    vae.load_state_dict(state["model"])
-    vae.requires_grad_(False)
-    vae.decoder.requires_grad_(True)
+    vae, data = decoder_to_refine(run, family.build_vae, settings.seed)
 
     def rate(step: int) -> float:
         return learning_rate(step, steps, settings.warmup, settings.clip_rate)

@@ -1,6 +1,8 @@
 """First stage of training: the VAE, and later its decoder alone on the latents that the denoiser has learned."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
 from unlearning_adapters.shapeworld.models.wan import LATENT_CHANNELS, build_vae
-from unlearning_adapters.shapeworld.world.scenes import FRAMES, Scene, render, sample_scene
+from unlearning_adapters.shapeworld.world.scenes import FRAMES, SIZE, Scene, render, sample_scene
 
 from .run import DEVICE, TrainingRun, learning_rate, minimise, to_tensor
 
@@ -35,14 +37,14 @@ class VaeSettings:
         return self.frame_steps + self.clip_steps
 
 
-def vae_batch(settings: VaeSettings, step: int) -> Tensor:
+def vae_batch(settings: Any, step: int, length: int = FRAMES, size: int = SIZE) -> Tensor:
     """Return the frames, later the clips, of a step; they are the same whatever was run before."""
     rng = np.random.default_rng((settings.seed, step))
     frames = step < settings.frame_steps
     count = settings.frame_batch if frames else settings.clip_batch
     scenes = [sample_scene(rng, bodies=1 + int(rng.random() < settings.pairs)) for _ in range(count)]
-    clips = [render(scene) for scene in scenes]
-    return to_tensor([clip[[rng.integers(FRAMES)]] for clip in clips] if frames else clips)
+    clips = [render(scene, length, size) for scene in scenes]
+    return to_tensor([clip[[rng.integers(length)]] for clip in clips] if frames else clips)
 
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
@@ -118,16 +120,22 @@ class DecoderSettings:
     seed: int = 3
 
 
-def refine_decoder(run: TrainingRun, settings: DecoderSettings, scenes: list[Scene]) -> None:
-    """Train the decoder alone on the stored latents of the training scenes."""
+def decoder_to_refine(run: TrainingRun, build: Callable[[], Any], seed: int) -> tuple[Any, Any]:
+    """Return the VAE of a run, of which the decoder alone can be trained, and the stored latents; torch is seeded."""
     state, data = run.load("vae"), run.load("latents")
     if state is None or data is None:
         raise SystemExit(f"No VAE checkpoint or latents in {run.folder}; run the stage 'denoiser' first.")
-    torch.manual_seed(settings.seed)
-    vae = build_vae().to(DEVICE)
+    torch.manual_seed(seed)
+    vae = build().to(DEVICE)
     vae.load_state_dict(state["model"])
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
+    return vae, data
+
+
+def refine_decoder(run: TrainingRun, settings: DecoderSettings, scenes: list[Scene]) -> None:
+    """Train the decoder alone on the stored latents of the training scenes."""
+    vae, data = decoder_to_refine(run, build_vae, settings.seed)
     vae.post_quant_conv.requires_grad_(True)
     spread = data["mean"].std((0, 2, 3, 4))[:, None, None, None]
 
