@@ -443,6 +443,7 @@ def test_offline_makes_no_request(hub, pushed, options):
     assert in_new_process(ASK, cache, **offline) == "red" and not hub.requests
 
 
+@pytest.mark.slow
 def test_without_a_network_the_cache_serves_or_one_line_says_why(hub, pushed, tmp_path):
     inspect_adapter(REPOSITORY, cache_dir=tmp_path / "full")
     with ThreadPoolExecutor() as pool:  # the client waits for seconds before it gives up
@@ -519,6 +520,7 @@ assert not any(name.startswith("unlearning") for name in sys.modules), "this pro
 """
 
 
+@pytest.mark.slow
 def test_fresh_processes_generate_the_same_latents(hub, tmp_path):
     from unlearning_adapters import load_concept, load_shapeworld
 
@@ -545,6 +547,7 @@ def test_fresh_processes_generate_the_same_latents(hub, tmp_path):
     assert torch.allclose(found["stock"], expected, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_the_example_pushes_and_pulls(hub, tmp_path):
     example = Path(__file__).resolve().parents[2] / "examples" / "05_push_and_pull.py"
     out = in_new_process(

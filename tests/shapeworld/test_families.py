@@ -216,6 +216,7 @@ def test_a_fresh_unet_tells_frames_apart():
     assert distances.min() > 0.1 * marks.norm(dim=1).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shapeworld-unet", "shapeworld-cogvideox"])
 def test_a_model_of_the_repository_forgets_red_and_nothing_else(name):
     pipe = DiffusionPipeline.from_pretrained(MODELS / name, dtype=torch.float32)
@@ -232,6 +233,7 @@ def test_a_model_of_the_repository_forgets_red_and_nothing_else(name):
     assert edited.context_kept.value >= base.context_kept.value - 0.1
 
 
+@pytest.mark.slow
 def test_the_gold_model_knows_everything_but_red():
     pipe = DiffusionPipeline.from_pretrained(MODELS / "shapeworld-without-red", dtype=torch.float32)
     assert generation_of(pipe) == GENERATION

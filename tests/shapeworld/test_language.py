@@ -132,6 +132,7 @@ def test_the_base_knows_the_phrases(pipe, held_out):
         )
 
 
+@pytest.mark.slow
 def test_five_pairs_reach_phrases_that_they_do_not_hold(pipe, held_out):
     concept, others = held_out
     adapter = builder.build_adapter(pipe, language_concept("red"), progress=False)
@@ -149,6 +150,7 @@ def test_five_pairs_reach_phrases_that_they_do_not_hold(pipe, held_out):
     assert sum(factors == prompt.factors for factors, prompt in zip(kept, others, strict=True)) >= 11
 
 
+@pytest.mark.slow
 def test_everyday_prompts_that_show_the_concept_turn_no_neighbour_into_it(pipe, monkeypatch):
     """ "a balloon rises into the sky" is neutral to whoever writes it, and shows "up": the read must not turn round."""
     concept = language_concept("up")
@@ -176,6 +178,7 @@ def test_everyday_prompts_that_show_the_concept_turn_no_neighbour_into_it(pipe, 
     assert kept(turned) <= 6
 
 
+@pytest.mark.slow
 def test_a_phrase_that_the_other_pairs_do_not_know_is_erased_as_well(pipe):
     """ "shape without corners" beside "circle" and "marble": one row takes the phrase away, and leaves any shape."""
     concept = language_concept("circle")

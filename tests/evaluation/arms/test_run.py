@@ -146,6 +146,7 @@ def launch(folder: Path, adapter: Path, suite: Path) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_survive_a_kill_and_give_the_numbers_of_one(
     pipe: Any, adapter: UnlearningAdapter, tmp_path: Path
 ) -> None:
