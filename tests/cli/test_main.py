@@ -125,7 +125,7 @@ def test_help_tells_the_defaults_of_the_functions(unlearn: Callable[..., Outcome
         (["demo", "--clips", "0"], "Invalid value for '--clips': 0 is not in the range x>=1"),
         (["demo", "--clips", "few"], "Invalid value for '--clips': 'few' is not"),
         (["build", "shapeworld", "red"], "Missing option '-o' / '--output'"),
-        (["build", "shapeworld", "red", "-o", "x", "--method", "erase"], "'erase' is not one of 'mean'"),
+        (["build", "shapeworld", "red", "-o", "x", "--method", "erase"], "'erase' is not one of 'ridge'"),
         (["build", "shapeworld", "red", "-o", "x", "--blocks", "1-"], "expected block numbers such as 0,4-7, but got"),
         (["build", "shapeworld", "red", "-o", "x", "--strength", "much"], "'much' is not a valid float"),
         (["build", "shapeworld", "red", "-o", "x", "--blocks", "5-4"], "expected block numbers such as 0,4-7, but got"),
