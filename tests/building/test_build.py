@@ -170,7 +170,7 @@ def test_a_pair_that_the_others_do_not_know_gets_a_row_of_its_own(monkeypatch) -
         moved = edited(adapter, word(pipe, one), strength=adapter.strength) - word(pipe, one)
         return float(1 + moved @ way / (way @ way))
 
-    with pytest.warns(UserWarning, match=r"Pair 4, 'a green tree moves', says .* a row of its own") as found:
+    with pytest.warns(UserWarning, match=r"Pair 4, 'a green tree moves', is an outlier: .* got an extra row") as found:
         adapter = build(planted_pipeline(), concept)
     assert not any("of what pair" in str(item.message) for item in found)
     assert adapter.rank == 2 and left(adapter, "red", "blue") < 0.3 and left(adapter, "green", "white") < 0.3

@@ -64,8 +64,10 @@ def test_prompts_that_only_some_concepts_have_are_recorded_together_and_change_r
 
 def test_the_feeds_of_the_sites_are_found_once(monkeypatch):
     calls = []
-    find = inputs.find_feeds
-    monkeypatch.setattr(inputs, "find_feeds", lambda *args, **kwargs: (calls.append(1), find(*args, **kwargs))[1])
+    find = inputs.find_shared_inputs
+    monkeypatch.setattr(
+        inputs, "find_shared_inputs", lambda *args, **kwargs: (calls.append(1), find(*args, **kwargs))[1]
+    )
     build_adapters(tiny_wan_pipeline(), [concept("red", "green"), concept("blue", "white")], **settings())
     assert len(calls) == 1
 

@@ -10,24 +10,24 @@ from planted_words import CONCEPT, NEUTRAL, planted_pipeline, word
 from tiny import KEY
 
 from unlearning_adapters.building.build import build_adapter
-from unlearning_adapters.building.inputs import gather
+from unlearning_adapters.building.inputs import record_inputs
 from unlearning_adapters.config import BuildConfig
 
 
 @pytest.mark.parametrize("negative", [None, "a green cross"])
 def test_the_prompts_of_guidance_are_told_from_the_neutral_ones(negative) -> None:
     call = {} if negative is None else {"negative_prompt": negative}
-    material = gather(planted_pipeline(), CONCEPT, BuildConfig(), progress=False, call_kwargs=call)
+    inputs = record_inputs(planted_pipeline(), CONCEPT, BuildConfig(), progress=False, call_kwargs=call)
     expected = 1 if negative is None else 2
-    assert material.guidance == (False,) * len(NEUTRAL) + (True,) * expected
-    neutral = material.rows(0).neutral
+    assert inputs.guidance == (False,) * len(NEUTRAL) + (True,) * expected
+    neutral = inputs.rows(0).neutral
     assert len(neutral.prompts) == len(NEUTRAL) and len(neutral.guidance) == expected
 
 
 def test_a_neutral_prompt_that_is_the_negative_one_is_one_of_guidance() -> None:
     call = {"negative_prompt": NEUTRAL[1]}
-    material = gather(planted_pipeline(), CONCEPT, BuildConfig(), progress=False, call_kwargs=call)
-    assert material.guidance == (False, True, False, False, False, True, True)
+    inputs = record_inputs(planted_pipeline(), CONCEPT, BuildConfig(), progress=False, call_kwargs=call)
+    assert inputs.guidance == (False, True, False, False, False, True, True)
     alone = replace(CONCEPT, neutral=NEUTRAL[1:2])  # nothing is left that is neutral alone
     assert build_adapter(planted_pipeline(), alone, BuildConfig(), progress=False, call_kwargs=call).directions
 
@@ -46,8 +46,8 @@ def test_a_negative_prompt_that_names_the_concept_is_not_protected(negative, wor
     """It often does, such as "nudity": protected, it would forbid the edit what the edit is for."""
     concept = replace(CONCEPT, words=words, pairs=CONCEPT.pairs[:3], neutral=("a dog moves", "the street"))
     pipe, call = planted_pipeline(), {"negative_prompt": negative}
-    material = gather(pipe, concept, BuildConfig(), progress=False, call_kwargs=call)
-    assert material.guidance == (False, False, True)
+    inputs = record_inputs(pipe, concept, BuildConfig(), progress=False, call_kwargs=call)
+    assert inputs.guidance == (False, False, True)
     named = build_adapter(pipe, concept, BuildConfig(), progress=False, call_kwargs=call)
     plain = build_adapter(pipe, concept, BuildConfig(), progress=False)
     assert torch.equal(named.directions[KEY].read, plain.directions[KEY].read)
@@ -55,7 +55,7 @@ def test_a_negative_prompt_that_names_the_concept_is_not_protected(negative, wor
 
 def test_pictures_have_no_prompt_of_guidance() -> None:
     pipe = planted.wan_pipeline()
-    material = gather(pipe, concept("wan"), BuildConfig(), progress=False)
-    assert material.neutral is not None and not any(material.guidance)
-    assert all(len(rows) for rows in material.rows(0).neutral.prompts)
-    assert torch.cat(material.rows(0).neutral.prompts).isfinite().all()
+    inputs = record_inputs(pipe, concept("wan"), BuildConfig(), progress=False)
+    assert inputs.neutral is not None and not any(inputs.guidance)
+    assert all(len(rows) for rows in inputs.rows(0).neutral.prompts)
+    assert torch.cat(inputs.rows(0).neutral.prompts).isfinite().all()

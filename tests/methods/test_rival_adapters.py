@@ -18,7 +18,7 @@ from torch import Tensor
 from planted import bits, output, planted, snapshot
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.building.build import build_adapter
-from unlearning_adapters.building.inputs import gather
+from unlearning_adapters.building.inputs import record_inputs
 from unlearning_adapters.concepts.concept import Concept, Pair, load_concept
 from unlearning_adapters.config import MAX_RANK, BuildConfig
 from unlearning_adapters.errors import ConfigError, DenoiserError
@@ -170,7 +170,7 @@ def unmasked_cogvideox() -> tuple[Any, Concept]:
 def test_an_edit_of_more_tokens_than_a_file_holds_rows_is_built_and_exact(method: str, tmp_path: Any) -> None:
     pipe, concept = unmasked_cogvideox()
     config = BuildConfig(method, sites="text", steps=1, pairs=7)
-    rows = gather(pipe, concept, config, progress=False, call_kwargs=COG_CALL).rows(0)
+    rows = record_inputs(pipe, concept, config, progress=False, call_kwargs=COG_CALL).rows(0)
     concepts, guides, preserved = edited_tokens(rows)
     assert len(concepts) > MAX_RANK >= concepts.shape[1]  # more tokens than rows, and their rank is within the limit
     with warnings.catch_warnings():

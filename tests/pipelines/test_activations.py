@@ -15,7 +15,7 @@ from traces import count_hooks, plain_state
 
 from unlearning_adapters.errors import ConfigError, DenoiserError, SiteError
 from unlearning_adapters.pipelines.activations import record
-from unlearning_adapters.pipelines.measured_sites import measure_text_only
+from unlearning_adapters.pipelines.probes import measure_sites
 from unlearning_adapters.pipelines.sites import find_sites
 
 OUT = "transformer.blocks.1.attn1.to_out.0"
@@ -236,7 +236,7 @@ def test_prompts_that_are_packed_to_one_sequence_are_recorded_one_by_one():
 
 def test_measurement_finds_the_text_sites_that_structure_finds():
     for pipe in (tiny.tiny_wan_pipeline(), tiny.tiny_wan_pipeline(two_denoisers=True), tiny.tiny_wan_image_pipeline()):
-        measured = measure_text_only(pipe)
+        measured = measure_sites(pipe, "text")
         assert [site for site in measured if site.block is not None] == list(find_sites(pipe))
         in_front = {site.module for site in measured if site.block is None}
         assert in_front == {f"condition_embedder.text_embedder.linear_{number}" for number in (1, 2)}
@@ -247,7 +247,7 @@ def test_measurement_needs_no_known_structure_and_leaves_nothing_behind():
     hooks, random_state = count_hooks(pipe), torch.get_rng_state()
     with pytest.raises(SiteError, match="No text site was found"):
         find_sites(pipe)
-    assert [site.module for site in measure_text_only(pipe)] == ["refine", "layers.0.words", "layers.1.words"]
+    assert [site.module for site in measure_sites(pipe, "text")] == ["refine", "layers.0.words", "layers.1.words"]
     assert count_hooks(pipe) == hooks
     assert torch.equal(torch.get_rng_state(), random_state)
 

@@ -15,7 +15,7 @@ from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import Concept, Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import SiteError
-from unlearning_adapters.pipelines.measured_sites import measure_text_only
+from unlearning_adapters.pipelines.probes import measure_sites
 from unlearning_adapters.pipelines.sites import NO_TEXT, find_sites, site_module
 from unlearning_adapters.runtime.verbs import (
     delete_unlearning_adapters,
@@ -73,7 +73,7 @@ def test_text_sites(tiny: Tiny):
 def test_sites_agree_with_measurement(tiny: Tiny):
     """What reads the prompt alone is a site, or prepares the text for sites, or is a door that the table names."""
     pipe = tiny.pipe()
-    sites, measured = text_paths(pipe), {site.module for site in measure_text_only(pipe)}
+    sites, measured = text_paths(pipe), {site.module for site in measure_sites(pipe, "text")}
     mixed = {path for path in sites if tiny.mixed and re.search(tiny.mixed, path)}
     assert sites - mixed <= measured
     assert not mixed & measured, "these sites read the prompt alone after all"

@@ -25,7 +25,7 @@ from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import SiteError
 from unlearning_adapters.pipelines.activations import record
-from unlearning_adapters.pipelines.measured_sites import measure_image_only, measure_text_only
+from unlearning_adapters.pipelines.probes import measure_sites
 from unlearning_adapters.pipelines.sites import find_sites
 from unlearning_adapters.runtime.verbs import (
     delete_unlearning_adapters,
@@ -108,10 +108,10 @@ def test_the_others_have_none_and_say_what_to_do(tiny: Tiny):
 def test_image_sites_agree_with_measurement(tiny: Tiny):
     pipe = PicturePipeline(tiny)
     sites = image_paths(pipe) if tiny.name in SITES else set()
-    measured = {site.module for site in measure_image_only(pipe)}
+    measured = {site.module for site in measure_sites(pipe, "image")}
     assert sites <= measured
     assert {path for path in measured - sites if not re.search(f"{FRONT}|{ELSEWHERE}", path)} == set()
-    assert not measured & {site.module for site in measure_text_only(pipe)}
+    assert not measured & {site.module for site in measure_sites(pipe, "text")}
 
 
 @with_sites

@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from traces import count_hooks
 
 from unlearning_adapters.pipelines.activations import record
-from unlearning_adapters.pipelines.measured_sites import measure_text_only
+from unlearning_adapters.pipelines.probes import measure_sites
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import find_sites
 
@@ -49,7 +49,7 @@ def test_a_stopped_run_gives_the_attention_processors_back():
     pipe = make_zero()
     before = pipe.unet.attn_processors
     assert all(type(processor) is AttnProcessor2_0 for processor in before.values())
-    assert measure_text_only(pipe, call_kwargs=ZERO)
+    assert measure_sites(pipe, "text", call_kwargs=ZERO)
     assert pipe.unet.attn_processors == before and count_hooks(pipe) == 0
 
 
@@ -68,4 +68,4 @@ def test_the_smallest_video_of_minimax_is_one_that_it_accepts():
     pipe = make_minimax()
     run = PartialRun(pipe, {"height": 8, "width": 8}, any_video=True)
     assert run.arguments["num_frames"] == 120
-    assert measure_text_only(pipe, call_kwargs={"height": 8, "width": 8})[0].module == "context_embedder"
+    assert measure_sites(pipe, "text", call_kwargs={"height": 8, "width": 8})[0].module == "context_embedder"

@@ -17,7 +17,7 @@ from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConfigError, DenoiserError, SiteError
-from unlearning_adapters.pipelines.measured_sites import measure_image_only, measure_text_only
+from unlearning_adapters.pipelines.probes import measure_sites
 from unlearning_adapters.pipelines.sites import find_sites
 from unlearning_adapters.runtime.any_module import DenoiserPipeline, wrap_denoiser
 from unlearning_adapters.runtime.verbs import (
@@ -57,7 +57,7 @@ def test_the_finder_and_the_measurement_agree():
     pipe = wrapped()
     sites = {site.name for site in find_sites(pipe)}
     assert sites == {f"transformer.blocks.{block}.cross_attn.kv_linear" for block in (0, 1)}
-    measured = {site.name for site in measure_text_only(pipe)}
+    measured = {site.name for site in measure_sites(pipe, "text")}
     assert measured - sites == {"transformer.y_embedder.0", "transformer.y_embedder.2"}  # in front of them
     assert sites <= measured
 
@@ -164,7 +164,7 @@ def test_pictures_and_further_arguments_reach_the_callable():
     torch.manual_seed(0)
     pipe, seeing.heights = wrap_denoiser(Seeing(), seeing, component="unet"), []
     red, blue, green = (Image.new("RGB", (2, 2), colour) for colour in ("red", "blue", "green"))
-    assert [site.module for site in measure_image_only(pipe)] == ["blocks.0.see", "blocks.1.see"]
+    assert [site.module for site in measure_sites(pipe, "image")] == ["blocks.0.see", "blocks.1.see"]
     concept = Concept("red", (Pair("a dog", "a dog", red, blue),), neutral_images=[green])
     adapter = build_adapter(pipe, concept, BuildConfig(strength=1.0), progress=False, call_kwargs={"gain": 2.0})
     assert adapter.sites == ("unet.blocks.0.see", "unet.blocks.1.see")

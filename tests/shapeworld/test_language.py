@@ -183,7 +183,7 @@ def test_a_phrase_that_the_other_pairs_do_not_know_is_erased_as_well(pipe):
     """ "shape without corners" beside "circle" and "marble": one row takes the phrase away, and leaves any shape."""
     concept = language_concept("circle")
     prompts = phrase_prompts("circle", ["shape without corners"], 14, seed=631)
-    with pytest.warns(UserWarning, match=r"Pair 4, .*shape without corners.* a row of its own"):
+    with pytest.warns(UserWarning, match=r"Pair 4, .*shape without corners.* an extra row"):
         adapter = builder.build_adapter(pipe, concept, progress=False)
     plain = builder.build_adapter(pipe, concept, BuildConfig(strength=adapter.strength), progress=False)
 

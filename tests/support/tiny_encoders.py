@@ -40,7 +40,7 @@ from transformers import (
 from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2EncoderConfig, T5Gemma2TextConfig
 from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
-from unlearning_adapters.pipelines.site_names import COMPONENTS
+from unlearning_adapters.adapter.record import COMPONENTS
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 PAD, START, END = range(3)

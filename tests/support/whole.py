@@ -27,7 +27,7 @@ from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import Concept, Pair
 from unlearning_adapters.config import BuildConfig
-from unlearning_adapters.pipelines.measured_sites import measure_text_only
+from unlearning_adapters.pipelines.probes import measure_sites
 from unlearning_adapters.pipelines.sites import denoisers, site_module
 from unlearning_adapters.runtime.verbs import (
     fuse_unlearning_adapters,
@@ -284,7 +284,7 @@ def check_found(case: Whole, pipe: Any, adapter: UnlearningAdapter) -> None:
 def check_measured(case: Whole, pipe: Any, adapter: UnlearningAdapter) -> None:
     """Measurement agrees with the finder: sites read the prompt alone, but for those that have seen the video."""
     call = {**case.call, "image": picture(0)} if case.pictures else case.call
-    measured = {site.name for site in measure_text_only(pipe, call_kwargs=call)} if case.reads_text else set()
+    measured = {site.name for site in measure_sites(pipe, "text", call_kwargs=call)} if case.reads_text else set()
     kinds = {type(network).__name__ for network in denoisers(pipe).values()}
     mixed = [tiny.mixed for tiny in TINY if tiny.model in kinds and tiny.mixed]
     alone = {site for site in adapter.sites if case.reads_text and not any(re.search(part, site) for part in mixed)}

@@ -109,12 +109,12 @@ def _tensors(adapter: UnlearningAdapter) -> dict[str, Tensor]:
     missing = [site for site in adapter.directions if site not in adapter.lora_B]
     unknown = [site for site in adapter.lora_B if site not in adapter.directions]
     if missing or unknown:
-        found = (
+        reason = (
             f"{len(missing)} of {len(adapter.directions)} sites lack it" if missing else f"{unknown[0]!r} is no site"
         )
         raise AdapterFileError(
             f"Cannot save the adapter {adapter.info.concept!r}: stock loaders need `lora_B` for each site, "
-            f"and {found}. Save it from a pipeline with pipe.save_unlearning_adapter, or build it again."
+            f"and {reason}. Save it from a pipeline with pipe.save_unlearning_adapter, or build it again."
         )
     tensors: dict[str, Tensor] = {}
     for site, direction in adapter.directions.items():
@@ -246,8 +246,8 @@ def _check_projection(read: Tensor, write: Tensor, site: str, name: str) -> None
     reads, writes = read.double(), write.double()
     gains = reads.norm(dim=1) * writes.norm(dim=1)
     _check_gain(float(gains.max()), site, name)
-    own = (reads * writes).sum(dim=1)
-    wrong = torch.diag((own - 1).abs() > UNIT_TOLERANCE + ROUNDING * gains)
+    products = (reads * writes).sum(dim=1)
+    wrong = torch.diag((products - 1).abs() > UNIT_TOLERANCE + ROUNDING * gains)
     if not wrong.any():
         # (c a, w / c) is the same direction as (a, w): between rows, compare reads and writes of equal length.
         balance = (reads.norm(dim=1) / writes.norm(dim=1)).sqrt()[:, None]

@@ -205,8 +205,10 @@ def _metadata(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _exported_from(text: str, name: str) -> str:
     """Return the concepts that the record of an exported LoRA names; nobody has checked it."""
     adapters = strict_json(text, name, "record").get("adapters")
-    known = [item.get("concept") for item in adapters if isinstance(item, dict)] if isinstance(adapters, list) else []
-    return shorten(known[0]) if len(known) == 1 else shorten(known) if known else "an adapter"
+    concepts = (
+        [item.get("concept") for item in adapters if isinstance(item, dict)] if isinstance(adapters, list) else []
+    )
+    return shorten(concepts[0]) if len(concepts) == 1 else shorten(concepts) if concepts else "an adapter"
 
 
 def _check_layout(tensors: Mapping[str, Any], data_bytes: int, name: str) -> dict[str, tuple[int, int]]:
@@ -247,8 +249,8 @@ def _is_pair(value: Any, low: int) -> bool:
 
 def _check_sites(shapes: Mapping[str, tuple[int, int]], sites: Sequence[str], name: str) -> int:
     """Check that every site has its tensors, in shapes that fit, and that there are no others; return the rank."""
-    known = {key(site) for site in sites for key in (read_key, factor_key, write_key)}
-    unknown = next((key for key in shapes if key not in known), None)
+    expected = {key(site) for site in sites for key in (read_key, factor_key, write_key)}
+    unknown = next((key for key in shapes if key not in expected), None)
     if unknown is not None:
         raise bad_file(name, f"the tensor {shorten(unknown)} belongs to no site of its record")
     ranks = set()

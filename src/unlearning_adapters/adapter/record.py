@@ -34,9 +34,9 @@ ADDITIVE = "additive"
 AGAIN = "Get the file again from where it came, or build it again with build_adapter."
 
 
-def bad_file(name: str, found: str, cure: str = AGAIN) -> AdapterFileError:
+def bad_file(name: str, reason: str, cure: str = AGAIN) -> AdapterFileError:
     """Return the error for a file that is refused: which one, what was found (with the limit), and the cure."""
-    return AdapterFileError(f"Refused {name!r} as an unlearning adapter: {found}. {cure}")
+    return AdapterFileError(f"Refused {name!r} as an unlearning adapter: {reason}. {cure}")
 
 
 def shorten(value: object) -> str:
@@ -134,11 +134,11 @@ def check_record(record: Mapping[str, Any], name: str) -> tuple[tuple[str, ...],
             f"it was written by a newer version: found format {version}, this package reads {FORMAT_VERSION}",
             "Run: pip install -U unlearning-adapters",
         )
-    known = _known_keys(version, record)
-    for key in sorted(known ^ set(record)):
+    keys = _known_keys(version, record)
+    for key in sorted(keys ^ set(record)):
         raise bad_file(
             name,
-            f"its record lacks the key {key!r}" if key in known else f"unknown key {shorten(key)} in its record",
+            f"its record lacks the key {key!r}" if key in keys else f"unknown key {shorten(key)} in its record",
         )
     for key in _TEXTS:
         _check_text(record[key], key, name)
@@ -168,13 +168,13 @@ def check_record(record: Mapping[str, Any], name: str) -> tuple[tuple[str, ...],
 
 def _check_additive(additive: Any, sites: tuple[str, ...], name: str) -> frozenset[str]:
     """Check the list of the sites whose directions are additive: some of the record's, and not all."""
-    named = _check_site_names(additive, name, ADDITIVE)
-    unknown = next((site for site in named if site not in set(sites)), None)
+    names = _check_site_names(additive, name, ADDITIVE)
+    unknown = next((site for site in names if site not in set(sites)), None)
     if unknown is not None:
         raise bad_file(name, f"`{ADDITIVE}` names {shorten(unknown)}, which is no site of its record")
-    if len(named) == len(sites):
+    if len(names) == len(sites):
         raise bad_file(name, f"`{ADDITIVE}` names all sites, for which `edit` is 'additive' and the version below 3")
-    return frozenset(named)
+    return frozenset(names)
 
 
 def _check_text(value: Any, key: str, name: str) -> None:
@@ -201,8 +201,8 @@ def _check_plain(value: Any, key: str, name: str) -> None:
 
 def _check_site_names(sites: Any, name: str, key: str = "sites") -> tuple[str, ...]:
     if not isinstance(sites, list) or not 1 <= len(sites) <= MAX_SITES:
-        found = f"{len(sites):,} sites" if isinstance(sites, list) else shorten(sites)
-        raise bad_file(name, f"`{key}` is {found}, not a list of 1 to {MAX_SITES:,} names")
+        what = f"{len(sites):,} sites" if isinstance(sites, list) else shorten(sites)
+        raise bad_file(name, f"`{key}` is {what}, not a list of 1 to {MAX_SITES:,} names")
     for site in sites:
         if not isinstance(site, str) or len(site) > MAX_NAME or not _SITE.fullmatch(site):
             raise bad_file(
@@ -217,9 +217,9 @@ def _check_gains(gains: Any, strength: float, sites: tuple[str, ...], name: str)
     """Check what sites multiply the strength by; a site without an entry multiplies it by 1."""
     if not isinstance(gains, dict) or not gains:
         raise bad_file(name, f"`{GAINS}` is {shorten(gains)}, not an object with a number for one or more of its sites")
-    known = set(sites)
+    names = set(sites)
     for site, gain in gains.items():
-        if site not in known:
+        if site not in names:
             raise bad_file(name, f"`{GAINS}` names {shorten(site)}, which is no site of its record")
         try:
             check_gain(gain)

@@ -49,10 +49,10 @@ def check_options(options: Mapping[str, Any], kind: type = SourceOptions) -> Non
         options: The keywords that were given.
         kind: `HubOptions` or `SourceOptions`.
     """
-    known = kind.__annotations__
+    names = kind.__annotations__
     for name in options:
-        if name not in known:
-            raise TypeError(f"Unexpected keyword argument {name!r}. Known: {', '.join(known)}.")
+        if name not in names:
+            raise TypeError(f"Unexpected keyword argument {name!r}. Known: {', '.join(names)}.")
 
 
 def find_adapter_file(
@@ -131,8 +131,10 @@ def _in_folder(folder: Path, subfolder: str | None) -> Path:
     if path.is_file():
         return path
     names = sorted(item.name for item in place.iterdir()) if place.is_dir() else []
-    held = f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty or missing"
-    reason = why_missing(path, f"it has no {FILE_NAME!r}, {held}")
+    content = (
+        f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty or missing"
+    )
+    reason = why_missing(path, f"it has no {FILE_NAME!r}, {content}")
     raise AdapterNotFoundError(
         f"No unlearning adapter in the folder {str(place)!r}: {reason}. "
         "Name the .safetensors file itself, or the folder that save_pretrained wrote."

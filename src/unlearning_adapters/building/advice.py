@@ -1,4 +1,4 @@
-"""What a build can tell before a clip is made: where its edit may do less than it should, or more."""
+"""`build_warnings`: where an edit may remove less of the concept than it should, or more beside it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
@@ -7,7 +7,7 @@ from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.config import MAX_CALIBRATED_STRENGTH, MAX_RANK, BuildConfig
 from unlearning_adapters.methods.registry import METHODS
 
-from .inputs import Material
+from .inputs import BuildInputs
 
 LEFT_OUT = 0.01  # share of an edit that may fall to the limit of its rank unsaid
 # Parts of the concept. "a blueprint of a sailing ship" has 1.0 of "blue"; the neutral prompts that the ShapeWorld
@@ -16,23 +16,23 @@ CHANGED = 0.75
 SHOWN = 3
 
 
-def doubts(
-    material: Material,
+def build_warnings(
+    inputs: BuildInputs,
     config: BuildConfig,
     directions: Sequence[Direction],
     strength: float,
-    own: Sequence[int],
-    kept: Mapping[int, float],
+    outliers: Sequence[int],
+    survivors: Mapping[int, float],
 ) -> Iterator[str]:
-    """Say what a user should know of an adapter that may do less than it should, or more.
+    """Yield warnings of an adapter that may remove less of the concept than it should, or more beside it.
 
     Args:
-        material: What the adapter was built from.
+        inputs: What the adapter was built from.
         config: How.
         directions: The direction of each group of sites.
         strength: The adapter's strength.
-        own: Pairs that have a row of their own (`with_own_rows`).
-        kept: Pairs of which less than half is removed, with the part.
+        outliers: Indices of the outlier pairs that got an extra row (`with_outlier_rows`).
+        survivors: Indices of the pairs of which less than half is removed, with the part.
     """
     left_out = max(direction.left_out for direction in directions)
     if left_out > LEFT_OUT:
@@ -47,35 +47,35 @@ def doubts(
             f"The strength is at its limit of {MAX_CALIBRATED_STRENGTH:g}: what most pairs share is less than half of "
             "what one of them says, so that words which no pair holds may survive. Add pairs, or word them more alike."
         )
-    for pair in own:
+    for pair in outliers:
         yield (
-            f"Pair {pair + 1}, {material.pairs[pair].unsafe!r}, says the concept in another way than the others: it "
-            "has a row of its own, and the edit moves more beside the concept. Word it more like them to avoid it."
+            f"Pair {pair + 1}, {inputs.pairs[pair].unsafe!r}, is an outlier: it shows the concept in another way than "
+            "the others. It got an extra row, which moves other prompts more. Word it more like them to avoid that."
         )
-    for pair, part in kept.items():
+    for pair, part in survivors.items():
         yield (
-            f"The edit removes {max(0.0, part):.0%} of what pair {pair + 1} shows, {material.pairs[pair].unsafe!r}: "
-            "the others say it in another way. Word it more like them, or build an adapter of such pairs and stack the "
-            "two."
+            f"The edit removes {max(0.0, part):.0%} of what pair {pair + 1} shows, {inputs.pairs[pair].unsafe!r}: "
+            "the others show it in another way. Word it more like them, or build an adapter of such pairs, and stack "
+            "the two."
         )
-    if changed := sorted(_changed(material, config, directions, strength), reverse=True):
-        shown = ", ".join(f"{prompt!r} ({part:.1f} of it)" for part, prompt in changed[:SHOWN])
+    if changed := sorted(_changed(inputs, config, directions, strength), reverse=True):
+        examples = ", ".join(f"{prompt!r} ({part:.1f} of it)" for part, prompt in changed[:SHOWN])
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         yield (
-            f"Neutral prompts read as the concept, and change with it: {shown}{more}. Remove from `neutral` those that "
-            "show it in other words, since they also keep it from being erased."
+            f"Neutral prompts read as the concept, and change with it: {examples}{more}. Remove from `neutral` those "
+            "that show it in other words, since they also keep it from being erased."
         )
 
 
 def _changed(
-    material: Material, config: BuildConfig, directions: Sequence[Direction], strength: float
+    inputs: BuildInputs, config: BuildConfig, directions: Sequence[Direction], strength: float
 ) -> Iterator[tuple[float, str]]:
     """Yield neutral prompts with the largest part of the concept that is taken from one of their tokens."""
     parts: dict[str, list[float]] = {}
     for group, direction in enumerate(directions):
         read = direction.read.sum(0) if config.rank == 1 else direction.read[0]
-        for prompt, rows in material.neutral_texts(group):
+        for prompt, rows in inputs.neutral_texts(group):
             parts.setdefault(prompt, []).append(strength * float((rows @ read.to(rows)).max()))
-    for prompt, found in parts.items():
-        if (part := median(found)) > CHANGED:
+    for prompt, values in parts.items():
+        if (part := median(values)) > CHANGED:
             yield part, prompt

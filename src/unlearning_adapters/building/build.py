@@ -25,11 +25,11 @@ from unlearning_adapters.pipelines.running.call_lock import reading
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.pipelines.weights import layer_response, weight_gram
 
-from .advice import doubts
+from .advice import build_warnings
 from .counterfactuals import check_makes_base_clips, video_directions
 from .gains import with_block_strengths
-from .inputs import gather
-from .outlier_pairs import with_own_rows
+from .inputs import record_inputs
+from .outlier_pairs import with_outlier_rows
 from .shared_neutral import shared_neutral
 
 
@@ -46,11 +46,11 @@ def build_adapter(
 
     1. Find the sites: the Linear layers that read what the pairs differ in, the prompt or the picture.
     2. Record what they read for both sides of each pair, and for the neutral prompts and pictures: in the first step,
-       and at text and image sites whose input changes from step to step (`find_feeds`) in three.
+       and at text and image sites whose input changes from step to step (`find_shared_inputs`) in three.
     3. Per group of sites that read the same: find the direction of the concept (docs/maths.md).
     4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it; a block multiplies it by
        its factor in `config.block_strengths`. A pair of which less than half is then removed, since it says the concept
-       in another way than the others, gets a row of its own at the text sites.
+       in another way than the others (an outlier pair), gets an extra row at the text sites.
     5. With `scope="concept"`, find the edit at video tokens as well, from clips of the pairs (`video_directions`).
 
     The pipeline is left as it was, its random state and its scheduler included. What is built is of the base: beside
@@ -95,30 +95,30 @@ def build_adapter(
             stack.enter_context(shared_neutral((), neutral_cache))
         if config.scope == "concept":
             check_makes_base_clips(pipe)
-        material = gather(pipe, concept, config, progress=progress, call_kwargs=call_kwargs)
+        inputs = record_inputs(pipe, concept, config, progress=progress, call_kwargs=call_kwargs)
         generator = torch.Generator("cpu").manual_seed(config.seed)
         by_group: list[Direction] = []
         strengths: list[float] = []
         parts: list[list[float]] = []
         method = METHODS[config.method]
         knows_pairs = method.find_with_extra_rows is not None and config.rank == 1 and config.strength is None
-        for group in tqdm(range(material.groups), desc="Directions", unit="group", disable=not progress):
-            rows = material.rows(group)
+        for group in tqdm(range(inputs.groups), desc="Directions", unit="group", disable=not progress):
+            rows = inputs.rows(group)
             if method.needs_gram:
-                rows = replace(rows, gram=_gram(networks, material.recorded.members(group), config.method))
-            with material.named(group):
+                rows = replace(rows, gram=_gram(networks, inputs.recorded.members(group), config.method))
+            with inputs.named(group):
                 by_group.append(find_direction(rows, config, generator))
                 strengths.append(find_strength(rows, config, generator))
                 parts.append(pair_shares(rows, by_group[-1]) if knows_pairs and rows.kind == "text" else [])
         strength = median(strengths)
-        by_group, own, kept = with_own_rows(material, by_group, parts, strength, config)
-        for doubt in doubts(material, config, by_group, strength, own, kept):
-            warnings.warn(doubt, stacklevel=2)
-        by_site = {site.name: by_group[material.group_of(site)] for site in material.sites}
-        directions = with_block_strengths(by_site, material.sites, config.block_strengths)
+        by_group, outliers, survivors = with_outlier_rows(inputs, by_group, parts, strength, config)
+        for text in build_warnings(inputs, config, by_group, strength, outliers, survivors):
+            warnings.warn(text, stacklevel=2)
+        by_site = {site.name: by_group[inputs.group_of(site)] for site in inputs.sites}
+        directions = with_block_strengths(by_site, inputs.sites, config.block_strengths)
         if config.scope == "concept":
             video = video_directions(
-                pipe, concept, material.pairs, config, strength, progress=progress, call_kwargs=call_kwargs
+                pipe, concept, inputs.pairs, config, strength, progress=progress, call_kwargs=call_kwargs
             )
             directions = {**video, **directions}
         return assemble(pipe, concept, config, directions, strength)

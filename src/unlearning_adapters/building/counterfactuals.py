@@ -102,9 +102,9 @@ def video_directions(
     acting = [site for site in sites if site.name in directions]
     present = {site.block for site in acting}
     factors = {block: factor for block, factor in (config.block_strengths or {}).items() if block in present}
-    gained = with_block_strengths(directions, acting, factors)
-    own = strength if config.strength is None else 1.0
-    return {name: replace(direction, gain=direction.gain / own) for name, direction in gained.items()}
+    scaled = with_block_strengths(directions, acting, factors)
+    divisor = strength if config.strength is None else 1.0
+    return {name: replace(direction, gain=direction.gain / divisor) for name, direction in scaled.items()}
 
 
 def _solved(moments: VideoMoments, config: BuildConfig) -> dict[str, Direction]:
@@ -194,12 +194,12 @@ def _make(
     run = PartialRun(pipe, rough(pipe, call_kwargs), any_video=False, own_guidance=True)
     _more(bar, len(sides))
     size = 1 if run.one_by_one or any(picture is not None for picture in pictures) else batch
-    made = []
+    latents = []
     for start in range(0, len(sides), size):
         texts, seeds = zip(*sides[start : start + size], strict=True)
-        made.append(clean_latents(run, texts, seeds, pictures[start]))
+        latents.append(clean_latents(run, texts, seeds, pictures[start]))
         bar.update(len(texts))
-    return torch.cat(made)
+    return torch.cat(latents)
 
 
 def _read(
@@ -241,10 +241,10 @@ def few_levels(pipe: Any, call_kwargs: Mapping[str, Any] | None) -> dict[str, An
 
 def _steps(pipe: Any, call_kwargs: Mapping[str, Any] | None) -> int:
     parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
-    own = DEFAULT_STEPS if parameter is None or not isinstance(parameter.default, int) else parameter.default
-    return int((call_kwargs or {}).get("num_inference_steps", own))
+    default = DEFAULT_STEPS if parameter is None or not isinstance(parameter.default, int) else parameter.default
+    return int((call_kwargs or {}).get("num_inference_steps", default))
 
 
 def _with_steps(call_kwargs: Mapping[str, Any] | None, steps: int) -> dict[str, Any]:
-    given = dict(call_kwargs or {})
-    return given if SCHEDULE & set(given) else {**given, "num_inference_steps": steps}
+    arguments = dict(call_kwargs or {})
+    return arguments if SCHEDULE & set(arguments) else {**arguments, "num_inference_steps": steps}

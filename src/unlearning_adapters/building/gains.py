@@ -22,14 +22,14 @@ def with_block_strengths(
         SiteError: If no site is in one of the blocks.
     """
     check_blocks(factors, sites)
-    given = factors or {}
-    gains = {site.name: 1.0 if site.block is None else given.get(site.block, 1.0) for site in sites}
-    gained: dict[tuple[int, float], Direction] = {}  # sites that shared a direction still do within a block
+    by_block = factors or {}
+    gains = {site.name: 1.0 if site.block is None else by_block.get(site.block, 1.0) for site in sites}
+    scaled: dict[tuple[int, float], Direction] = {}  # sites that shared a direction still do within a block
     for name, item in directions.items():
         key = id(item), gains[name]
-        if key not in gained:
-            gained[key] = item if item.gain == gains[name] else replace(item, gain=gains[name])
-    return {name: gained[id(item), gains[name]] for name, item in directions.items()}
+        if key not in scaled:
+            scaled[key] = item if item.gain == gains[name] else replace(item, gain=gains[name])
+    return {name: scaled[id(item), gains[name]] for name, item in directions.items()}
 
 
 def check_blocks(factors: Mapping[int, float] | None, sites: Sequence[Site]) -> None:

@@ -32,12 +32,12 @@ def guidance_prompts(pipe: Any, concept: Concept, call_kwargs: Mapping[str, Any]
     arguments = {name: value for name, value in call_defaults(pipe).items() if name.startswith("negative_")}
     if NEGATIVE not in arguments:
         return []
-    given = {name: value for name, value in (call_kwargs or {}).items() if name in arguments and value is not None}
+    values = {name: value for name, value in (call_kwargs or {}).items() if name in arguments and value is not None}
     texts = [""]
-    for name, value in {**arguments, **given}.items():
+    for name, value in {**arguments, **values}.items():
         if name.startswith(NEGATIVE) and name.removeprefix(NEGATIVE).lstrip("_").isdecimal() or name == NEGATIVE:
             texts += _texts(name, value)
-    embeddings = [name for name in given if name.endswith("embeds")]
+    embeddings = [name for name in values if name.endswith("embeds")]
     if embeddings:
         warnings.warn(
             f"`{embeddings[0]}` is given as embeddings, and what it says may change with the concept, since a build "

@@ -1,4 +1,4 @@
-"""What a build works on: the pairs, the sites, and what these read for pairs and neutral prompts."""
+"""`BuildInputs`: the pairs, the sites, and what the sites read for pairs and neutral prompts."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from unlearning_adapters.methods.registry import METHODS
 from unlearning_adapters.methods.rows import GroupRows, NeutralRows, Sides
 from unlearning_adapters.pipelines.activations import Recording, record
 from unlearning_adapters.pipelines.edits import check_no_fused_lora
-from unlearning_adapters.pipelines.moving_sites import few_steps, find_feeds
+from unlearning_adapters.pipelines.probes import few_steps, find_shared_inputs
 from unlearning_adapters.pipelines.reading_base import check_reads_base
 from unlearning_adapters.pipelines.running.fitting import Fitting
 from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers, site_module
@@ -27,15 +27,15 @@ from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers
 from .gains import check_blocks
 from .guidance import guidance_prompts
 from .shared_neutral import record_neutral, remembered
-from .site_selection import choose_sites, without_unread_pictures
+from .site_selection import select_sites, without_unread_pictures
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
 NEUTRAL_HIDDEN_ROWS = 2048  # of all neutral prompts together
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a build works on: the pairs, the sites, and what these read; any number of directions can be made of it.
+class BuildInputs:
+    """The pairs of a build, its sites, and what these read; any number of directions can be made of it.
 
     Args:
         pairs: The pairs that are used.
@@ -82,8 +82,8 @@ class Material:
             "text": [pair.text_differs for pair in self.pairs],
             "image": [pair.image_differs for pair in self.pairs],
         }.get(self.kind_of(group), [True] * count)
-        found = [index for index in range(count) if differs[index] or not torch.equal(unsafe[index], safe[index])]
-        return found or list(range(count))
+        indices = [index for index in range(count) if differs[index] or not torch.equal(unsafe[index], safe[index])]
+        return indices or list(range(count))
 
     def rows(self, group: int) -> GroupRows:
         """Return what a group reads, without pairs that differ in nothing that sites of its kind read."""
@@ -114,21 +114,21 @@ class Material:
             raise ConceptError(f"At the site {self.recorded.members(group)[0]!r}: {error}") from error
 
 
-def gather(
+def record_inputs(
     pipe: Any,
     concept: Concept,
     config: BuildConfig,
     *,
     progress: bool = True,
     call_kwargs: Mapping[str, Any] | None = None,
-) -> Material:
+) -> BuildInputs:
     """Find the sites of a build and record what they read: its first two steps; arguments as in `build_adapter`."""
     check_arguments(concept, config, call_kwargs)
     pairs = _chosen_pairs(concept, config)
     plain = not any(pair.image_differs for pair in pairs) and any(pair.text_differs for pair in pairs)
     sites = remembered(
         ("sites", id(pipe), config.sites, config.blocks, call_kwargs, plain or pairs),
-        lambda: choose_sites(pipe, concept, pairs, config, call_kwargs),
+        lambda: select_sites(pipe, concept, pairs, config, call_kwargs),
     )
     check_blocks(config.block_strengths, sites)
     networks = denoisers(pipe)
@@ -172,28 +172,30 @@ def _record(
     config: BuildConfig,
     progress: bool,
     call_kwargs: Mapping[str, Any] | None,
-) -> Material:
+) -> BuildInputs:
     """Record both sides of all pairs, unsafe sides first, and the neutral prompts; both sides of a pair share noise."""
     hidden = {site.name: range(config.steps) for site in sites if site.kind == "hidden"}
     fitting = Fitting(pipe, call_kwargs, any_video=not hidden)
     first = {"prompt": pairs[0].unsafe, "image": pairs[0].unsafe_image}
-    feeds, fits = remembered(
-        ("feeds", id(pipe), sites, config.seed, call_kwargs, first["image"]),
+    shared_inputs, fits = remembered(
+        ("shared_inputs", id(pipe), sites, config.seed, call_kwargs, first["image"]),
         lambda: (
-            fitting.run(lambda given: find_feeds(pipe, sites, **first, seed=config.seed, call_kwargs=given)),
+            fitting.run(lambda given: find_shared_inputs(pipe, sites, **first, seed=config.seed, call_kwargs=given)),
             fitting.found,
         ),
     )
     fitting.take(fits)
-    if config.sites is None and feeds.leaders:
-        sites = without_unread_pictures(pipe, concept, pairs, sites, feeds.leaders)
+    if config.sites is None and shared_inputs.leaders:
+        sites = without_unread_pictures(pipe, concept, pairs, sites, shared_inputs.leaders)
     settings: dict[str, Any] = {"steps": config.steps, "batch_size": config.batch_size, "progress": progress}
-    if feeds.moving:
-        settings["calls"] = feeds.moving
+    if shared_inputs.moving:
+        settings["calls"] = shared_inputs.moving
         fitting.given = few_steps(fitting.arguments)
     remembered(
         ("base", id(pipe), sites, config.steps, call_kwargs, first["image"]),
-        lambda: check_reads_base(pipe, sites, {**hidden, **feeds.moving}, **first, call_kwargs=fitting.arguments),
+        lambda: check_reads_base(
+            pipe, sites, {**hidden, **shared_inputs.moving}, **first, call_kwargs=fitting.arguments
+        ),
     )
     seeds = [config.seed + index for index in range(len(pairs))]
     recorded = fitting.run(
@@ -203,7 +205,7 @@ def _record(
             sites,
             images=[pair.unsafe_image for pair in pairs] + [pair.safe_image for pair in pairs],
             seed=seeds + seeds,
-            leaders=feeds.leaders,
+            leaders=shared_inputs.leaders,
             description="Pairs",
             call_kwargs=given,
             **settings,
@@ -212,7 +214,7 @@ def _record(
     guidance = guidance_prompts(pipe, concept, call_kwargs) if concept.neutral else []
     prompts, images = _neutral_inputs(concept, pairs, guidance)
     if not prompts:
-        return Material(tuple(pairs), tuple(sites), recorded, None)
+        return BuildInputs(tuple(pairs), tuple(sites), recorded, None)
     neutral = record_neutral(
         pipe,
         prompts,
@@ -227,7 +229,7 @@ def _record(
         **settings,
     )
     guided = tuple(prompt in guidance for prompt in prompts)
-    return Material(tuple(pairs), tuple(sites), recorded, neutral, guided, tuple(prompts))
+    return BuildInputs(tuple(pairs), tuple(sites), recorded, neutral, guided, tuple(prompts))
 
 
 def _neutral_inputs(concept: Concept, pairs: Sequence[Pair], guidance: Sequence[str]) -> tuple[list[str], list[Any]]:

@@ -1,4 +1,4 @@
-"""Pairs that say the concept in another way than the others, such as "shape without corners": a row for each."""
+"""An extra row for each outlier pair: one that shows the concept in another way, such as "shape without corners"."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,26 +12,26 @@ from unlearning_adapters.methods.refusal import exact_rows
 from unlearning_adapters.methods.registry import METHODS
 from unlearning_adapters.methods.strength import pair_shares
 
-from .inputs import Material
+from .inputs import BuildInputs
 
 REMOVED = 0.5  # all pairs of the ShapeWorld concepts lose more, but one, and that one was seen
 
 
-def with_own_rows(
-    material: Material,
+def with_outlier_rows(
+    inputs: BuildInputs,
     directions: Sequence[Direction],
     parts: Sequence[Sequence[float]],
     strength: float,
     config: BuildConfig,
 ) -> tuple[list[Direction], tuple[int, ...], dict[int, float]]:
-    """Give pairs of which less than half is removed a row of their own, one after the other, the least removed first.
+    """Add an extra row for each outlier pair, of which the edit removes less than half, the least removed first.
 
     The row reads what the pair shows and the others do not, and is solved jointly with the first one; it removes the
     pair's difference once, whatever the strength (`_written_once`). Where that would be half of the pairs or more, the
     pairs are of several concepts, and nothing is changed.
 
     Args:
-        material: What the edit was built from.
+        inputs: What the edit was built from.
         directions: The direction of each group, of rank 1 for text sites.
         parts: Of each group of text sites, what strength 1 removes of each pair that differs in what it reads
             (`pair_shares`); of others nothing.
@@ -39,44 +39,44 @@ def with_own_rows(
         config: How the directions were found.
 
     Returns:
-        The directions; the indices of the pairs that have a row of their own; and the pairs of which less than half is
-        removed all the same, with the part.
+        The directions; the indices of the pairs that got an extra row; and the pairs of which less than half is removed
+        all the same, with the part.
     """
-    removed = _removed_parts(material, parts, strength)
-    unknown = {pair: part for pair, part in removed.items() if part < REMOVED}
-    found, left, own, kept = list(directions), list(parts), list[int](), unknown
+    removed = _removed_parts(inputs, parts, strength)
+    unreached = {pair: part for pair, part in removed.items() if part < REMOVED}
+    edited, shares, outliers, survivors = list(directions), list(parts), list[int](), unreached
     find = METHODS[config.method].find_with_extra_rows
-    while kept and find is not None:
-        if 2 * (len(own) + 1) >= len(removed):
-            return list(directions), (), unknown
-        own.append(min(kept, key=kept.__getitem__))
-        for group in range(material.groups):
-            places = tuple(place for place, pair in enumerate(material.telling(group)) if pair in own)
+    while survivors and find is not None:
+        if 2 * (len(outliers) + 1) >= len(removed):
+            return list(directions), (), unreached
+        outliers.append(min(survivors, key=survivors.__getitem__))
+        for group in range(inputs.groups):
+            places = tuple(place for place, pair in enumerate(inputs.telling(group)) if pair in outliers)
             if parts[group] and places:
-                with material.named(group):
-                    rows = material.rows(group)
-                    found[group] = _written_once(find(rows, config, places), strength)
-                left[group] = pair_shares(rows, found[group])
-        removed = _removed_parts(material, left, strength)
-        kept = {pair: part for pair, part in removed.items() if part < REMOVED and pair not in own}
-    return found, tuple(own), {}
+                with inputs.named(group):
+                    rows = inputs.rows(group)
+                    edited[group] = _written_once(find(rows, config, places), strength)
+                shares[group] = pair_shares(rows, edited[group])
+        removed = _removed_parts(inputs, shares, strength)
+        survivors = {pair: part for pair, part in removed.items() if part < REMOVED and pair not in outliers}
+    return edited, tuple(outliers), {}
 
 
-def _removed_parts(material: Material, parts: Sequence[Sequence[float]], strength: float) -> dict[int, float]:
+def _removed_parts(inputs: BuildInputs, parts: Sequence[Sequence[float]], strength: float) -> dict[int, float]:
     """Return the part of each pair's concept that an edit removes, the median over the groups."""
     by_pair: dict[int, list[float]] = {}
-    for group, found in enumerate(parts):
-        for pair, part in zip(material.telling(group), found, strict=True) if found else ():
+    for group, values in enumerate(parts):
+        for pair, part in zip(inputs.telling(group), values, strict=True) if values else ():
             by_pair.setdefault(pair, []).append(strength * part)
-    return {pair: median(found) for pair, found in sorted(by_pair.items())}
+    return {pair: median(values) for pair, values in sorted(by_pair.items())}
 
 
 def _written_once(direction: Direction, strength: float) -> Direction:
     """Return a direction that writes all rows but the first as strength 1 would, at the given one.
 
-    The strength is that of what the pairs have in common, which other words have in part; a pair's own row knows its
-    words whole. `w_j / lam + (1 - 1 / lam) q_j` in place of w_j, with q_j the shortest vector that `a_j` reads as 1 and
-    the others as 0: so `read @ write.T` stays the identity, and of `w_j` once is taken.
+    The strength is that of what the pairs have in common, which other words have in part; the extra row of a pair holds
+    its words whole. `w_j / lam + (1 - 1 / lam) q_j` in place of w_j, with q_j the shortest vector that `a_j` reads as
+    1 and the others as 0: so `read @ write.T` stays the identity, and of `w_j` once is taken.
     """
     shortest = torch.linalg.pinv(exact_rows(direction.read)).T
     write = exact_rows(direction.write)

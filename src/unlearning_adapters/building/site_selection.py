@@ -1,4 +1,4 @@
-"""Which sites a build edits: those that it is told, or those that read what the pairs differ in."""
+"""`select_sites`: the sites of the settings, or those that read what the pairs differ in."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -8,15 +8,15 @@ from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError
-from unlearning_adapters.pipelines.measured_sites import measure_image_only, measure_text_only
+from unlearning_adapters.pipelines.probes import measure_sites
 from unlearning_adapters.pipelines.running.fitting import Fitting
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import Site, denoisers, find_sites
 
-_MEASURE = {"text": measure_text_only, "image": measure_image_only}
+_MEASURABLE = {"text", "image"}
 
 
-def choose_sites(
+def select_sites(
     pipe: Any, concept: Concept, pairs: Sequence[Pair], config: BuildConfig, call_kwargs: Mapping[str, Any] | None
 ) -> tuple[Site, ...]:
     """Return the sites of `config.sites`; by default those that read what the pairs differ in.
@@ -44,23 +44,23 @@ def choose_sites(
         raise ConceptError(_nothing_taken(pipe, concept, run))
     every = {site.name: site for site in find_sites(pipe, "*")}
     kinds = {site.kind for site in every.values()}
-    told = (config.sites,) if isinstance(config.sites, str) else config.sites
-    wanted = told or tuple(kind for kind, asked in (("text", by_text), ("image", by_image)) if asked)
+    selection = (config.sites,) if isinstance(config.sites, str) else config.sites
+    parts = selection or tuple(kind for kind, differs in (("text", by_text), ("image", by_image)) if differs)
     fitting = Fitting(pipe, call_kwargs)
-    measured = {kind: _measured(pipe, kind, config, fitting) for kind in wanted if kind in _MEASURE.keys() - kinds}
-    if told is None and measured.get("image") == ():
+    measured = {kind: _measured(pipe, kind, config, fitting) for kind in parts if kind in _MEASURABLE - kinds}
+    if selection is None and measured.get("image") == ():
         if not by_text:
             raise ConceptError(f'{_no_image_layer(pipe, concept)} Build with sites="hidden".')
         _warn_of_pictures(pipe, concept)
-        wanted = ("text",)
-    structural = tuple(part for part in wanted if not measured.get(part))
-    found = find_sites(pipe, structural, config.blocks) if structural else ()
-    chosen = {site.name: site for site in (*found, *(site for sites in measured.values() for site in sites))}
-    return tuple(chosen[name] for name in every if name in chosen)
+        parts = ("text",)
+    structural = tuple(part for part in parts if not measured.get(part))
+    sites = find_sites(pipe, structural, config.blocks) if structural else ()
+    by_name = {site.name: site for part in (sites, *measured.values()) for site in part}
+    return tuple(by_name[name] for name in every if name in by_name)
 
 
 def without_unread_pictures(
-    pipe: Any, concept: Concept, pairs: Sequence[Pair], sites: Sequence[Site], seen: Collection[str]
+    pipe: Any, concept: Concept, pairs: Sequence[Pair], sites: Sequence[Site], names: Collection[str]
 ) -> Sequence[Site]:
     """Return sites without the image sites of a pipeline that has such layers, and calls none of them.
 
@@ -69,13 +69,13 @@ def without_unread_pictures(
         concept: What is to be forgotten.
         pairs: Those of its pairs that are used.
         sites: The sites that were chosen by the pairs.
-        seen: Names of the sites that read something in a run.
+        names: Names of the sites that read something in a run.
 
     Raises:
         ConceptError: If the pairs differ in pictures alone.
     """
     images = [site for site in sites if site.kind == "image"]
-    if not images or any(site.name in seen for site in images):
+    if not images or any(site.name in names for site in images):
         return sites
     if not any(pair.text_differs for pair in pairs):
         raise ConceptError(f'{_no_image_layer(pipe, concept)} Build with sites="hidden".')
@@ -84,10 +84,10 @@ def without_unread_pictures(
 
 
 def _measured(pipe: Any, kind: str, config: BuildConfig, fitting: Fitting) -> tuple[Site, ...]:
-    measured = fitting.run(lambda arguments: _MEASURE[kind](pipe, call_kwargs=arguments))
+    measured = fitting.run(lambda arguments: measure_sites(pipe, kind, call_kwargs=arguments))
     in_blocks = tuple(site for site in measured if site.block is not None)
-    chosen = in_blocks or measured  # what is refined in front of the blocks is read again inside of them
-    return tuple(site for site in chosen if config.blocks is None or site.block in config.blocks)
+    sites = in_blocks or measured  # what is refined in front of the blocks is read again inside of them
+    return tuple(site for site in sites if config.blocks is None or site.block in config.blocks)
 
 
 def _nothing_taken(pipe: Any, concept: Concept, run: PartialRun) -> str:
@@ -95,7 +95,7 @@ def _nothing_taken(pipe: Any, concept: Concept, run: PartialRun) -> str:
     if "prompt_embeds" in run.accepted and not run.takes_prompt:
         return f"{name} takes `prompt_embeds` and no prompt, as half of a pipeline. Build on the whole pipeline."
     takes = " and ".join(
-        name for name, taken in (("a prompt", run.takes_prompt), ("a picture", run.image is not None)) if taken
+        name for name, accepts in (("a prompt", run.takes_prompt), ("a picture", run.image is not None)) if accepts
     )
     return (
         f"{name} takes {takes or 'neither prompt nor picture'}, and the pairs of {concept.name!r} do not differ in "

@@ -58,8 +58,8 @@ class VideoMoments:
                 return
             if name not in self.leaders:
                 place = place_of(tensor)
-                known = bool(fed) and fed[0][0] == place
-                self.leaders[name] = fed[0][1] if known else name
+                shared = bool(fed) and fed[0][0] == place
+                self.leaders[name] = fed[0][1] if shared else name
                 fed[:] = [(place, self.leaders[name], tensor)]  # alive, so that an equal address is the same tensor
             if self.leaders[name] == name:
                 self._add(name, tensor.detach(), batch, weight)

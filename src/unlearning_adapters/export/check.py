@@ -38,16 +38,18 @@ def check_lora(file: str | Path, *, engine: str, family: str | None = None, mode
     """
     program, path = engine_named(engine), _file_in(Path(file))
     header = read_any_header(path)
-    known = family or family_of(header.denoiser or "") or guess_family(header.shapes)
-    if known is None or known not in FAMILIES:
-        found = "is for no model whose layers are known" if known is None else f"cannot be for {known!r}"
-        raise ConfigError(f"{str(path)!r} {found}. Name its family, one of {', '.join(FAMILIES)}.")
-    reads = reads_of(program, known)
-    layers = None if model is None else model_layers(weights_at(model), known)
+    model_family = family or family_of(header.denoiser or "") or guess_family(header.shapes)
+    if model_family is None or model_family not in FAMILIES:
+        subject = (
+            "is for no model whose layers are known" if model_family is None else f"cannot be for {model_family!r}"
+        )
+        raise ConfigError(f"{str(path)!r} {subject}. Name its family, one of {', '.join(FAMILIES)}.")
+    reads = reads_of(program, model_family)
+    layers = None if model is None else model_layers(weights_at(model), model_family)
     if reads.layouts == ("peft-folder",) and not (path.with_name(_PEFT_CONFIG).is_file() and path.name == _PEFT_FILE):
         why = f"it reads a folder with {_PEFT_CONFIG} and {_PEFT_FILE} alone"
-        return Reading(program, known, (), dict.fromkeys(header.shapes, why), ())
-    return read_keys(program, known, reads, header.shapes, layers)
+        return Reading(program, model_family, (), dict.fromkeys(header.shapes, why), ())
+    return read_keys(program, model_family, reads, header.shapes, layers)
 
 
 def _file_in(path: Path) -> Path:

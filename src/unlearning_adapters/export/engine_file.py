@@ -76,12 +76,12 @@ def _refusal(
     engine: Engine, reads: Reads, layout: Layout, factors: Mapping[str, Factors], left_out: Mapping[str, str]
 ) -> str:
     first, why = next(iter(left_out.items()))
-    found = f"{engine.title} {engine.version} would not read {len(left_out)} of {len(factors)} layers"
+    problem = f"{engine.title} {engine.version} would not read {len(left_out)} of {len(factors)} layers"
     if layout.name not in reads.layouts:
-        return f"{found} in the layout {layout.name!r}, such as {first} ({why}). Use {' or '.join(reads.layouts)}."
+        return f"{problem} in the layout {layout.name!r}, such as {first} ({why}). Use {' or '.join(reads.layouts)}."
     rest = (
         "Pass force=True (--force) to leave them out, which keeps what they remove; or build the adapter without them; "
         if len(left_out) < len(factors)
         else ""
     )
-    return f"{found}, such as {first}: {why}. {rest}or write a fused checkpoint with export_fused (--fused)."
+    return f"{problem}, such as {first}: {why}. {rest}or write a fused checkpoint with export_fused (--fused)."

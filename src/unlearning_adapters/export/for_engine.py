@@ -70,13 +70,13 @@ def export_for_engine(
     written: list[ExportedLora] = []
     for component in components:
         of_it = [adapter for adapter in loaded if component in adapter.components]
-        own = folder if len(components) == 1 else _folder_for(Path(folder), component, engine, layout)
+        place = folder if len(components) == 1 else _folder_for(Path(folder), component, engine, layout)
         amounts = strengths
         if isinstance(strengths, Sequence):
             amounts = [value for value, each in zip(strengths, loaded, strict=True) if component in each.components]
         written.append(
             export_lora(
-                of_it, own, component=component, strengths=amounts, base=base, layout=layout, engine=engine,
+                of_it, place, component=component, strengths=amounts, base=base, layout=layout, engine=engine,
                 loras=(loras or {}).get(component), force=force,
             )
         )  # fmt: skip

@@ -123,11 +123,11 @@ def export_fused(
             ],
             "sites": sorted(edits),
         }
-        done = _write(source, Path(destination), shards, plan, record)
+        result = _write(source, Path(destination), shards, plan, record)
     commit = "" if push_to is None else _push(Path(destination), push_to, options.get("token"), private)
     return FusedPipeline(
         Path(destination), tuple(adapter.info.concept for adapter in loaded), amounts,
-        sum(len(edit) for edit in shards.values()), done["files"], done["deviation"], commit,
+        sum(len(edit) for edit in shards.values()), result["files"], result["deviation"], commit,
     )  # fmt: skip
 
 
@@ -188,11 +188,11 @@ def _shards(source: Path, edits: Mapping[str, StackedEdit]) -> dict[Path, ShardE
             here = {tensor: names[tensor] for tensor in header.shapes if tensor in names}
             missing -= set(here.values())
             for tensor, site in here.items():
-                found = header.shapes[tensor]
-                if len(found) != 2 or found[1] != edits[site].in_features:
+                shape = header.shapes[tensor]
+                if len(shape) != 2 or shape[1] != edits[site].in_features:
                     raise BaseMismatchError(
                         f"{site} reads {edits[site].in_features} features, and its weight in {file.name} has the shape "
-                        f"{found}. Give the base that the adapter was built on."
+                        f"{shape}. Give the base that the adapter was built on."
                     )
             if here:
                 shards[file.relative_to(source)] = {tensor: edits[site] for tensor, site in here.items()}
@@ -212,11 +212,11 @@ def _check_classes(source: Path, adapters: Sequence[UnlearningAdapter]) -> None:
             config = source / component / "config.json"
             if component not in adapter.components or not config.is_file():
                 continue
-            found = json.loads(config.read_text(encoding="utf-8")).get("_class_name", "")
-            if built and found and built != found:
+            name = json.loads(config.read_text(encoding="utf-8")).get("_class_name", "")
+            if built and name and built != name:
                 raise BaseMismatchError(
                     f"The adapter {adapter.info.concept!r} was built on a {built}, and {component} of the base is a "
-                    f"{found}: its directions mean nothing there. Give a base of that architecture."
+                    f"{name}: its directions mean nothing there. Give a base of that architecture."
                 )
 
 

@@ -26,14 +26,14 @@ def chosen_component(adapters: Sequence[UnlearningAdapter], component: str | Non
         raise ConfigError("Expected at least one adapter to export, but got none.")
     if component is not None and not isinstance(component, str):
         raise ConfigError(f"Expected `component` to be a name such as 'transformer', but got {component!r:.80}.")
-    known = list(dict.fromkeys(name for adapter in adapters for name in adapter.components))
+    names = list(dict.fromkeys(name for adapter in adapters for name in adapter.components))
     if component is None:
-        if len(known) > 1:
+        if len(names) > 1:
             raise ConfigError(
-                f"The adapters edit {', '.join(known)}, and a LoRA file holds one denoiser. "
+                f"The adapters edit {', '.join(names)}, and a LoRA file holds one denoiser. "
                 "Name it with `component`, and export each to a file of its own."
             )
-        return known[0]
+        return names[0]
     for adapter in adapters:
         if component not in adapter.components:
             raise ConfigError(
@@ -47,10 +47,10 @@ def chosen_strengths(
     adapters: Sequence[UnlearningAdapter], strengths: float | Sequence[float | None] | None
 ) -> tuple[float, ...]:
     """Return a strength for each adapter, its own where none is given."""
-    given = each_strength(strengths, len(adapters))
+    values = each_strength(strengths, len(adapters))
     amounts = [
         adapter.strength if strength is None else adapter.allowed_strength(strength)
-        for adapter, strength in zip(adapters, given, strict=True)
+        for adapter, strength in zip(adapters, values, strict=True)
     ]
     if not any(amounts):
         raise ConfigError("All strengths are 0, so that there is nothing to export. Give one above 0.")
@@ -80,9 +80,9 @@ def base_of(parts: Sequence[UnlearningAdapter], component: str) -> dict[str, str
     for part in parts:
         lacking = [site for site in part.sites if site not in part.lora_B]
         if lacking or not part.strength:
-            found = "strength 0 in its file" if lacking == [] else f"no stock factor for {lacking[0]}"
+            problem = "strength 0 in its file" if lacking == [] else f"no stock factor for {lacking[0]}"
             raise FuseError(
-                f"The LoRA of the adapter {part.info.concept!r} cannot be computed without its base: it has {found}. "
+                f"The LoRA of the adapter {part.info.concept!r} cannot be computed without its base: it has {problem}. "
                 "Pass the pipeline that the LoRA is for as `base`."
             )
     return first
@@ -117,10 +117,10 @@ def _text(base: Mapping[str, str]) -> str:
 def rendered(base: Any, part: UnlearningAdapter, component: str) -> UnlearningAdapter:
     """Return an adapter with the stock factors of another base of its architecture."""
     network = denoisers(base)[component]
-    built, found = part.info.denoisers.get(component), type(network).__name__
-    if built and built != found:
+    built, kind = part.info.denoisers.get(component), type(network).__name__
+    if built and built != kind:
         raise BaseMismatchError(
-            f"The adapter {part.info.concept!r} was built on a {built}, and {component} of the base is a {found}: "
+            f"The adapter {part.info.concept!r} was built on a {built}, and {component} of the base is a {kind}: "
             "its directions mean nothing there. Give a base of that architecture, or build the adapter on this one."
         )
     check_sites(base, part)

@@ -147,7 +147,7 @@ def export_lora(
     fitted = EngineFile(factors, None, ())
     if program is not None and reads is not None:
         fitted = fit_to_engine(factors, program, reads, names, denoiser, force)
-    named = factors_in(names, denoiser, fitted.factors)
+    by_layer = factors_in(names, denoiser, fitted.factors)
     record = {
         "export_version": EXPORT_VERSION,
         "layout": names.name,
@@ -159,11 +159,11 @@ def export_lora(
         "left_out": list(fitted.left_out),
         "versions": {"unlearning-adapters": version_of("unlearning-adapters")},
     }
-    rank, tensors = write_lora(path, names, named, record)
-    told = "" if program is None or reads is None else instructions(program, reads, {expert: path}, names.folder)
+    rank, tensors = write_lora(path, names, by_layer, record)
+    usage = "" if program is None or reads is None else instructions(program, reads, {expert: path}, names.folder)
     return ExportedLora(
-        path, component, names.name, made_for["base_model"], concepts, amounts, len(named), rank,
-        "" if program is None else program.name, len(tensors), fitted.keys_read, fitted.left_out, expert, told,
+        path, component, names.name, made_for["base_model"], concepts, amounts, len(by_layer), rank,
+        "" if program is None else program.name, len(tensors), fitted.keys_read, fitted.left_out, expert, usage,
     )  # fmt: skip
 
 
@@ -180,8 +180,8 @@ def _family(denoiser: str, title: str) -> str:
 def _expert(adapters: Sequence[UnlearningAdapter], denoiser: str, component: str) -> str:
     """Return what users call a denoiser, "" if no adapter shows that the model has two."""
     family = family_of(denoiser)
-    known = {name for adapter in adapters for name in (*adapter.components, *adapter.info.denoisers)}
-    return "" if family is None or "transformer_2" not in known else FAMILIES[family].experts.get(component, "")
+    names = {name for adapter in adapters for name in (*adapter.components, *adapter.info.denoisers)}
+    return "" if family is None or "transformer_2" not in names else FAMILIES[family].experts.get(component, "")
 
 
 def _origin(adapter: UnlearningAdapter, strength: float) -> dict[str, Any]:

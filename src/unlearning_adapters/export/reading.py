@@ -94,17 +94,17 @@ def read_keys(
         first, why = next(iter(sorting.dropped.items()))
         refused = f"{engine.title} refuses a file with a tensor that it does not know: {first} ({why})"
         return Reading(engine, family, (), dict.fromkeys(names, refused), ())
-    kept = {tensor for tensors in sorting.tensors.values() for tensor in tensors}
+    read_names = {tensor for tensors in sorting.tensors.values() for tensor in tensors}
     layers = dict.fromkeys(path for layer in sorting.tensors for path in sorting.layers[layer])
     notes = (f"the file has {len(alphas)} alphas, and {engine.title} scales by {engine.alpha}",) if alphas else ()
-    return Reading(engine, family, tuple(n for n in names if n in kept), sorting.dropped, tuple(layers), notes)
+    return Reading(engine, family, tuple(n for n in names if n in read_names), sorting.dropped, tuple(layers), notes)
 
 
 def _sort(sorting: _Sorting, name: str, names: Sequence[str]) -> None:
     suffix = next((end for pair in sorting.engine.suffixes for end in pair if name.endswith(end)), None)
     if suffix is None:
-        known = _LORA.fullmatch(name)
-        sorting.dropped[name] = "its suffix is unknown there" if known else "it is no LoRA factor"
+        is_factor = _LORA.fullmatch(name)
+        sorting.dropped[name] = "its suffix is unknown there" if is_factor else "it is no LoRA factor"
         return
     layer = name.removesuffix(suffix)
     paths, why = _layers_of(sorting, layer, names)
@@ -163,8 +163,8 @@ def _kohya_names(spelling: Spelling) -> tuple[tuple[re.Pattern[str], str], ...]:
 
 def _kohya_layers(spelling: Spelling, path: str) -> tuple[str, ...]:
     for pattern, name in _kohya_names(spelling):
-        if found := pattern.fullmatch(path):
-            return spelling.naming.layers(name.replace("N", found[1], 1) if found.groups() else name)
+        if match := pattern.fullmatch(path):
+            return spelling.naming.layers(name.replace("N", match[1], 1) if match.groups() else name)
     return ()
 
 
@@ -201,10 +201,10 @@ def guess_family(names: Iterable[str]) -> str | None:
         match = _LORA.fullmatch(name)
         path = match[1] if match else name.removesuffix(_ALPHA)
         path = _PREFIX.sub("", path, count=1)
-        for family, known in FAMILIES.items():
-            native = known.native.layers(path) or known.native.part(path) or path in known.embedders
+        for family, item in FAMILIES.items():
+            native = item.native.layers(path) or item.native.part(path) or path in item.embedders
             if path.startswith(KOHYA):
-                native = _kohya_layers(Spelling(known.native.rows), path.removeprefix(KOHYA))
+                native = _kohya_layers(Spelling(item.native.rows), path.removeprefix(KOHYA))
             counts[family] += bool(native)
     best = max(counts, key=lambda family: counts[family])
     return best if counts[best] else None

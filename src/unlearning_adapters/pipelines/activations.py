@@ -91,9 +91,9 @@ def record(
         seed: Seed of the noise; one for all prompts, which then get seed, seed + 1, ..., or one per prompt.
         max_rows: Largest number of rows kept per prompt and call: at text and image sites those that differ most, so
             that words are kept and padding is not; at hidden sites evenly spaced ones, 64 unless it is set.
-        leaders: By site, the one that stands for all that are fed the same tensor, as `find_feeds` or an earlier
-            recording of these sites and calls tells (`Recording.leaders`). Others are found in the first run, which
-            then goes as far as the last site; later ones end at the last leader.
+        leaders: By site, the one that stands for all that are fed the same tensor, as `find_shared_inputs` or an
+            earlier recording of these sites and calls tells (`Recording.leaders`). Others are found in the first run,
+            which then goes as far as the last site; later ones end at the last leader.
         padded: Whether text encoders are to read the padding behind the prompts as well, as an earlier recording tells
             (`Recording.padded`). Without it they are given none, unless it turns out that a site is fed it.
         call_kwargs: Further arguments of the pipeline's call, such as {"height": 480, "max_sequence_length": 512}.
@@ -138,10 +138,10 @@ def _gather(
     order = sorted(range(len(inputs)), key=lambda index: len(inputs[index][0])) if size > 1 else range(len(inputs))
     bar.reset()
     for start in range(0, len(inputs), size):
-        chosen = order[start : start + size]
-        prompts, seeds, pictures = zip(*(inputs[index] for index in chosen), strict=True)
+        batch = order[start : start + size]
+        prompts, seeds, pictures = zip(*(inputs[index] for index in batch), strict=True)
         try:
-            with taps.placed(chosen):
+            with taps.placed(batch):
                 run(prompts, seeds, pictures[0])
         except PipelineError:
             if start or not (taps.cut or size > 1):
@@ -231,7 +231,7 @@ class _Taps:
         self.not_finite = "" if finite else site.name
         if self.packed or not finite:
             raise StopRun
-        kept = self.rows.setdefault(site.name, [[] for _ in range(self.prompts)])
+        lists = self.rows.setdefault(site.name, [[] for _ in range(self.prompts)])
         # Frames or places that were moved into the batch stay with their prompt.
         each = tensor.numel() // tensor.shape[-1] // count
         for number, index in enumerate(self.chosen):
@@ -241,7 +241,7 @@ class _Taps:
             else:
                 rows = tensor.reshape(-1, tensor.shape[-1])[first : first + each]
             rows = _distinct(rows.to("cpu", torch.float32))
-            kept[index].append(rows if site.kind == "hidden" else _most_different(rows, self.max_rows))
+            lists[index].append(rows if site.kind == "hidden" else _most_different(rows, self.max_rows))
 
     def _end_call(self, component: str, calls: int) -> None:
         """Stop waiting for the sites of a component that its call did not reach."""
@@ -289,12 +289,12 @@ def _most_different(rows: Tensor, limit: int | None) -> Tensor:
     """Return `limit` rows in order: the first, then again and again the one farthest from all that were taken."""
     if limit is None or len(rows) <= limit:
         return rows
-    taken = [0]
+    indices = [0]
     distance = (rows - rows[0]).norm(dim=1)
-    while len(taken) < limit:
-        taken.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (rows - rows[taken[-1]]).norm(dim=1))
-    return rows[sorted(taken)]
+    while len(indices) < limit:
+        indices.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (rows - rows[indices[-1]]).norm(dim=1))
+    return rows[sorted(indices)]
 
 
 def check_no_cache(networks: Mapping[str, nn.Module], steps: int) -> None:

@@ -64,9 +64,9 @@ def acting_lora(module: nn.Module) -> str | None:
         return str(merged[0])
     if layer.disable_adapters:
         return None
-    held = {name for part in layer.adapter_layer_names for name in getattr(layer, part, ())}
+    names = {name for part in layer.adapter_layer_names for name in getattr(layer, part, ())}
     scaling = getattr(layer, "scaling", {})
-    return next((str(name) for name in layer.active_adapters if name in held and scaling.get(name, 1)), None)
+    return next((str(name) for name in layer.active_adapters if name in names and scaling.get(name, 1)), None)
 
 
 def check_no_lora(pipe: Any, what: str) -> None:

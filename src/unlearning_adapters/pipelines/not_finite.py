@@ -46,13 +46,13 @@ def _first_module(
     run: PartialRun, parts: Mapping[str, nn.Module], prompt: str, seed: int, image: Any
 ) -> tuple[str, str, torch.dtype] | None:
     """Return name, kind of numbers and dtype of the first layer whose output is not finite, while its input is."""
-    found: list[tuple[str, str, torch.dtype]] = []
+    layers: list[tuple[str, str, torch.dtype]] = []
 
     def check(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             wrong = [tensor for tensor in _tensors(output) if not is_finite(tensor)]
             if wrong:
-                found.append((name, _kind(wrong), wrong[0].dtype))
+                layers.append((name, _kind(wrong), wrong[0].dtype))
                 raise StopRun
 
         return hook
@@ -65,8 +65,8 @@ def _first_module(
         try:
             run([prompt], [seed], image)
         except PipelineError:
-            return found[0] if found else None
-    return found[0] if found else None
+            return layers[0] if layers else None
+    return layers[0] if layers else None
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-COMPONENTS = ("transformer", "transformer_2", "transformer_ref", "unet")
+from unlearning_adapters.adapter.record import COMPONENTS
 
 CROSS_ATTENTION = {"attn2", "audio_attn2", "cross_attn", "cross_attention"}
 KEY_VALUE = (("to_k", "to_v"), ("to_key", "to_value"), ("kv_linear",))

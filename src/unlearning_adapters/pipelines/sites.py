@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import nn
 
+from unlearning_adapters.adapter.record import COMPONENTS
 from unlearning_adapters.config import check_blocks, check_sites
 from unlearning_adapters.errors import DenoiserError, SiteError
 
 from .site_names import (
     ATTENTION_OUT,
     BLOCK,
-    COMPONENTS,
     CROSS_ATTENTION,
     FEED_FORWARD_IN,
     IMAGE_KEY_VALUE,
@@ -113,13 +113,13 @@ def find_sites(
     patterns = (parts,) if isinstance(parts, str) else parts
     blocks = None if blocks is None else check_blocks(blocks)
     every = [site for name, denoiser in denoisers(pipe).items() for site in _all_sites(name, denoiser)]
-    chosen: set[str] = set()
+    names: set[str] = set()
     for pattern in patterns:
         matched = _match(pipe, pattern, every)
         if not matched:
             raise SiteError(_nothing_found(pipe, pattern, every))
-        chosen |= matched
-    sites = tuple(site for site in every if site.name in chosen)
+        names |= matched
+    sites = tuple(site for site in every if site.name in names)
     if blocks is not None:
         sites = _keep_blocks(pipe, sites, blocks)
     _check_not_fused(pipe, sites)
@@ -322,8 +322,8 @@ def _nothing_found(pipe: Any, pattern: str, every: Sequence[Site]) -> str:
 def _nearest(name: str, names: Sequence[str]) -> str:
     """Return a hint with the nearest names; layers that differ only in a block's index count once."""
     shapes = {re.sub(r"\.\d+\.", ".*.", candidate): candidate for candidate in reversed(names)}
-    wanted = re.sub(r"\.\d+\.", ".*.", name)
-    near = get_close_matches(wanted, list(shapes), n=3, cutoff=0.4)
+    shape_of_name = re.sub(r"\.\d+\.", ".*.", name)
+    near = get_close_matches(shape_of_name, list(shapes), n=3, cutoff=0.4)
     if not near:
         return f" An example of a name: {names[0]!r}." if names else ""
     return f" Nearest: {', '.join(near if '*' in name else [shapes[shape] for shape in near])}."
@@ -333,10 +333,10 @@ def _keep_blocks(pipe: Any, sites: tuple[Site, ...], blocks: Collection[int]) ->
     present = sorted({site.block for site in sites if site.block is not None})
     missing = sorted(set(blocks) - set(present))
     if missing or not blocks:
-        known = f"from {present[0]} to {present[-1]}" if present else "none"
+        span = f"from {present[0]} to {present[-1]}" if present else "none"
         raise SiteError(
             f"No selected site of {type(pipe).__name__} is in block {', '.join(map(str, missing)) or '(none given)'}; "
-            f"the blocks with such sites: {known}."
+            f"the blocks with such sites: {span}."
         )
     return tuple(site for site in sites if site.block in blocks)
 

@@ -103,13 +103,13 @@ def _repeated(x: Any) -> int:
     return rows if 4 * rows > x.shape[1] else 0
 
 
-def _lengths(given: Mapping[str, Any]) -> tuple[int, int]:
+def _lengths(arguments: Mapping[str, Any]) -> tuple[int, int]:
     """Return how long the prompts of a call are with and without what is padding behind all of them.
 
     Both are the same where there is no mask, or where a further tensor or a cache may be as long as the prompts.
     """
-    tokens, mask = given.get(TOKENS), given.get(MASK)
-    others = [value for name, value in given.items() if name not in (TOKENS, MASK)]
+    tokens, mask = arguments.get(TOKENS), arguments.get(MASK)
+    others = [value for name, value in arguments.items() if name not in (TOKENS, MASK)]
     plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in others)
     if not (plain and isinstance(tokens, Tensor) and isinstance(mask, Tensor)):
         return 0, 0

@@ -35,9 +35,9 @@ def kept_weight(layer: nn.Module) -> Tensor | None:
     if weight.is_meta:
         hook: Any = layer.__dict__.get("_hf_hook")
         for inner in hook.hooks if isinstance(hook, SequentialHook) else (hook,):
-            kept = _stored(getattr(inner, "weights_map", None), "weight")
-            if kept is not None:
-                return kept
+            stored = _stored(getattr(inner, "weights_map", None), "weight")
+            if stored is not None:
+                return stored
     return weight
 
 
@@ -102,12 +102,12 @@ def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | Non
     if weight is None or is_in_a_file(denoiser, path) or (weight.is_meta and not has_offloaded_params(layer)):
         return None
     with torch.no_grad(), align_module_device(layer):
-        held = layer.weight if weight.is_meta else weight
-        if type(held) in (Tensor, nn.Parameter) and held.is_floating_point():
-            blocks = held.split(max(1, BLOCK_ELEMENTS // max(1, held.shape[1])))
-            made = [rows.to(held.device, torch.float32) @ block.float().T for block in blocks]
-            return _finite(torch.cat(made, dim=1).cpu(), path)
-        x = rows.to(held.device, _computed_in(layer))
+        tensor = layer.weight if weight.is_meta else weight
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point():
+            blocks = tensor.split(max(1, BLOCK_ELEMENTS // max(1, tensor.shape[1])))
+            parts = [rows.to(tensor.device, torch.float32) @ block.float().T for block in blocks]
+            return _finite(torch.cat(parts, dim=1).cpu(), path)
+        x = rows.to(tensor.device, _computed_in(layer))
         try:
             out: Tensor = type(layer).forward(layer, torch.cat([x, torch.zeros_like(x[:1])])).float()
         except (RuntimeError, TypeError):  # a kind of layer that wants its input otherwise
@@ -139,14 +139,14 @@ def weight_gram(denoiser: nn.Module, path: str) -> Tensor | None:
     return _finite(gram, path)
 
 
-def _finite(made: Tensor, path: str) -> Tensor:
+def _finite(response: Tensor, path: str) -> Tensor:
     """Return what was made of a weight, or raise `DenoiserError` if the weight holds NaN or infinite numbers."""
-    if not bool(torch.isfinite(made).all()):
+    if not bool(torch.isfinite(response).all()):
         raise DenoiserError(
             f"The weight of {path} holds NaN or infinite numbers, or such that float32 cannot multiply. Load the base "
             "again."
         )
-    return made
+    return response
 
 
 def _stored(store: Any, key: str) -> Tensor | None:
@@ -160,8 +160,8 @@ def _stored(store: Any, key: str) -> Tensor | None:
 
 def _computed_in(layer: Any) -> torch.dtype:
     """Return the dtype of the inputs that a layer expects; quantised ones say it in one place or another."""
-    said = (
+    dtypes = (
         getattr(layer, "compute_dtype", None),
         *(getattr(t, "dtype", None) for t in (layer.weight, getattr(layer, "bias", None))),
     )
-    return next((dtype for dtype in said if dtype in FLOATING), torch.float32)
+    return next((dtype for dtype in dtypes if dtype in FLOATING), torch.float32)

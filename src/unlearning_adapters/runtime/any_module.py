@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from unlearning_adapters.adapter.record import COMPONENTS
 from unlearning_adapters.errors import ConfigError, DenoiserError
-from unlearning_adapters.pipelines.site_names import COMPONENTS
 from unlearning_adapters.pipelines.sites import linear_layers
 
 from .verbs import install
@@ -93,8 +93,8 @@ def wrap_denoiser(
         >>> pipe.load_unlearning_adapter(adapter)
     """
     if not isinstance(module, nn.Module) or not any(True for _ in linear_layers(module)):
-        found = f"{type(module).__name__}{' has no Linear layer' if isinstance(module, nn.Module) else ''}"
-        raise DenoiserError(f"Expected the denoiser to be an nn.Module with Linear layers, but got {found}.")
+        what = f"{type(module).__name__}{' has no Linear layer' if isinstance(module, nn.Module) else ''}"
+        raise DenoiserError(f"Expected the denoiser to be an nn.Module with Linear layers, but got {what}.")
     if component not in COMPONENTS:
         raise ConfigError(f"Expected `component` to be one of {', '.join(COMPONENTS)}, but got {component!r}.")
     return DenoiserPipeline(module, run, component, base_model)
@@ -102,22 +102,22 @@ def wrap_denoiser(
 
 def _call_signature(run: Run) -> inspect.Signature:
     """Return the arguments that a call of the pipeline accepts: `prompt`, `generator`, and those of the callable."""
-    wanted = "Expected `run` to be a callable of (module, prompts, generators) and of further arguments with defaults"
+    expected = "Expected `run` to be a callable of (module, prompts, generators) and of further arguments with defaults"
     if not callable(run):
-        raise ConfigError(f"{wanted}, but got {type(run).__name__}.")
+        raise ConfigError(f"{expected}, but got {type(run).__name__}.")
     parameters = list(inspect.signature(run).parameters.values())
     first, rest = parameters[:3], parameters[3:]
     bare = [item.name for item in rest if item.default is item.empty and item.kind not in (item.VAR_KEYWORD,)]
     bare = [name for name in bare if name != "images"]
     if len(first) < 3 or any(item.kind not in POSITIONAL for item in first) or bare:
-        raise ConfigError(f"{wanted}, but got {getattr(run, '__name__', run)}{inspect.signature(run)}.")
+        raise ConfigError(f"{expected}, but got {getattr(run, '__name__', run)}{inspect.signature(run)}.")
     names = ["prompt", "generator"]
-    known = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    accepted = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
     for item in rest:
         if item.kind is not item.VAR_KEYWORD:
             name = "image" if item.name == "images" else item.name
-            known.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=item.default))
-    return inspect.Signature(known)
+            accepted.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=item.default))
+    return inspect.Signature(accepted)
 
 
 install(DenoiserPipeline)

@@ -40,12 +40,12 @@ def check_sites(pipe: Any, adapter: UnlearningAdapter) -> dict[str, dict[str, Di
             f"The adapter {adapter.info.concept!r} does not fit: {share} sites are missing. {missing[0][1]} "
             f"It was built on {_base(adapter)}; load that base, or build the adapter on this pipeline."
         ) from missing[0][1]
-    found: dict[str, dict[str, Direction]] = {}
+    by_component: dict[str, dict[str, Direction]] = {}
     for site, direction in adapter.directions.items():
         _check_widths(adapter, site, layers[site])
         component, _, path = site.partition(".")
-        found.setdefault(component, {})[path] = direction
-    return found
+        by_component.setdefault(component, {})[path] = direction
+    return by_component
 
 
 def warn_of_partial_cover(pipe: Any, adapter: UnlearningAdapter) -> None:
@@ -69,8 +69,8 @@ def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter) -> None:
         adapter: The adapter; sites whose weights hold an adapter or a LoRA say nothing.
     """
     fused = fused_sites(pipe)
-    known = [site for site in adapter.lora_B if site not in fused and adapter.strength]
-    weights = {site: weight for site in known if (weight := _plain_weight(pipe, site)) is not None}
+    sites = [site for site in adapter.lora_B if site not in fused and adapter.strength]
+    weights = {site: weight for site in sites if (weight := _plain_weight(pipe, site)) is not None}
     part = replace(adapter, lora_B={site: _some_rows(adapter.lora_B[site]) for site in weights})
     deviation = base_deviation(part, {site: _some_rows(weight) for site, weight in weights.items()})
     if deviation > OTHER_BASE:
@@ -119,11 +119,11 @@ def _check_widths(adapter: UnlearningAdapter, site: str, layer: Any) -> None:
     live = [int(layer.in_features), int(layer.out_features)]
     if site in adapter.lora_B:
         built[1] = int(adapter.lora_B[site].shape[0])
-    for width, expected, found in zip(("in_features", "out_features"), built, live, strict=True):
-        if expected is not None and expected != found:
+    for width, expected, actual in zip(("in_features", "out_features"), built, live, strict=True):
+        if expected is not None and expected != actual:
             raise BaseMismatchError(
                 f"The adapter {adapter.info.concept!r} does not fit: it was built for {width} = {expected} at {site}, "
-                f"and the pipeline has {found}. Load its base ({_base(adapter)}), or build the adapter on this one."
+                f"and the pipeline has {actual}. Load its base ({_base(adapter)}), or build the adapter on this one."
             )
 
 

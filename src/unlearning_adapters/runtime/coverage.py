@@ -8,8 +8,8 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from torch import nn
 
+from unlearning_adapters.adapter.record import COMPONENTS
 from unlearning_adapters.errors import DenoiserError
-from unlearning_adapters.pipelines.site_names import COMPONENTS
 from unlearning_adapters.pipelines.sites import bare_denoiser
 
 from .editor import Editor, editor_of
@@ -59,8 +59,8 @@ def check_coverage(pipe: Any) -> None:
             return
         if memory is None:
             memory = _memories[pipe] = Memory()
-        found = [_uncovered(component, editor, editors, memory) for component, editor in editors.items()]
-        fresh = [(text, strict) for text, strict in found if text and (strict or text not in memory.told)]
+        problems = [_uncovered(component, editor, editors, memory) for component, editor in editors.items()]
+        fresh = [(text, strict) for text, strict in problems if text and (strict or text not in memory.told)]
         memory.told |= {text for text, _ in fresh}
     for text, strict in fresh:
         if strict:

@@ -210,15 +210,15 @@ class Editor:
                 stacklevel=2,
             )
 
-    def _rewrite(self, held: dict[str, LiveEdit], wanted: Mapping[str, tuple[StackedEdit, bool]]) -> None:
-        for path in held.keys() - wanted.keys():
-            del held[path]
-        for path, (edit, on) in wanted.items():
-            if path in held:
-                held[path].rewrite(edit, on)
+    def _rewrite(self, edits: dict[str, LiveEdit], targets: Mapping[str, tuple[StackedEdit, bool]]) -> None:
+        for path in edits.keys() - targets.keys():
+            del edits[path]
+        for path, (edit, on) in targets.items():
+            if path in edits:
+                edits[path].rewrite(edit, on)
             else:
                 device = getattr(self._weight(path), "device", edit.read.device)
-                held[path] = LiveEdit(edit if device.type == "meta" else edit.to(device), on)
+                edits[path] = LiveEdit(edit if device.type == "meta" else edit.to(device), on)
 
     def _check(self, plan: Plan) -> None:
         for path in {**plan.attached, **plan.fused}:
@@ -266,11 +266,11 @@ class Editor:
             )
 
     def _outdated(self, plan: Plan) -> list[str]:
-        wanted = self._in_weight(plan)
+        in_weight = self._in_weight(plan)
         return [
             path
             for path, (edit, record) in self.records.items()
-            if not (is_whole(record) and same_edit(wanted.get(path), edit))
+            if not (is_whole(record) and same_edit(in_weight.get(path), edit))
         ]
 
     def _same_weights(self, plan: Plan) -> bool:

@@ -120,13 +120,13 @@ def push_unlearning_adapter(pipe: Any, repo_id: str, adapter_name: str | None = 
 def _as_it_acts(pipe: Any, adapter_name: str | None) -> UnlearningAdapter:
     """Return a loaded adapter with its present strength, and with the stock factors that a file needs."""
     with locked_editors(pipe) as editors:
-        loaded = loaded_names(editors)
-        if adapter_name is None and len(loaded) != 1:
+        names = loaded_names(editors)
+        if adapter_name is None and len(names) != 1:
             raise AdapterNameError(
-                f"Expected `adapter_name`, since {len(loaded)} are loaded: {', '.join(loaded) or 'none'}."
+                f"Expected `adapter_name`, since {len(names)} are loaded: {', '.join(names) or 'none'}."
             )
-        name = loaded[0] if adapter_name is None else adapter_name
-        check_loaded([name], loaded)
+        name = names[0] if adapter_name is None else adapter_name
+        check_loaded([name], names)
         item = next(editor.stack.loaded[name] for editor in editors.values() if name in editor.stack.loaded)
         adapter = item.adapter if item.strength == item.adapter.strength else item.adapter.with_strength(item.strength)
         return with_stock_factors(pipe, adapter)

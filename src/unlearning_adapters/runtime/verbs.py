@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from unlearning_adapters.adapter.record import COMPONENTS
 from unlearning_adapters.config import each_strength
 from unlearning_adapters.errors import AdapterNameError, DenoiserError, FuseError
 from unlearning_adapters.pipelines.running.call_lock import held
 from unlearning_adapters.pipelines.running.compiling import any_compiled
-from unlearning_adapters.pipelines.site_names import COMPONENTS
 
 from .editor import change_stacks, open_scopes
 from .file_verbs import load_unlearning_adapter as load_unlearning_adapter

@@ -16,7 +16,7 @@ from unlearning_adapters.adapter.direction import AdapterInfo, Direction
 from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.building.build import assemble
 from unlearning_adapters.building.gains import with_block_strengths
-from unlearning_adapters.building.inputs import Material, gather
+from unlearning_adapters.building.inputs import BuildInputs, record_inputs
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.config import METHODS, BuildConfig
 from unlearning_adapters.errors import AdapterNameError, ConceptError, ConfigError
@@ -103,10 +103,10 @@ class Search:
         test = self.split.test
         self.test = Proxy(pipe, test, **settings) if test.named and test.kept else None
         self.base_config = BuildConfig(pairs=len(self.split.concept.pairs), seed=seed)
-        self.material: Material = gather(
+        self.inputs: BuildInputs = record_inputs(
             pipe, self.split.concept, self.base_config, progress=progress, call_kwargs=call_kwargs
         )
-        self.blocks = sorted({site.block for site in self.material.sites if site.block is not None})
+        self.blocks = sorted({site.block for site in self.inputs.sites if site.block is not None})
         self.identity = {
             "format": FORMAT,
             "concept": concept.name,
@@ -145,7 +145,7 @@ class Search:
     def calibrated(self) -> float:
         """Return the strength that a build with the default settings would write."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        rows = self.material.rows(0)
+        rows = self.inputs.rows(0)
         return min(max(find_strength(rows, self.base_config, generator), STRENGTH[0]), STRENGTH[1])
 
     def _trial_adapter(self, config: BuildConfig) -> UnlearningAdapter:
@@ -153,16 +153,16 @@ class Search:
         return UnlearningAdapter(info, self._directions(config))
 
     def _directions(self, config: BuildConfig) -> dict[str, Direction]:
-        sites = [s for s in self.material.sites if config.blocks is None or s.block in config.blocks]
-        directions = {site.name: self._direction(config, self.material.group_of(site)) for site in sites}
+        sites = [s for s in self.inputs.sites if config.blocks is None or s.block in config.blocks]
+        directions = {site.name: self._direction(config, self.inputs.group_of(site)) for site in sites}
         return with_block_strengths(directions, sites, config.block_strengths)
 
     def _direction(self, config: BuildConfig, group: int) -> Direction:
         key = (group, config.method, *(getattr(config, name) for name in METHODS[config.method].settings))
         if key not in self._found:
             generator = torch.Generator("cpu").manual_seed(self.seed)
-            with self.material.named(group):
-                self._found[key] = find_direction(self.material.rows(group), config, generator)
+            with self.inputs.named(group):
+                self._found[key] = find_direction(self.inputs.rows(group), config, generator)
         return self._found[key]
 
 

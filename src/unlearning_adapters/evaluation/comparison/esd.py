@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unlearning_adapters.building.site_selection import choose_sites
+from unlearning_adapters.building.site_selection import select_sites
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.config import DEFAULT_PAIRS, MAX_RANK, BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError
@@ -150,7 +150,7 @@ class _EsdTraining:
         self.calls = self.run.arguments.get("num_inference_steps") or settings.denoising_steps
         pictured = self.run.image is not None and any(picture is not None for _, picture in self.asked)
         self.size = 1 if self.run.one_by_one or pictured else settings.batch_size
-        sites = choose_sites(pipe, concept, concept.pairs[:DEFAULT_PAIRS], BuildConfig(sites="text"), call)
+        sites = select_sites(pipe, concept, concept.pairs[:DEFAULT_PAIRS], BuildConfig(sites="text"), call)
         self.lora = start_lora(pipe, sites, settings.rank, settings.seed)
         self.generator = torch.Generator("cpu").manual_seed(settings.seed)
         self.order: list[int] = []

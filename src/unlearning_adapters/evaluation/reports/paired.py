@@ -54,11 +54,7 @@ def compare_with_control(edited: Sequence[Sample], control: Sequence[Sample], fa
 
 
 def drift_of(rows: Iterable[Row]) -> dict[str, Any]:
-    """Return the mean drift from the base by what prompts are for, with bootstrap intervals, as plain JSON types.
-
-    Args:
-        rows: Rows of one arm; the set's role is in `role_of`.
-    """
+    """Return the mean drift of an arm's rows from the base, with bootstrap intervals, as plain JSON types."""
     moved_rows = [row for row in rows if row.drift]
     differences = [float(row.drift["difference"]) for row in moved_rows]
     finite = [float(row.drift["psnr"]) for row in moved_rows if row.drift["psnr"] is not None]

@@ -22,8 +22,8 @@ def with_own_feed_forward(rows: Rows) -> Rows:
 
     Feed-forwards are known by diffusers' names alone, and `txt_in` has no LoRA.
     """
-    kept = tuple(row for row in rows if "mlp" not in row[1] and "txt_in" not in row[1])
-    return (*kept, *same("transformer_blocks.N.{ff,ff_context}.net.{0.proj,2}"))
+    others = tuple(row for row in rows if "mlp" not in row[1] and "txt_in" not in row[1])
+    return (*others, *same("transformer_blocks.N.{ff,ff_context}.net.{0.proj,2}"))
 
 
 def _instructions(files: Mapping[str, str]) -> str:

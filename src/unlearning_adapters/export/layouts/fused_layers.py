@@ -42,16 +42,16 @@ def factors_in(layout: Layout, denoiser: str, factors: Mapping[str, Factors]) ->
             raise _without_a_name(layout, denoiser, path)
         merged.setdefault(part.layer, {})[part.number] = pair
         sizes[part.layer] = part.of
-    named = {layer: _merge(layer, parts, sizes[layer]) for layer, parts in merged.items()}
-    return {**named, **_companions(denoiser, named)} if layout.companions else named
+    by_layer = {layer: _merge(layer, parts, sizes[layer]) for layer, parts in merged.items()}
+    return {**by_layer, **_companions(denoiser, by_layer)} if layout.companions else by_layer
 
 
 def _without_a_name(layout: Layout, denoiser: str, path: str) -> ConfigError | SiteError:
     family = family_of(denoiser)
     if family is None:
-        known = ", ".join(name for each in FAMILIES.values() for name in each.denoisers)
+        names = ", ".join(name for each in FAMILIES.values() for name in each.denoisers)
         return ConfigError(
-            f"The layout {layout.name!r} is known for {known}, but not for {denoiser or 'an unknown denoiser'}. "
+            f"The layout {layout.name!r} is known for {names}, but not for {denoiser or 'an unknown denoiser'}. "
             "Export it in the layout 'diffusers'."
         )
     return SiteError(
@@ -67,7 +67,7 @@ def _merge(layer: str, parts: Mapping[int, Factors], of: int) -> Factors:
     heights = _heights(layer, parts, of)
     reads: list[Tensor] = []
     for lora_A, _ in parts.values():
-        if not any(torch.equal(lora_A, known) for known in reads):
+        if not any(torch.equal(lora_A, other) for other in reads):
             reads.append(lora_A)
     starts = [sum(len(read) for read in reads[:number]) for number in range(len(reads))]
     lora_B = torch.zeros(sum(heights), sum(len(read) for read in reads), dtype=torch.float32, device="cpu")
@@ -85,23 +85,23 @@ def _heights(layer: str, parts: Mapping[int, Factors], of: int) -> Sequence[int]
             "not known from the adapter. Export it in the layout 'diffusers', or build it for `proj_mlp` too."
         )
     # A model that fuses attention and feed-forward has attention as wide as what both read.
-    known = [len(lora_B) for number, (_, lora_B) in parts.items() if number < _QKV]
-    height = known[0] if known else int(parts[_QKV][0].shape[1])
+    heights = [len(lora_B) for number, (_, lora_B) in parts.items() if number < _QKV]
+    height = heights[0] if heights else int(parts[_QKV][0].shape[1])
     return [len(parts[number][1]) if number in parts else height for number in range(of)]
 
 
-def _companions(denoiser: str, named: Mapping[str, Factors]) -> dict[str, Factors]:
+def _companions(denoiser: str, factors: Mapping[str, Factors]) -> dict[str, Factors]:
     """Return zero factors for layers without which diffusers' converters do not know the file, or a part of it."""
     if denoiser.startswith("HunyuanVideo"):
-        if any("img_attn_qkv" in layer for layer in named):
+        if any("img_attn_qkv" in layer for layer in factors):
             return {}
-        layer, (lora_A, lora_B) = next(iter(named.items()))
+        layer, (lora_A, lora_B) = next(iter(factors.items()))
         width = int(lora_A.shape[1] if layer.endswith(("qkv", "fc1", "linear1")) else lora_B.shape[0])
         prefix = layer.partition(".")[0]
         return {f"{prefix}.double_blocks.0.img_attn_qkv": (lora_A.new_zeros(1, width), lora_B.new_zeros(3 * width, 1))}
-    images = {layer[-5:]: layer for layer in named if layer.endswith(("k_img", "v_img"))}
+    images = {layer[-5:]: layer for layer in factors if layer.endswith(("k_img", "v_img"))}
     if len(images) == 1:  # diffusers reads both or neither
         ((end, layer),) = images.items()
         twin = layer.removesuffix(end) + ("v_img" if end == "k_img" else "k_img")
-        return {twin: (torch.zeros_like(named[layer][0]), torch.zeros_like(named[layer][1]))}
+        return {twin: (torch.zeros_like(factors[layer][0]), torch.zeros_like(factors[layer][1]))}
     return {}

@@ -38,8 +38,8 @@ class AnyHeader:
             if key in self.metadata:
                 record = _json(self.metadata[key])
                 kinds = record.get("denoisers")
-                named = record.get("denoiser") or (next(iter(kinds.values()), "") if isinstance(kinds, dict) else "")
-                return named if isinstance(named, str) and named else None
+                name = record.get("denoiser") or (next(iter(kinds.values()), "") if isinstance(kinds, dict) else "")
+                return name if isinstance(name, str) and name else None
         return None
 
 
@@ -62,13 +62,13 @@ def read_any_header(path: Path) -> AnyHeader:
         entries = _json(file.read(length))
     metadata = entries.pop("__metadata__", None)
     texts = metadata if isinstance(metadata, dict) else {}
-    known = {key: _entry(key, value, name) for key, value in entries.items()}
-    if not known:
+    entries_of_tensors = {key: _entry(key, value, name) for key, value in entries.items()}
+    if not entries_of_tensors:
         raise _no_safetensors(name, "its header names no tensor")
     return AnyHeader(
-        {key: entry[0] for key, entry in known.items()},
-        {key: entry[1] for key, entry in known.items()},
-        {key: entry[2] for key, entry in known.items()},
+        {key: entry[0] for key, entry in entries_of_tensors.items()},
+        {key: entry[1] for key, entry in entries_of_tensors.items()},
+        {key: entry[2] for key, entry in entries_of_tensors.items()},
         {key: value for key, value in texts.items() if isinstance(value, str)},
         8 + length,
     )
@@ -91,5 +91,5 @@ def _entry(key: str, entry: Any, name: str) -> tuple[tuple[int, ...], str, tuple
         raise _no_safetensors(name, f"the entry of its tensor {key!r} is not as it must be") from error
 
 
-def _no_safetensors(name: str, found: str) -> AdapterFileError:
-    return AdapterFileError(f"{name!r} is not a safetensors file: {found}. Download it again, or give another file.")
+def _no_safetensors(name: str, reason: str) -> AdapterFileError:
+    return AdapterFileError(f"{name!r} is not a safetensors file: {reason}. Download it again, or give another file.")

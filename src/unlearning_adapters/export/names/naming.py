@@ -51,8 +51,8 @@ class Naming:
     def part(self, path: str) -> Part | None:
         """Return what a layer of diffusers is in the other program, or None if it has no name there."""
         pattern, index = _pattern_of(path)
-        found = self._forward.get(pattern)
-        return None if found is None else Part(found.layer.replace("N", index), found.number, found.of)
+        entry = self._forward.get(pattern)
+        return None if entry is None else Part(entry.layer.replace("N", index), entry.number, entry.of)
 
     def layers(self, name: str) -> tuple[str, ...]:
         """Return the layers of diffusers that a layer of the other program holds, none if the name is unknown."""

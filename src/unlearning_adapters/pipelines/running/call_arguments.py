@@ -65,10 +65,10 @@ def call_defaults(pipe: Any) -> dict[str, Any]:
     return {name: item.default for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD}
 
 
-def check_call(pipe: Any, given: Mapping[str, Any], accepted: set[str]) -> None:
+def check_call(pipe: Any, arguments: Mapping[str, Any], accepted: set[str]) -> None:
     """Raise `ConfigError` if arguments of a call are unknown, or stand in the way of the prompts of a build."""
-    check_keys(f"call_kwargs for {type(pipe).__name__}", given, accepted)
-    for name, value in given.items():
+    check_keys(f"call_kwargs for {type(pipe).__name__}", arguments, accepted)
+    for name, value in arguments.items():
         if name in PROMPTS and value is not None:
             raise ConfigError(
                 f"`{name}` in call_kwargs would stand in the place of the prompts and seeds that a build passes one "
@@ -122,7 +122,7 @@ def _factor(pipe: Any, names: Sequence[str], default: int) -> int:
     return next((int(value) for value in values if isinstance(value, (int, float)) and value >= 1), default)
 
 
-def failed_call(pipe: Any, error: Exception, given: Mapping[str, Any]) -> str:
+def failed_call(pipe: Any, error: Exception, arguments: Mapping[str, Any]) -> str:
     """Return the error text for a call of the user's pipeline that failed: the error, what is missing, and the cure.
 
     Args:
@@ -130,10 +130,10 @@ def failed_call(pipe: Any, error: Exception, given: Mapping[str, Any]) -> str:
         error: What its call raised.
         given: The arguments that it was called with.
     """
-    said = " ".join(str(error).split())
-    short = said if len(said) <= MAX_SAID else f"{said[: MAX_SAID - 3]}..."
-    found = f"A run of {type(pipe).__name__} failed with {type(error).__name__}{f': {short}' if short else ''}"
-    return f"{found}{'' if found.endswith(('.', '!', '?')) else '.'} {_cure(pipe, said, given)}"
+    text = " ".join(str(error).split())
+    short = text if len(text) <= MAX_SAID else f"{text[: MAX_SAID - 3]}..."
+    sentence = f"A run of {type(pipe).__name__} failed with {type(error).__name__}{f': {short}' if short else ''}"
+    return f"{sentence}{'' if sentence.endswith(('.', '!', '?')) else '.'} {_cure(pipe, text, arguments)}"
 
 
 def broken_part(pipe: Any) -> str:
@@ -155,13 +155,13 @@ def _holds_nothing(module: nn.Module) -> bool:
     return not offloaded and any(value.is_meta for value in module.parameters(recurse=False))
 
 
-def _cure(pipe: Any, said: str, given: Mapping[str, Any]) -> str:
+def _cure(pipe: Any, text: str, arguments: Mapping[str, Any]) -> str:
     if broken := broken_part(pipe):
         return broken
     defaults = call_defaults(pipe)
-    asked = [name for name in defaults if name in MEDIA and name not in given]
-    asked = [name for name in asked if name not in OPTIONAL or f"`{name}`" in said]
-    if asked:
-        names = ", ".join(f"`{name}`" for name in asked)
+    missing_media = [name for name in defaults if name in MEDIA and name not in arguments]
+    missing_media = [name for name in missing_media if name not in OPTIONAL or f"`{name}`" in text]
+    if missing_media:
+        names = ", ".join(f"`{name}`" for name in missing_media)
         return f"It takes {names}, which no build can make up: pass what it needs in call_kwargs (--call)."
     return "Pass the arguments of a call that works in call_kwargs (--call)."

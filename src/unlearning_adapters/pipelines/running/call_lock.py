@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from unlearning_adapters.pipelines.site_names import COMPONENTS
+from unlearning_adapters.adapter.record import COMPONENTS
 from unlearning_adapters.pipelines.sites import bare_denoiser
 
 _news = threading.Condition()  # guards all that this module holds, and tells that some of it changed
@@ -106,26 +106,26 @@ def in_call(pipe: Any) -> Iterator[PipelineCall]:
     """
     thread, call = threading.get_ident(), PipelineCall(pipe)
     with _news:
-        own = _calls.setdefault(thread, [])
+        calls = _calls.setdefault(thread, [])
         locks = _locks_in(pipe)
-        inside = bool(own) or any(thread in lock.readers for lock in locks)
+        inside = bool(calls) or any(thread in lock.readers for lock in locks)
         while any(_keeps_out(lock.change, thread, inside) for lock in locks):
             _news.wait()
-        own.append(call)
+        calls.append(call)
     try:
         yield call
     finally:
         with _news:
-            own.remove(call)
-            if not own:
+            calls.remove(call)
+            if not calls:
                 _calls.pop(thread, None)
             _news.notify_all()
 
 
 def outermost_call() -> PipelineCall | None:
     """Return the call of a pipeline that this thread is in, the outermost one, or None."""
-    own = _calls.get(threading.get_ident())
-    return own[0] if own else None
+    calls = _calls.get(threading.get_ident())
+    return calls[0] if calls else None
 
 
 @contextmanager

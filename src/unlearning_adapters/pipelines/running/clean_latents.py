@@ -49,8 +49,8 @@ def clean_latents(run: PartialRun, prompts: Sequence[str], seeds: Sequence[int],
         run(prompts, seeds, image)
     if not last:
         raise DenoiserError(f"The scheduler of {type(run.pipe).__name__} was never stepped, so that no clip was made.")
-    made = last[0].detach().to("cpu")
-    return made.reshape(len(prompts), -1, *made.shape[1:])
+    result = last[0].detach().to("cpu")
+    return result.reshape(len(prompts), -1, *result.shape[1:])
 
 
 def run_noised(run: PartialRun, clean: Tensor, prompts: Sequence[str], seed: int, image: Any = None) -> None:
@@ -70,9 +70,9 @@ def run_noised(run: PartialRun, clean: Tensor, prompts: Sequence[str], seed: int
         DenoiserError: If the pipeline does not make several clips of one size in a call.
     """
     maker = torch.Generator("cpu").manual_seed(seed)
-    drawn = torch.randn(clean[:, :1].shape, generator=maker, dtype=torch.float32, device="cpu")
+    random = torch.randn(clean[:, :1].shape, generator=maker, dtype=torch.float32, device="cpu")
     copies = clean.shape[1]
-    noise, clean = drawn.expand_as(clean).flatten(0, 2), clean.flatten(0, 2)
+    noise, clean = random.expand_as(clean).flatten(0, 2), clean.flatten(0, 2)
 
     def noised(scheduler: Any, step: int, latents: Tensor) -> Tensor | None:
         if step + 1 >= len(scheduler.timesteps):
@@ -120,7 +120,7 @@ def exchanged(pipe: Any, exchange: Exchange) -> Iterator[None]:
             f'{type(pipe).__name__} has no scheduler with steps, which scope="concept" needs. Build with scope="word".'
         )
     kind: Any = type(scheduler)
-    taken = count()
+    indices = count()
 
     @functools.wraps(kind.step)  # pipelines look at its parameters
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ def exchanged(pipe: Any, exchange: Exchange) -> Iterator[None]:
         if self is not scheduler:  # a copy, which steps the audio
             return output
         first = output[0] if isinstance(output, tuple) else output.prev_sample
-        other = exchange(scheduler, next(taken), first)
+        other = exchange(scheduler, next(indices), first)
         if other is None:
             return output
         if isinstance(output, tuple):

@@ -78,18 +78,18 @@ class Fitting:
 
 def _wants_picture(error: PipelineError) -> bool:
     """Whether a pipeline failed because it got no picture, as far as its error tells."""
-    said = str(error.__cause__)
-    return "image" in said.lower() or "NoneType" in said
+    text = str(error.__cause__)
+    return "image" in text.lower() or "NoneType" in text
 
 
-def _by_size(pipe: Any, given: Mapping[str, Any], any_video: bool) -> Iterator[list[dict[str, Any]]]:
+def _by_size(pipe: Any, arguments: Mapping[str, Any], any_video: bool) -> Iterator[list[dict[str, Any]]]:
     """Yield arguments to try for each size of the video, the cheapest first; `OWN` is the pipeline's own default."""
-    accepted = call_defaults(pipe).keys() - given.keys()
+    accepted = call_defaults(pipe).keys() - arguments.keys()
     small = small_video(pipe)
     free = [name for name in SIZES if any_video and name in accepted & small.keys()]
     larger = {name: LARGER * (small[name] - 1) + 1 if name == "num_frames" else LARGER * small[name] for name in free}
     variants: list[dict[str, Any]] = [{}]
-    if STEPS in accepted and not SCHEDULE & given.keys():
+    if STEPS in accepted and not SCHEDULE & arguments.keys():
         variants.append({STEPS: OWN})
     for name in [name for name in IMAGE_ARGUMENTS if name in accepted][:1]:
         variants = [{**variant, **image} for variant in variants for image in ({}, {name: grey_picture(small)})]

@@ -35,8 +35,8 @@ def own_pipeline(pipe: Any, seed: int, *, guidance: bool = False) -> Iterator[An
     Yields:
         The pipeline to call.
     """
-    own = copy.copy(pipe)
-    vars(own)["_progress_bar_config"] = {"disable": True}
+    copied = copy.copy(pipe)
+    vars(copied)["_progress_bar_config"] = {"disable": True}
     with ExitStack() as stack:
         stack.enter_context(reading(denoisers(pipe).values()))  # first: whoever waits for a change holds nothing else
         stack.enter_context(_own_random_state(seed))
@@ -44,15 +44,15 @@ def own_pipeline(pipe: Any, seed: int, *, guidance: bool = False) -> Iterator[An
             if hasattr(component, "set_attn_processor"):
                 stack.enter_context(_same_processors(component))
             if hasattr(component, "set_timesteps"):
-                vars(own)[name] = _own_scheduler(component)
+                vars(copied)[name] = _own_scheduler(component)
             elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
-                vars(own)[name] = _own_guider(component, modular=hasattr(pipe, "blocks"), guidance=guidance)
+                vars(copied)[name] = _own_guider(component, modular=hasattr(pipe, "blocks"), guidance=guidance)
         try:
-            yield own
+            yield copied
         finally:
             for name in OFFLOADING:
-                if name in vars(pipe) and name in vars(own):
-                    vars(pipe)[name] = vars(own)[name]
+                if name in vars(pipe) and name in vars(copied):
+                    vars(pipe)[name] = vars(copied)[name]
 
 
 @contextmanager
@@ -77,9 +77,11 @@ def _same_processors(network: Any) -> Iterator[None]:
 
 
 def _own_scheduler(scheduler: Any) -> Any:
-    own = copy.copy(scheduler)
-    vars(own).update({name: copy.deepcopy(value) for name, value in vars(own).items() if name != "_internal_dict"})
-    return own
+    copied = copy.copy(scheduler)
+    vars(copied).update(
+        {name: copy.deepcopy(value) for name, value in vars(copied).items() if name != "_internal_dict"}
+    )
+    return copied
 
 
 def _own_guider(guider: Any, *, modular: bool, guidance: bool) -> Any:
@@ -88,11 +90,11 @@ def _own_guider(guider: Any, *, modular: bool, guidance: bool) -> Any:
     Blocks of modular pipelines fail if their guider is disabled, for they then miss the embedding of the negative
     prompt (diffusers 0.42.1: Wan raises UnboundLocalError, LTX ValueError). There guidance starts after the last step.
     """
-    own = copy.copy(guider)
+    copied = copy.copy(guider)
     if guidance:
-        return own
+        return copied
     if modular and hasattr(guider, "_start"):
-        vars(own).update(_start=1.0, _step=None, _num_inference_steps=None)
+        vars(copied).update(_start=1.0, _step=None, _num_inference_steps=None)
     else:
-        own.disable()
-    return own
+        copied.disable()
+    return copied

@@ -70,16 +70,16 @@ class PartialRun:
         self.accepted = set(defaults)
         self.required = {name for name, default in defaults.items() if default is REQUIRED}
         self.image = next((name for name in IMAGE_ARGUMENTS if name in self.accepted), None)
-        given = dict(call_kwargs or {})
-        check_call(pipe, given, self.accepted)
+        options = dict(call_kwargs or {})
+        check_call(pipe, options, self.accepted)
         small = small_video(pipe) if any_video else {}
-        if SCHEDULE & set(given):
+        if SCHEDULE & set(options):
             small.pop("num_inference_steps", None)
         self.guided = type(pipe).__name__ in ALWAYS_GUIDED
         without = {} if self.guided or own_guidance else no_guidance(self.accepted)
         # Modular pipelines refuse latents, and decode in any case, unless they are stopped before.
         output = "pt" if hasattr(pipe, "blocks") else "latent"
-        arguments = self._only_accepted({**small, **given, **without, "output_type": output})
+        arguments = self._only_accepted({**small, **options, **without, "output_type": output})
         self.arguments = {name: value for name, value in arguments.items() if value is not OWN}
         if not own_guidance:
             for name in [name for name in self.arguments if name in GUIDANCE_ONLY or name.startswith("negative_")]:
@@ -139,8 +139,8 @@ class PartialRun:
             batch[str(self.image)] = grey_picture(self.arguments)
         call = {**self.arguments, **self._only_accepted(batch)}
         check_complete(self.pipe, call)
-        own = own_pipeline(self.pipe, seed, guidance=self.own_guidance)
-        with own as pipe, self.around(pipe), eager(self.compiled), _quiet():
+        private = own_pipeline(self.pipe, seed, guidance=self.own_guidance)
+        with private as pipe, self.around(pipe), eager(self.compiled), _quiet():
             try:
                 pipe(**call)
             except StopRun:

@@ -29,10 +29,10 @@ class Workspace:
     def __call__(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a contiguous buffer of the shape and device of a block, uninitialised."""
         key, count = (name, dtype, like.device), like.numel()
-        held = self._buffers.get(key)
-        if held is None or held.numel() < count:
-            held = self._buffers[key] = torch.empty(count, dtype=dtype, device=like.device)
-        return held[:count].view(like.shape)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < count:
+            buffer = self._buffers[key] = torch.empty(count, dtype=dtype, device=like.device)
+        return buffer[:count].view(like.shape)
 
 
 Task = Callable[[Workspace], None]

@@ -139,15 +139,15 @@ class CompactRecord(WeightRecord):
 
 def _compared(source: Tensor, trial: Tensor) -> Missed:
     """Return where two blocks differ in any bit, and what the first one has there."""
-    wanted, tried = (_elements(block) for block in (source, trial))
+    original, tried = (_elements(block) for block in (source, trial))
     if source.device.type == "cpu":  # numpy is 7 times as fast as torch 2.13 at this on a CPU
-        bits = wanted.numpy()
+        bits = original.numpy()
         index = _places(bits != tried.numpy())
         value = bits.take(index)
     else:
-        places = torch.nonzero(wanted != tried).view(-1)
-        index, value = places.cpu().numpy(), wanted[places].cpu().numpy()
-    pages = np.searchsorted(index, np.arange(-(-len(wanted) // PAGE) + 1) << PAGE_BITS)
+        places = torch.nonzero(original != tried).view(-1)
+        index, value = places.cpu().numpy(), original[places].cpu().numpy()
+    pages = np.searchsorted(index, np.arange(-(-len(original) // PAGE) + 1) << PAGE_BITS)
     return Missed(index.astype(np.uint16), pages, value)
 
 
@@ -155,8 +155,8 @@ def _places(different: NDArray[Any]) -> NDArray[Any]:
     """Return where truth values are true: first in which groups of eight, which takes half as long."""
     inside = len(different) & -8
     groups = np.flatnonzero(different[:inside].view(np.uint64) != 0)
-    found = np.flatnonzero(different[:inside].view(np.uint64).take(groups).view(bool))
-    places: NDArray[Any] = (groups.take(found >> 3) << 3) + (found & 7)
+    places_in_groups = np.flatnonzero(different[:inside].view(np.uint64).take(groups).view(bool))
+    places: NDArray[Any] = (groups.take(places_in_groups >> 3) << 3) + (places_in_groups & 7)
     return np.concatenate([places, inside + np.flatnonzero(different[inside:])]) if inside < len(different) else places
 
 

@@ -19,9 +19,9 @@ LIBRARIES = {"unlearning_adapters", "torch", "diffusers", "transformers", "accel
 CURE = "Call fuse_unlearning_adapters(), which edits the weights, or take away what goes around the layers."
 
 
-def is_strict(asked: bool) -> bool:
+def is_strict(strict: bool) -> bool:
     """Whether an edit that does not act is an error: if that was asked for, or the environment says so."""
-    return asked or os.environ.get(STRICT, "0").lower() not in ("", "0", "false", "no", "off")
+    return strict or os.environ.get(STRICT, "0").lower() not in ("", "0", "false", "no", "off")
 
 
 def cause_at(denoiser: nn.Module, path: str) -> str:

@@ -71,11 +71,11 @@ class EditHooks(OwnHook):
         for path in self.sites:
             check_site(self.denoiser, path)
         places = {path: (module, live) for path, module, live in self._places() if module is not None}
-        wanted, before = _identities(places.values()), self.attached
+        targets, before = _identities(places.values()), self.attached
         # Before anything is changed: what is interrupted below is found, and put right, the next time.
         self.attached = [*before, *places.values()]
         for module, live in before:
-            if (id(module), id(live)) not in wanted:
+            if (id(module), id(live)) not in targets:
                 detach_edit(module)
         for path, (module, live) in places.items():
             if is_wrapped(module):  # PEFT copies layers, with the hook and with what it holds on to

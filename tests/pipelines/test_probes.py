@@ -17,7 +17,7 @@ from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.methods.refusal import concept_rows
 from unlearning_adapters.pipelines.activations import record
 from unlearning_adapters.pipelines.hooks import count_calls, on_input
-from unlearning_adapters.pipelines.moving_sites import few_steps, find_feeds
+from unlearning_adapters.pipelines.probes import few_steps, find_shared_inputs
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import denoisers, find_sites, site_module
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
@@ -61,7 +61,7 @@ def test_sites_that_meet_the_timestep_are_found_and_the_pipeline_is_left_as_it_w
     pipe, call = make()
     inputs_in(pipe, site, UNSAFE, call)  # the first run of all makes the models add attributes of their own
     before, random_state = state(pipe), torch.get_rng_state()
-    moving = find_feeds(pipe, find_sites(pipe, "text"), UNSAFE, call_kwargs=call).moving
+    moving = find_shared_inputs(pipe, find_sites(pipe, "text"), UNSAFE, call_kwargs=call).moving
     assert moving[site] == (0, 2, 3)  # of four calls, the first and the last among them
     assert changed(before, state(pipe)) == set()
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -73,13 +73,16 @@ def test_other_sites_are_settled_by_two_calls_of_each_denoiser(two: bool) -> Non
     networks = denoisers(pipe)
     with ExitStack() as stack:
         calls: Counter[str] = count_calls(stack, pipe, networks, lambda _name, _calls: None)
-        assert find_feeds(pipe, find_sites(pipe, "text"), UNSAFE, call_kwargs={"num_inference_steps": 50}).moving == {}
+        assert (
+            find_shared_inputs(pipe, find_sites(pipe, "text"), UNSAFE, call_kwargs={"num_inference_steps": 50}).moving
+            == {}
+        )
     assert sum(calls.values()) == (4 if two else 2)
 
 
 def test_hidden_sites_are_not_measured_and_a_cache_is_none_of_its_business() -> None:
     pipe, call = ltx_2_3()
-    assert find_feeds(pipe, find_sites(pipe, ("text", "hidden")), UNSAFE, call_kwargs=call).moving == {}
+    assert find_shared_inputs(pipe, find_sites(pipe, ("text", "hidden")), UNSAFE, call_kwargs=call).moving == {}
     assert few_steps({"num_inference_steps": 50, "height": 64}) == {"num_inference_steps": 4, "height": 64}
     assert few_steps({"num_inference_steps": 2}) == {"num_inference_steps": 2}
     assert few_steps({"num_inference_steps": 50, "sigmas": [1.0]})["num_inference_steps"] == 50
@@ -137,7 +140,7 @@ def test_a_build_passes_through_the_whole_denoiser_once() -> None:
 def test_known_leaders_change_no_row() -> None:
     pipe = load_shapeworld()
     sites = find_sites(pipe, "text")
-    feeds = find_feeds(pipe, sites, UNSAFE)
+    feeds = find_shared_inputs(pipe, sites, UNSAFE)
     assert feeds.leaders.keys() == {site.name for site in sites}
     found, told = (record(pipe, [UNSAFE, SAFE], sites, leaders=x, progress=False) for x in (None, feeds.leaders))
     assert dict(feeds.leaders) == found.leaders == told.leaders
@@ -149,7 +152,7 @@ def test_shapeworld_is_recorded_as_ever() -> None:
     pipe = load_shapeworld()
     pair = load_concept("shapeworld-red").pairs[0]
     sites = find_sites(pipe, "text")
-    assert find_feeds(pipe, sites, pair.unsafe).moving == {}
+    assert find_shared_inputs(pipe, sites, pair.unsafe).moving == {}
     plain, given = (record(pipe, [pair.unsafe, pair.safe], sites, calls=calls, progress=False) for calls in (None, {}))
     assert plain.by_call == given.by_call == {}
     assert all(torch.equal(*rows) for rows in zip(plain.rows[0], given.rows[0], strict=True))

@@ -1,4 +1,4 @@
-"""How sites of text and pictures are fed, by measurement: which share a tensor, and whose input changes by the step."""
+"""Probes: short runs that measure which sites read the prompt or the picture alone, and which share an input."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -7,22 +7,101 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from unlearning_adapters.errors import PipelineError
+from unlearning_adapters.errors import DenoiserError, PipelineError
 from unlearning_adapters.pipelines.running.call_arguments import FEW_STEPS, OWN, SCHEDULE, STEPS
 from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
 from .hooks import count_calls, is_finite, on_input, place_of, some_values
-from .sites import Site, denoisers, site_module
+from .not_finite import explain_not_finite
+from .sites import Site, denoisers, find_sites, site_module
 from .spacing import evenly_spaced
 from .text_padding import padding_once, without_padding
 
+PROBES = ("a red bird on a branch", "two people walk along a street at night")  # unlike each other
 MOVING_CALLS = 3  # calls that are recorded at such a site, spread from the first to the last
 
 
+def measure_sites(pipe: Any, kind: str, *, call_kwargs: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
+    """Find by measurement the sites whose input depends on the prompt alone, or on the picture alone.
+
+    An input that differs between two prompts, and not between two seeds of the noise, is text-only. One that differs
+    between two pictures, and not between two prompts or two seeds, is image-only. It takes three runs, or four, which
+    are stopped after the first call of each denoiser, and knows nothing of how the denoiser is built.
+
+    Args:
+        pipe: A diffusers pipeline.
+        kind: "text" or "image".
+        call_kwargs: Further arguments of its call.
+
+    Returns:
+        The sites of that kind, in the order of the modules; none if the pipeline takes no prompt, or no picture.
+
+    Raises:
+        DenoiserError: If the pipeline has no denoiser, or its projections are fused.
+    """
+    sites = find_sites(pipe, "*")
+    run = PartialRun(pipe, call_kwargs, any_video=True)
+    if not (run.image if kind == "image" else run.takes_prompt):
+        return ()
+    pictures = _probe_pictures() if kind == "image" else (None, None)
+    base = _probe(pipe, run, sites, PROBES[0], 0, pictures[0])
+    for name, values in base.items():
+        if not is_finite(values):
+            raise DenoiserError(explain_not_finite(run, name, PROBES[0], 0, pictures[0]))
+    changed = {"seed": (PROBES[0], 1, pictures[0]), "text": (PROBES[1], 0, pictures[0])}
+    if kind == "image":
+        changed["image"] = (PROBES[0], 0, pictures[1])
+    probes = {name: _probe(pipe, run, sites, *inputs) for name, inputs in changed.items()}
+    return tuple(
+        Site(site.component, site.module, site.in_features, site.out_features, kind)
+        for site in sites
+        if site.name in base
+        and all(_alike(base[site.name], probes[name].get(site.name)) == (name != kind) for name in probes)
+    )
+
+
+def _probe_pictures() -> tuple[Image.Image, Image.Image]:
+    """Return two pictures that are unlike each other."""
+    return Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")
+
+
+def _probe(
+    pipe: Any, run: PartialRun, sites: Sequence[Site], prompt: str, seed: int, image: Image.Image | None
+) -> dict[str, Tensor]:
+    """Return some values of each site's input in the first call of each denoiser."""
+    networks = denoisers(pipe)
+    open_calls = set(networks)
+    values: dict[str, Tensor] = {}
+
+    def end(component: str, _calls: int) -> None:
+        open_calls.discard(component)
+        if not open_calls:
+            raise StopRun
+
+    def reader(site: Site) -> Callable[[Tensor], None]:
+        def read(tensor: Tensor) -> None:
+            if calls[site.component] and site.component in open_calls and site.name not in values:
+                values[site.name] = some_values(tensor)
+
+        return read
+
+    with ExitStack() as stack:
+        calls = count_calls(stack, pipe, networks, end)
+        for site in sites:
+            on_input(stack, site_module(pipe, site.name), reader(site))
+        run([prompt], [seed], image)
+    return values
+
+
+def _alike(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 @dataclass(frozen=True)
-class Feeds:
+class SharedInputs:
     """How sites are fed.
 
     Args:
@@ -34,7 +113,7 @@ class Feeds:
     leaders: Mapping[str, str]
 
 
-def find_feeds(
+def find_shared_inputs(
     pipe: Any,
     sites: Sequence[Site],
     prompt: str,
@@ -42,7 +121,7 @@ def find_feeds(
     *,
     seed: int = 0,
     call_kwargs: Mapping[str, Any] | None = None,
-) -> Feeds:
+) -> SharedInputs:
     """Find the text and image sites that share an input, and those whose input depends on the timestep.
 
     It takes one run over one prompt, which is stopped when all sites were seen in two calls of their denoiser if none
@@ -66,7 +145,7 @@ def find_feeds(
     networks = denoisers(pipe)
     cached = any(getattr(network, "is_cache_enabled", False) for network in networks.values())
     if cached or any(site.kind == "hidden" for site in sites):
-        return Feeds({}, {})
+        return SharedInputs({}, {})
     run = PartialRun(pipe, few_steps(call_kwargs), any_video=True)
     used = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
     for padded in (False, True):
@@ -88,7 +167,7 @@ def find_feeds(
             break
     spread = {name: _spread(count) for name, count in calls.items()}
     moving = {site.name: spread[site.component] for site in sites if site.name in probe.moved}
-    return Feeds(moving, {name: leader for leader, names in probe.members.items() for name in names})
+    return SharedInputs(moving, {name: leader for leader, names in probe.members.items() for name in names})
 
 
 def few_steps(call_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
