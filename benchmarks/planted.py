@@ -100,10 +100,21 @@ def planted_direction(rank: int, in_features: int, maker: torch.Generator) -> Di
     return Direction((write + (GAIN**2 - 1) ** 0.5 * aside).contiguous(), write.contiguous())
 
 
-def planted_adapter(weights: Mapping[str, Tensor], rank: int = 1) -> UnlearningAdapter:
-    """Return an adapter with a random direction for each weight, and its stock LoRA factors."""
-    maker = torch.Generator().manual_seed(1)
-    directions = {site: planted_direction(rank, weight.shape[1], maker) for site, weight in weights.items()}
+def planted_adapter(
+    weights: Mapping[str, Tensor], rank: int = 1, seed: int = 1, shared: bool = False
+) -> UnlearningAdapter:
+    """Return an adapter with a random direction for each weight, and its stock LoRA factors.
+
+    Args:
+        weights: The weights, by site.
+        rank: Rows of each direction.
+        seed: Of the directions.
+        shared: Whether all sites have the same direction, as sites that read the same have.
+    """
+    maker = torch.Generator().manual_seed(seed)
+    (width, *others) = {weight.shape[1] for weight in weights.values()} if shared else (0,)
+    one = planted_direction(rank, width, maker) if shared and not others else None
+    directions = {site: one or planted_direction(rank, weight.shape[1], maker) for site, weight in weights.items()}
     factors = {
         site: -STRENGTH * (weight.float() @ directions[site].write.T).contiguous() for site, weight in weights.items()
     }

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -127,19 +127,34 @@ def to_json(rows: Sequence[Row], conditions: dict[str, Any]) -> dict[str, Any]:
     return {"environment": conditions, "rows": [asdict(row) for row in rows]}
 
 
+def from_json(report: Mapping[str, Any]) -> list[Row]:
+    """Return the rows of a report."""
+    spreads = ("ours", "other", "ratio")
+    return [Row(**{**row, **{name: Spread(**row[name]) for name in spreads}}) for row in report["rows"]]
+
+
 def to_table(rows: Sequence[Row], conditions: dict[str, Any]) -> str:
     """Return all rows as a Markdown table, with what was measured and the reasons of what was missed below it."""
+    lines = [
+        grid(rows),
+        *(f"- {row.name}: {row.what}." + (f" Missed: {row.reason}" if row.reason else "") for row in rows),
+    ]
+    return "\n".join([*lines, "", ", ".join(f"{key} {value}" for key, value in conditions.items())])
+
+
+def grid(rows: Sequence[Row]) -> str:
+    """Return rows as a Markdown table."""
     lines = ["| row | ours | other | ratio (min to max) | target | met |", "|---|---|---|---|---|---|"]
     for row in rows:
         met = {True: "yes", False: "**no**", None: ""}[row.met]
         ratio = f"{row.formula} = {row.ratio.median:.3g} ({row.ratio.min:.3g} to {row.ratio.max:.3g})"
-        sides = [_amount(side.median, row.unit) for side in (row.ours, row.other)]
+        sides = [amount(side.median, row.unit) for side in (row.ours, row.other)]
         lines.append(f"| {row.name} | {sides[0]} | {sides[1]} | {ratio} | {row.target or ''} | {met} |")
-    lines += ["", *(f"- {row.name}: {row.what}." + (f" Missed: {row.reason}" if row.reason else "") for row in rows)]
-    return "\n".join([*lines, "", ", ".join(f"{key} {value}" for key, value in conditions.items())])
+    return "\n".join([*lines, ""])
 
 
-def _amount(value: float, unit: str) -> str:
+def amount(value: float, unit: str) -> str:
+    """Return a time or a size for people."""
     if unit == "bytes":
         return f"{value / 1e6:.3g} MB"
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"

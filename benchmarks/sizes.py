@@ -23,6 +23,12 @@ class Sizes:
         latents: Frames, height and width of its latents.
         call_rounds: Number of rounds for calls of the Wan denoiser and of ShapeWorld's.
         large_video: Arguments of the larger video in "build".
+        stacks: Numbers of adapters in "stacks", the largest last.
+        stack_rounds: Number of rounds of its verbs.
+        concepts: Number of concepts in "many", on ShapeWorld and behind a wide text encoder.
+        concept_rounds: Number of its rounds on ShapeWorld.
+        encoder: Width and number of layers of that text encoder.
+        true_layers: Layers of the text encoder in "true-sizes"; UMT5-XXL has 24.
     """
 
     rounds: int = 7
@@ -47,6 +53,12 @@ class Sizes:
     latents: tuple[int, int, int] = (3, 30, 52)
     call_rounds: tuple[int, int] = (15, 101)
     large_video: Mapping[str, Any] = field(default_factory=lambda: {"height": 256, "width": 256, "num_frames": 33})
+    stacks: tuple[int, ...] = (1, 3, 10, 30, 100)
+    stack_rounds: int = 3
+    concepts: tuple[int, int] = (100, 100)
+    concept_rounds: int = 3
+    encoder: tuple[int, int] = (2048, 1)
+    true_layers: int = 24
 
 
 FULL = Sizes()
@@ -64,4 +76,10 @@ QUICK = Sizes(
     latents=(2, 8, 8),
     call_rounds=(2, 2),
     large_video={"height": 96, "width": 96, "num_frames": 9},
+    stacks=(1, 3),
+    stack_rounds=1,
+    concepts=(3, 2),
+    concept_rounds=1,
+    encoder=(64, 1),
+    true_layers=1,
 )

@@ -1,6 +1,6 @@
 """Fuse and unfuse against a copy of the same weights, and against diffusers' `fuse_lora` of the same edit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,10 +29,11 @@ LAYERS_PER_RANK = 4
 Measured = Mapping[str, list[float]]
 
 
-def benchmark_weights(sizes: Sizes) -> Iterator[Row]:
+def benchmark_weights(sizes: Sizes, cases: Sequence[str] = ()) -> Iterator[Row]:
     """Compare the verbs, with all that they check: both records, several shapes and dtypes, one and all threads."""
     all_threads = torch.get_num_threads()
-    for case, (count, in_features, out_features) in sizes.layers.items():
+    for case in cases or sizes.layers:
+        count, in_features, out_features = sizes.layers[case]
         for dtype in DTYPES:
             pipe = planted_layers(count, in_features, out_features)
             for layer in pipe.transformer.layers:
