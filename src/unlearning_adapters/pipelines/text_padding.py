@@ -98,8 +98,11 @@ def _repeated(x: Any) -> int:
         return 0
     if not torch.equal(x[:, -1], x[:, -2]):
         return 0
-    differs = (x != x[:, -1:]).any(2).any(0).nonzero()  # also NaN, in place of padding that was cut off
-    rows = x.shape[1] - 2 - (int(differs.max()) if len(differs) else -1)
+    # Also NaN differs, in place of padding that was cut off.
+    last = max(
+        (int(differs.max()) for prompt in x if len(differs := (prompt != prompt[-1]).any(1).nonzero())), default=-1
+    )
+    rows = x.shape[1] - 2 - last
     return rows if 4 * rows > x.shape[1] else 0
 
 
