@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .adapter.source import HubOptions, SourceOptions
     from .building.build import build_adapter
     from .building.build_many import build_adapters
-    from .concepts.concept import Concept, load_concept
+    from .concepts.concept import Concept, load_concept, save_concept
     from .concepts.pair import Pair
     from .config import BuildConfig
     from .errors import (
@@ -124,6 +124,7 @@ __all__ = [
     "read_suite",
     "rescore",
     "save_adapter",
+    "save_concept",
     "save_unlearning_adapter",
     "set_unlearning_adapters",
     "unfuse_unlearning_adapters",
@@ -139,7 +140,7 @@ _MODULES = {
     "adapter.source": ("HubOptions", "SourceOptions"),
     "building.build": ("build_adapter",),
     "building.build_many": ("build_adapters",),
-    "concepts.concept": ("Concept", "load_concept"),
+    "concepts.concept": ("Concept", "load_concept", "save_concept"),
     "config": ("BuildConfig",),
     "export.check": ("check_lora",),
     "export.for_engine": ("ForEngine", "export_for_engine"),

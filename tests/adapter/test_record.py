@@ -49,8 +49,11 @@ def test_the_record_has_the_fields_of_adapter_info():
         ({"format_version": 2, "gains": [0.5]}, r"`gains` is \[0.5\], not an object"),
         ({"format_version": 2, "gains": None}, "`gains` is None, not an object"),
         ({"format_version": 2, "gains": 0.5}, "`gains` is 0.5, not an object"),
-        ({"format_version": 2, "gains": {"unet.x": 0.5}}, "`gains` names 'unet.x', which is no site of its record"),
-        ({"format_version": 2, "gains": {"\x1b[2J": 0.5}}, "`gains` names '.x1b.2J', which is no site of its record"),
+        ({"format_version": 2, "gains": {"unet.x": 0.5}}, "`gains` names 'unet.x', which is not a site of its record"),
+        (
+            {"format_version": 2, "gains": {"\x1b[2J": 0.5}},
+            "`gains` names '.x1b.2J', which is not a site of its record",
+        ),
         ({"format_version": 2, "gains": {SITE: "2"}}, "the gain of the site .* Expected the gain .* but got '2'"),
         ({"format_version": 2, "gains": {SITE: True}}, "the gain of the site .* is out of range: .* but got True"),
         ({"format_version": 2, "gains": {SITE: None}}, "the gain of the site .* is out of range: .* but got None"),

@@ -126,7 +126,7 @@ def test_a_fused_layer_is_taken_apart(tmp_path) -> None:
 
 def test_what_is_not_understood_is_refused(red, style, tmp_path) -> None:
     odd = {**style, "transformer.blocks.0.norm1.diff": torch.ones(3)}
-    text = r"has the tensor 'transformer\.blocks\.0\.norm1\.diff', which is no LoRA factor of a known layer of wan"
+    text = r"has the tensor 'transformer\.blocks\.0\.norm1\.diff', which is not a LoRA factor of a known layer of wan"
     with pytest.raises(AdapterFileError, match=text):
         export_lora(red, tmp_path / "x", loras={saved(odd, tmp_path / "odd.safetensors"): 1.0})
     wide = {name: torch.cat([value, value], dim=1 if "lora_A" in name else 0) for name, value in style.items()}

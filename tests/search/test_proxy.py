@@ -27,7 +27,7 @@ PROMPTS = ProxyPrompts(NAMED, ("a dog moves", "a green car"))
 
 def swap(pipe, old: str, new: str, strength: float = 1.0) -> UnlearningAdapter:
     """Turn one word into another: it reads the one word alone of all that are used, and writes their difference."""
-    prompts = [*PROMPTS.kept, *(text for item in NAMED for text in (item.prompt, *item.safe))]
+    prompts = [*PROMPTS.retain, *(text for item in NAMED for text in (item.prompt, *item.safe))]
     sites = find_sites(pipe, "text")
     read_of = record(pipe, prompts, sites, call_kwargs=tiny.CALL, progress=False)
     directions = {}
@@ -71,7 +71,9 @@ def test_nothing_is_left_whichever_counterpart_the_edit_lands_on(pipe, proxy, la
 
 
 def test_with_one_counterpart_alone_the_same_edit_looks_as_if_something_were_left(pipe):
-    alone = Proxy(pipe, ProxyPrompts((HeldOut("a red house", ("a blue house",)),), PROMPTS.kept), call_kwargs=tiny.CALL)
+    alone = Proxy(
+        pipe, ProxyPrompts((HeldOut("a red house", ("a blue house",)),), PROMPTS.retain), call_kwargs=tiny.CALL
+    )
     with acting(pipe, swap(pipe, "red", "green")):
         assert abs(alone.measure().leftover[0]) > 0.05
 
@@ -112,7 +114,7 @@ def test_making_one_and_measuring_leave_no_trace():
 
 
 def test_counterparts_that_read_like_the_prompt_are_an_error(pipe):
-    alike = ProxyPrompts((HeldOut("a red house", ("a  red house",)),), PROMPTS.kept)
+    alike = ProxyPrompts((HeldOut("a red house", ("a  red house",)),), PROMPTS.retain)
     with pytest.raises(ConceptError, match="predicts the same for 'a red house' and for its counterparts"):
         Proxy(pipe, alike, call_kwargs=tiny.CALL)
 

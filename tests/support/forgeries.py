@@ -394,7 +394,7 @@ NAMES = (
     Forgery(
         "additive-site-of-no-record",
         record(format_version=3, edit="mixed", additive=["unet.x"]),
-        "`additive` names 'unet.x', which is no site of its record.",
+        "`additive` names 'unet.x', which is not a site of its record.",
     ),
     Forgery(
         "all-sites-additive",
@@ -410,7 +410,7 @@ NAMES = (
     Forgery(
         "gain-of-no-site",
         record(format_version=2, gains={"unet.x": 0.5}),
-        "`gains` names 'unet.x', which is no site of its record.",
+        "`gains` names 'unet.x', which is not a site of its record.",
     ),
     Forgery(
         "gain-of-a-text",

@@ -25,7 +25,7 @@ def why_missing(path: Path, otherwise: str = "there is no such file or folder") 
         if path.is_dir():
             return f"{path.name!r} is a folder there, not a file"
         if not path.exists() and (other := in_other_case(path)):
-            return f"{otherwise}, but there is {other!r}, and names in other letters are other names here"
+            return f"{otherwise}, but there is {other!r}, and names are case-sensitive here"
     except (OSError, ValueError):
         pass
     return otherwise

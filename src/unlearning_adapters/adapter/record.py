@@ -171,7 +171,7 @@ def _check_additive(additive: Any, sites: tuple[str, ...], name: str) -> frozens
     names = _check_site_names(additive, name, ADDITIVE)
     unknown = next((site for site in names if site not in set(sites)), None)
     if unknown is not None:
-        raise bad_file(name, f"`{ADDITIVE}` names {shorten(unknown)}, which is no site of its record")
+        raise bad_file(name, f"`{ADDITIVE}` names {shorten(unknown)}, which is not a site of its record")
     if len(names) == len(sites):
         raise bad_file(name, f"`{ADDITIVE}` names all sites, for which `edit` is 'additive' and the version below 3")
     return frozenset(names)
@@ -220,7 +220,7 @@ def _check_gains(gains: Any, strength: float, sites: tuple[str, ...], name: str)
     names = set(sites)
     for site, gain in gains.items():
         if site not in names:
-            raise bad_file(name, f"`{GAINS}` names {shorten(site)}, which is no site of its record")
+            raise bad_file(name, f"`{GAINS}` names {shorten(site)}, which is not a site of its record")
         try:
             check_gain(gain)
             site_strength(strength, gain)

@@ -59,7 +59,7 @@ class NeutralCache:
             with safe_open(self.file, framework="pt") as stored:
                 header = stored.metadata() or {}
                 if header.get("format") != FORMAT:
-                    raise ConfigError(f"{str(self.file)!r:.300} is no neutral cache. {_CURE}")
+                    raise ConfigError(f"{str(self.file)!r:.300} is not a neutral cache. {_CURE}")
                 self._check(json.loads(header["made_with"]), made)
                 prompts, groups = json.loads(header["prompts"]), json.loads(header["groups"])
                 names = sorted(stored.keys(), key=lambda name: int(name.rpartition(".")[2]))

@@ -100,4 +100,4 @@ def _located(text: str, folder: Path, where: str) -> str:
         with Image.open(path):  # reads the header only
             return str(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ConceptError(f"{where} is no picture that can be opened: {path} ({type(error).__name__}).") from error
+        raise ConceptError(f"{where} cannot be opened as a picture: {path} ({type(error).__name__}).") from error

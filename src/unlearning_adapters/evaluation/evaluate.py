@@ -310,7 +310,7 @@ def _described(item: Mapping[str, Any]) -> Detector:
 
 
 def _not_looking(*_: Any, **__: Any) -> None:
-    raise EvaluationError("This detector only stands for what was seen before. Name it anew to let it look again.")
+    raise EvaluationError("This detector has only the results of an earlier run. Give it by name to let it look again.")
 
 
 def _on_cpu(pipe: Any) -> bool:

@@ -76,7 +76,7 @@ def _layers_in(names: tuple[str, ...], family: str, path: Path) -> dict[str, tup
     reads = ENGINES["diffusers"].reads[family]
     first, why = next(iter(read_keys(ENGINES["diffusers"], family, reads, names).dropped.items()))
     raise AdapterFileError(
-        f"{str(path)!r} has the tensor {first!r}, which is no LoRA factor of a known layer of {family} ({why}). "
+        f"{str(path)!r} has the tensor {first!r}, which is not a LoRA factor of a known layer of {family} ({why}). "
         "Give a LoRA with names of diffusers, of the first release, or of kohya."
     )
 

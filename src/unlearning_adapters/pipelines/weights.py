@@ -143,7 +143,7 @@ def _finite(response: Tensor, path: str) -> Tensor:
     """Return what was made of a weight, or raise `DenoiserError` if the weight holds NaN or infinite numbers."""
     if not bool(torch.isfinite(response).all()):
         raise DenoiserError(
-            f"The weight of {path} holds NaN or infinite numbers, or such that float32 cannot multiply. Load the base "
+            f"The weight of {path} holds NaN or infinite numbers, or numbers too large for float32. Load the base "
             "again."
         )
     return response

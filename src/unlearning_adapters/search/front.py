@@ -78,8 +78,8 @@ def show_front(search: Search, result: SearchResult, folder: Path, arguments: Ma
     Raises:
         EvaluationError: If the pipeline makes no clips.
     """
-    held_out = search.split.test if search.split.test.named else search.split.validation
-    prompts = [held_out.named[0].prompt, held_out.kept[0]]
+    held_out = search.split.test if search.split.test.forget else search.split.validation
+    prompts = [held_out.forget[0].prompt, held_out.retain[0]]
     requests = [ClipRequest(prompt, search.seed) for prompt in prompts]
 
     def write(label: str) -> list[str]:

@@ -35,12 +35,12 @@ class ProxyPrompts:
     """The prompts of one measurement.
 
     Args:
-        named: Prompts that name the concept, with their counterparts.
-        kept: Neutral prompts, and neighbours, whose prediction must not change.
+        forget: Prompts that name the concept, with their counterparts.
+        retain: Neutral prompts, and neighbours, whose prediction must not change.
     """
 
-    named: tuple[HeldOut, ...]
-    kept: tuple[str, ...]
+    forget: tuple[HeldOut, ...]
+    retain: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -106,10 +106,10 @@ class Proxy:
         seed: int = 0,
         call_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        if not prompts.named or not prompts.kept or not all(item.safe for item in prompts.named):
+        if not prompts.forget or not prompts.retain or not all(item.safe for item in prompts.forget):
             raise ConceptError(
                 "Expected prompts that name the concept, each with a counterpart, and prompts that must not change, "
-                f"but got {len(prompts.named)} and {len(prompts.kept)}."
+                f"but got {len(prompts.forget)} and {len(prompts.retain)}."
             )
         self.networks = denoisers(pipe)
         check_no_cache(self.networks, steps)
@@ -122,17 +122,17 @@ class Proxy:
         # Stopped before the end: modular pipelines decode what they made, and refuse not to.
         self.calls = min(steps, run.arguments.get("num_inference_steps") or steps)
         self.run, self.size = run, 1 if run.one_by_one else batch_size
-        self.named = self._batches(len(prompts.named), lambda indices: self._concept(prompts, indices, seed))
-        self.kept = self._batches(len(prompts.kept), lambda indices: self._unchanged(prompts, indices, seed))
+        self.forget = self._batches(len(prompts.forget), lambda indices: self._concept(prompts, indices, seed))
+        self.retain = self._batches(len(prompts.retain), lambda indices: self._unchanged(prompts, indices, seed))
 
     @torch.no_grad()
     def measure(self) -> Score:
         """Return what the denoiser predicts now for the recorded inputs, against what the base predicted."""
         leftover, drift = [], []
-        for calls in self.named:
+        for calls in self.forget:
             left = [(self._again(call) * call.probe).sum(dim=1) - call.offset for call in calls]
             leftover += torch.stack(left).sum(dim=0).tolist()
-        for calls in self.kept:
+        for calls in self.retain:
             moved = torch.stack([(self._again(call) - call.probe).square().sum(dim=1) for call in calls]).sum(dim=0)
             whole = torch.stack([call.offset.square() for call in calls]).sum(dim=0)
             drift += (moved / whole).sqrt().tolist()
@@ -150,7 +150,7 @@ class Proxy:
 
     @torch.no_grad()
     def _concept(self, prompts: ProxyPrompts, indices: range, seed: int) -> list[_ProbedCall]:
-        items, seeds = [prompts.named[i] for i in indices], [seed + i for i in indices]
+        items, seeds = [prompts.forget[i] for i in indices], [seed + i for i in indices]
         calls = self._record([item.prompt for item in items], seeds)
         count = max(len(item.safe) for item in items)
         # A prompt with fewer counterparts repeats its last one, which adds nothing to their span.
@@ -173,14 +173,14 @@ class Proxy:
     @torch.no_grad()
     def _unchanged(self, prompts: ProxyPrompts, indices: range, seed: int) -> list[_ProbedCall]:
         seeds = [seed + i for i in indices]
-        calls = self._record([prompts.kept[i] for i in indices], seeds)
+        calls = self._record([prompts.retain[i] for i in indices], seeds)
         empty = self._text_of([""] * len(indices), seeds, calls[0])
         for call in calls:
             call.probe = self._predict(call, len(indices))
             call.offset = (call.probe - self._predict(with_text(call, empty), len(indices))).norm(dim=1)
         whole = torch.stack([call.offset for call in calls]).sum(dim=0)
         if not whole.all():
-            raise _alike(prompts.kept[indices[int(whole.argmin())]], "an empty prompt")
+            raise _alike(prompts.retain[indices[int(whole.argmin())]], "an empty prompt")
         return calls
 
     def _record(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[_ProbedCall]:

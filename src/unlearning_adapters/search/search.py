@@ -101,7 +101,7 @@ class Search:
         settings: dict[str, Any] = {"steps": steps, "seed": seed, "call_kwargs": call_kwargs}
         self.validation = Proxy(pipe, self.split.validation, **settings)
         test = self.split.test
-        self.test = Proxy(pipe, test, **settings) if test.named and test.kept else None
+        self.test = Proxy(pipe, test, **settings) if test.forget and test.retain else None
         self.base_config = BuildConfig(pairs=len(self.split.concept.pairs), seed=seed)
         self.inputs: BuildInputs = record_inputs(
             pipe, self.split.concept, self.base_config, progress=progress, call_kwargs=call_kwargs
@@ -306,8 +306,8 @@ def _write(search: Search, result: SearchResult, folder: Path) -> SearchResult:
         **search.identity,
         "interrupted": result.interrupted,
         "prompts": {
-            "validation": [len(validation.named), len(validation.kept)],
-            "test": [len(test.named), len(test.kept)],
+            "validation": [len(validation.forget), len(validation.retain)],
+            "test": [len(test.forget), len(test.retain)],
         },
         "best": result.best.number,
         "front": [trial.number for trial in result.front],

@@ -153,7 +153,7 @@ def check_unedited(pipe: Any) -> None:
     present = dict.fromkeys(name for names in get_list_unlearning_adapters(pipe).values() for name in names)
     if present:
         raise EvaluationError(
-            f"The pipeline holds the adapter {', '.join(map(repr, present))}, so that no arm would be what it says. "
+            f"The pipeline holds the adapter {', '.join(map(repr, present))}, so that every arm would hold it. "
             "Call unfuse_unlearning_adapters() and unload_unlearning_adapters() first; each arm brings its own."
         )
 

@@ -211,5 +211,5 @@ def check_count(pipe: Any, frames: Sequence[Any], requests: Sequence[ClipRequest
     if len(requests) > 1 and len(frames) != len(requests):
         raise EvaluationError(
             f"{type(pipe).__name__} returned {len(frames)} clip{'s' if len(frames) != 1 else ''} for {len(requests)} "
-            "prompts, so that none belongs to a prompt for sure. Use batch 1, and another folder."
+            "prompts, so that it is unknown which clip belongs to which prompt. Use batch 1, and another folder."
         )

@@ -10,10 +10,8 @@ from unlearning_adapters.evaluation.metrics import ArmRates
 from unlearning_adapters.evaluation.suites.overlap import near_prompts
 from unlearning_adapters.evaluation.suites.suite import Suite
 
-GATE_LABELS, GATE_SCORES = (
-    0.9,
-    0.5,
-)  # least share of forget prompts that the base must show, with labels and with scores
+# Least share of forget prompts that the base must show: as labels tell, and as scores tell.
+GATE_LABELS, GATE_SCORES = 0.9, 0.5
 ERRORS = 0.01  # largest share of clips that may fail
 CONTROL = 0.2  # erasure of a control up to which it counts as none
 HALF = 0.5  # share of the edited arm's erasure that a random direction must stay below

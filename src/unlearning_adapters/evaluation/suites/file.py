@@ -110,7 +110,7 @@ def sets_from_jsonl(path: Path, role: str = FORGET) -> list[PromptSet]:
         if line.strip():
             entry = json.loads(line)
             if not isinstance(entry, dict):
-                raise EvaluationError(f"Line {number} is no JSON object: {show(entry)}.")
+                raise EvaluationError(f"Line {number} is not a JSON object: {show(entry)}.")
             entries.append(entry)
     return _grouped(entries, role)
 

@@ -292,7 +292,7 @@ def _seed(row: Mapping[str, Any], number: int, name: str) -> int | None:
         return None if value is None else int(float(value))
     except ValueError:
         raise EvaluationError(
-            f"Expected the seed of prompt {number} of {name!r} to be a number, but it is none."
+            f"Expected the seed of prompt {number} of {name!r} to be a number, but it is not."
         ) from None
 
 

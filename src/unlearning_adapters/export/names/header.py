@@ -88,7 +88,7 @@ def _entry(key: str, entry: Any, name: str) -> tuple[tuple[int, ...], str, tuple
         begin, end = entry["data_offsets"]
         return tuple(int(length) for length in entry["shape"]), str(entry["dtype"]), (int(begin), int(end))
     except (KeyError, TypeError, ValueError) as error:
-        raise _no_safetensors(name, f"the entry of its tensor {key!r} is not as it must be") from error
+        raise _no_safetensors(name, f"the entry of its tensor {key!r} is malformed") from error
 
 
 def _no_safetensors(name: str, reason: str) -> AdapterFileError:

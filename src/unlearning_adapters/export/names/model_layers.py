@@ -72,7 +72,7 @@ def weights_at(model: str | Path) -> tuple[str, ...]:
     try:
         keys = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{str(path)!r} holds no JSON ({error}). Give a list of the names of the weights.") from error
+        raise ConfigError(f"{str(path)!r} is not JSON ({error}). Give a list of the names of the weights.") from error
     keys = keys.get("weight_map", keys) if isinstance(keys, dict) else keys
     if not isinstance(keys, (list, dict)) or not all(isinstance(key, str) for key in keys):
         raise ConfigError(f"{str(path)!r} holds no list of names, nor an object with them as keys.")

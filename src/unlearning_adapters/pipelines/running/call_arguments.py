@@ -71,7 +71,7 @@ def check_call(pipe: Any, arguments: Mapping[str, Any], accepted: set[str]) -> N
     for name, value in arguments.items():
         if name in PROMPTS and value is not None:
             raise ConfigError(
-                f"`{name}` in call_kwargs would stand in the place of the prompts and seeds that a build passes one "
+                f"`{name}` in call_kwargs would take the place of the prompts and seeds that a build passes one "
                 "after the other. Leave it out."
             )
         if name in COUNTS and value is not None and value != 1:
