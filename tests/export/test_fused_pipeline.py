@@ -164,6 +164,7 @@ def test_a_file_that_the_disk_spoils_is_noticed(stack, base, tmp_path, monkeypat
     refused(FuseError, r"is not what was written. Check the disk, and export again", stack, tmp_path / "x", base=base)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path) -> None:
     """1 GB of other weights, which lie in a sparse file, and one edited layer of Wan 14B."""
     size, rows, columns = 1_000_000_000, 5120, 5120

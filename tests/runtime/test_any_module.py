@@ -132,6 +132,7 @@ def test_the_verbs_are_methods_and_two_adapters_stack_in_any_order(tmp_path):
     assert all(getattr(DenoiserPipeline, verb.__name__) is verb for verb in VERBS)
 
 
+@pytest.mark.slow
 def test_the_verbs_are_methods_whatever_is_imported_first():
     code = "import unlearning_adapters as ua; print(hasattr(ua.DenoiserPipeline, 'load_unlearning_adapter'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
