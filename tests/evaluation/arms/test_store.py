@@ -36,7 +36,7 @@ def test_a_torn_line_costs_one_row(tmp_path: Path) -> None:
 def test_another_broken_line_is_an_error(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.file.write_text(f'{{"arm": "base"\n{row("a").to_json()}\n')
-    with pytest.raises(EvaluationError, match="Line 1 of rows-0.jsonl is no row"):
+    with pytest.raises(EvaluationError, match="Line 1 of rows-0.jsonl is not a row"):
         store.rows()
     store.file.write_text(json.dumps({"arm": "base", "speed": 1}) + "\n")
     with pytest.raises(EvaluationError, match="Unknown key 'speed' in a row"):

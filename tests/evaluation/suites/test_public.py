@@ -182,7 +182,7 @@ def test_errors_name_no_prompt(tmp_path: Path) -> None:
         (("i2p", tmp_path), "The folder .* holds no file of the prompt set 'i2p'. Get github.com/rohitgandikota/"),
         (("plain", file), "Expected a column 'prompt' or 'text' or 'caption' in 'plain', but got words, seed"),
         (("plain", hidden), "Expected a column 'prompt' or 'text' or 'caption' in 'plain', but got ..., ..."),
-        (("plain", file, "words"), "Expected the seed of prompt 1 of 'plain' to be a number, but it is none"),
+        (("plain", file, "words"), "Expected the seed of prompt 1 of 'plain' to be a number, but it is not"),
         (
             ("plain", write(tmp_path / "x.json", {"prompt": secret})),
             "Expected 'x.json' to hold a list, but it holds dict",
