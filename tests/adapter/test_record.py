@@ -39,7 +39,10 @@ def test_the_record_has_the_fields_of_adapter_info():
         ({"additive": [OTHER]}, "unknown key 'additive' in its record"),
         ({"format_version": 3, "edit": "mixed", "additive": []}, "`additive` is 0 sites, not a list of 1 to 4,096"),
         ({"format_version": 3, "edit": "mixed", "additive": {OTHER: 1}}, "`additive` is {.*}, not a list"),
-        ({"format_version": 3, "edit": "mixed", "additive": ["unet.x"]}, "`additive` names 'unet.x', which is not a site"),
+        (
+            {"format_version": 3, "edit": "mixed", "additive": ["unet.x"]},
+            "`additive` names 'unet.x', which is not a site",
+        ),
         ({"format_version": 3, "edit": "mixed", "additive": [SITE, OTHER]}, "`additive` names all sites"),
         ({"format_version": 3, "edit": "mixed", "additive": [SITE, SITE]}, "is named twice"),
         ({"format_version": 3, "edit": "mixed", "additive": [SITE], "gains": {}}, "`gains` is {}, not an object with"),

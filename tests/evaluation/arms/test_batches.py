@@ -266,7 +266,9 @@ def test_another_number_of_clips_ends_the_run(pipe: Any, tmp_path: Path) -> None
     sole = FirstOnly(**pipe.components)
     arms = {"mine": replace(base_arm(), part="edited")}
     call = {"arms": arms, "output": tmp_path, "controls": False, "gate": 0.0, "progress": False}
-    text = r"FirstOnly returned 1 clip for 3 prompts, so that it is unknown which .*\. Use batch 1, and another folder\."
+    text = (
+        r"FirstOnly returned 1 clip for 3 prompts, so that it is unknown which .*\. Use batch 1, and another folder\."
+    )
     with pytest.raises(EvaluationError, match=text):
         evaluate(sole, None, SUITE, [BRIGHT, VALID], batch_size=3, **call)
     assert not Store(tmp_path).rows()
