@@ -1,8 +1,17 @@
 """Every error that this package raises on purpose; each is also the builtin that fits, for handlers of those."""
 
+import re
+
+LONG = re.compile(r"\S{241,}")  # longer than any path or name that a person reads
+
 
 class UnlearningError(Exception):
     """Base of all errors of this package; its text is one line that says what was found and what to do."""
+
+    def __str__(self) -> str:
+        """Return the text as one line: what cannot be printed is escaped, and of a value without end the ends stay."""
+        words = LONG.sub(lambda word: f"{word[0][:160]}...{word[0][-40:]}", " ".join(super().__str__().split()))
+        return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in words)
 
 
 class ConfigError(UnlearningError, ValueError):

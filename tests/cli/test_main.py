@@ -375,7 +375,9 @@ def test_build_passes_arguments_of_the_call_on(
     assert code == 1 and "no_such_argument" in err.splitlines()[-1]
     code, _, err = unlearn(*start, "--call", "image=nowhere.png")
     assert code == 1
-    assert err.splitlines()[-1].endswith("There is no file 'nowhere.png', which --call names. Check the path.")
+    assert err.splitlines()[-1].endswith(
+        "--call names the file 'nowhere.png', but there is no such file. Check the path."
+    )
 
 
 def test_a_value_of_the_call_may_name_a_picture_or_a_clip(tmp_path: Path) -> None:

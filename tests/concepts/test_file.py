@@ -5,6 +5,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unlearning_adapters.adapter.missing import POINTER
 from unlearning_adapters.concepts.file import (
     MAX_BYTES,
     PACKS,
@@ -88,8 +89,18 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         read_values(binary)
     folder = tmp_path / "folder.yaml"
     folder.mkdir()
-    with pytest.raises(ConceptError, match=r"folder\.yaml: there is no such file"):
+    with pytest.raises(ConceptError, match=r"folder\.yaml: 'folder\.yaml' is a folder there, not a file\. Check"):
         read_values(folder)
+    (tmp_path / "link.yaml").symlink_to("gone.yaml")
+    with pytest.raises(ConceptError, match=r"link\.yaml: it is a link to 'gone\.yaml', where nothing is\. Check"):
+        read_values(tmp_path / "link.yaml")
+    (tmp_path / "pointer.yaml").write_bytes(POINTER + b"/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ConceptError, match=r"pointer\.yaml: it is a pointer of Git LFS.* Run `git lfs pull`"):
+        read_values(tmp_path / "pointer.yaml")
+    with pytest.raises(ConceptError, match=r"there is no such file, but there is 'binary\.jsonl', and names are case"):
+        read_values(tmp_path / "Binary.JSONL")
+    with pytest.raises(ConceptError, match="File name too long"):
+        read_values(tmp_path / f"{'x' * 300}.yaml")
     bad = tmp_path / "bad.yml"
     bad.write_text("a: b: c")
     with pytest.raises(ConceptError, match=r"bad\.yml: Line 1, column 5: not strict YAML, mapping values"):

@@ -11,6 +11,7 @@ import torch
 from command_line import parsed
 from PIL import Image
 
+from unlearning_adapters.adapter.missing import POINTER
 from unlearning_adapters.concepts.concept import Concept, load_concept, save_concept
 from unlearning_adapters.concepts.images import picture_digest, same_picture
 from unlearning_adapters.concepts.pair import Pair
@@ -79,12 +80,22 @@ def concept_hash_of(folder: Path) -> str:
     ("path", "problem"),
     [
         ("missing.png", r"is missing: there is no file .*missing\.png\. Paths are relative to the concept's file"),
-        ("pictures", "is missing: there is no file"),
+        ("pictures", "is missing: 'pictures' is a folder there, not a file"),
+        (
+            "pictures/Red.PNG",
+            r"is missing: there is no file .*, but there is 'red\.png', and names are case-sensitive",
+        ),
+        (
+            "Pictures/red.png",
+            "is missing: there is no file .*, but there is 'pictures', and names are case-sensitive",
+        ),
+        ("pictures/nowhere.png", "is missing: it is a link to 'gone.png', where nothing is"),
+        ("pictures/pointer.png", r"cannot be opened as a picture: .*: it is a pointer of Git LFS, .*`git lfs pull`"),
         ("", "is missing: there is no file"),
         ("https://example.org/red.png", "is missing: there is no file"),
         ("pictures/words.png", r"cannot be opened as a picture: .*words\.png \(UnidentifiedImageError\)"),
         ("pictures/cut.png", "cannot be opened as a picture"),
-        ("pictures/pipe.png", "is missing: there is no file"),
+        ("pictures/pipe.png", r"is missing: 'pipe\.png' is a device or a pipe there, not a file"),
         ("a\\0b", "is not a path"),
         ("x" * 5000, "is not a path"),
         ("pictures/loop.png", "is not a path|is missing"),
@@ -95,6 +106,8 @@ def test_what_is_no_picture_is_refused_by_the_name_of_its_entry(folder, path, pr
     (folder / "pictures" / "cut.png").write_bytes((folder / "pictures" / "red.png").read_bytes()[:20])
     os.mkfifo(folder / "pictures" / "pipe.png")
     (folder / "pictures" / "loop.png").symlink_to("loop.png")
+    (folder / "pictures" / "nowhere.png").symlink_to("gone.png")
+    (folder / "pictures" / "pointer.png").write_bytes(POINTER + b"/spec/v1\noid sha256:0\nsize 1\n")
     pair = f'pairs: [{{unsafe_image: pictures/red.png, safe_image: "{path}"}}]'
     with pytest.raises(ConceptError, match=rf"red\.yaml: The `safe_image` of entry 1 of `pairs` ({problem})"):
         load_concept(written(folder, pair))
@@ -144,7 +157,7 @@ def test_the_hash_follows_the_pictures(folder):
     Image.new("RGB", (4, 4), "purple").save(concept.pairs[0].unsafe_image)
     assert concept.pairs_hash != before
     Path(concept.pairs[0].unsafe_image).unlink()
-    with pytest.raises(ConceptError, match=r"The picture .*red\.png of a pair cannot be read \(No such file"):
+    with pytest.raises(ConceptError, match=r"The picture .*red\.png of a pair cannot be read: there is no such file"):
         _ = concept.pairs_hash
     # Words alone hash as they always did: adapters know their shipped concepts by it.
     assert Concept("x", (Pair("a", "b"),)).pairs_hash == (

@@ -24,16 +24,38 @@ def why_missing(path: Path, otherwise: str = "there is no such file or folder") 
             return f"it is a link to {str(path.readlink())!r}, where nothing is"
         if path.is_dir():
             return f"{path.name!r} is a folder there, not a file"
+        if path.exists() and not path.is_file():
+            return f"{path.name!r} is a device or a pipe there, not a file"
         if not path.exists() and (other := in_other_case(path)):
             return f"{otherwise}, but there is {other!r}, and names are case-sensitive here"
-    except (OSError, ValueError):
-        pass
+    except (OSError, ValueError) as error:
+        return " ".join((getattr(error, "strerror", None) or str(error)).split())
     return otherwise
 
 
+def why_unreadable(path: Path, otherwise: str = "there is no such file") -> str:
+    """Return in one clause why a file has no content to read, or nothing if it has.
+
+    Args:
+        path: Path of a file.
+        otherwise: What to say if it is not there, and nothing else is known.
+    """
+    try:
+        if not path.is_file():
+            return why_missing(path, otherwise)
+        with path.open("rb") as file:
+            start = file.read(len(POINTER))
+    except (OSError, ValueError) as error:  # no permission, or not a possible path
+        return " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return (
+        f"it is a pointer of Git LFS, which stands for the file. {FETCH.rstrip('.')}" if is_lfs_pointer(start) else ""
+    )
+
+
 def in_other_case(path: Path) -> str | None:
-    """Return the name beside a path that differs from it in the case of letters alone, or None."""
-    if not path.parent.is_dir():
+    """Return the name, beside the first part of a path that is not there, that differs in the case of letters alone."""
+    part = next((part for part in (*reversed(path.parents), path) if not part.exists()), path)
+    if not part.parent.is_dir():
         return None
-    names = (item.name for item in path.parent.iterdir())
-    return next((name for name in sorted(names) if name.casefold() == path.name.casefold() != ""), None)
+    names = (item.name for item in part.parent.iterdir())
+    return next((name for name in sorted(names) if name.casefold() == part.name.casefold() != ""), None)

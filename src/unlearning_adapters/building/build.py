@@ -28,7 +28,7 @@ from unlearning_adapters.pipelines.weights import layer_response, weight_gram
 from .advice import build_warnings
 from .counterfactuals import check_makes_base_clips, video_directions
 from .gains import with_block_strengths
-from .inputs import record_inputs
+from .inputs import check_arguments, record_inputs
 from .outlier_pairs import with_outlier_rows
 from .shared_neutral import shared_neutral
 
@@ -88,6 +88,7 @@ def build_adapter(
         >>> adapter = build_adapter(pipe, load_concept("shapeworld-red"))
         >>> adapter.save_pretrained("no-red")
     """
+    check_arguments(concept, config, call_kwargs)
     networks = denoisers(pipe)
     with ExitStack() as stack:
         stack.enter_context(reading(networks.values()))

@@ -13,7 +13,7 @@ from unlearning_adapters.pipelines.running.call_lock import reading
 from unlearning_adapters.pipelines.sites import denoisers
 
 from .build import build_adapter
-from .inputs import check_arguments
+from .inputs import check_arguments, check_concepts
 from .shared_neutral import shared_neutral
 
 
@@ -52,7 +52,7 @@ def build_adapters(
     Example:
         >>> red, circle = build_adapters(pipe, [load_concept("shapeworld-red"), load_concept("shapeworld-circle")])
     """
-    chosen = list(concepts)
+    chosen = check_concepts(concepts)
     for each in chosen:
         check_arguments(each, config, call_kwargs)
     ahead = [prompt for each in chosen for prompt in each.neutral]

@@ -1,7 +1,7 @@
 """`BuildInputs`: the pairs, the sites, and what the sites read for pairs and neutral prompts."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -146,6 +146,20 @@ def check_arguments(concept: object, config: object, call_kwargs: object) -> Non
         raise ConfigError(f"Expected a BuildConfig, such as BuildConfig(pairs=8), but got {show(config)}.")
     if not isinstance(call_kwargs, Mapping) and call_kwargs is not None:
         raise ConfigError(f"Expected `call_kwargs` to be a mapping of arguments, but got {show(call_kwargs)}.")
+
+
+def check_concepts(concepts: object) -> list[Concept]:
+    """Return several concepts as a list, or raise `ConceptError` if there is something else among them."""
+    if not isinstance(concepts, Iterable) or isinstance(concepts, (str, bytes, Mapping)):
+        raise ConceptError(f"Expected a list of concepts, but got {show(concepts)}.")
+    try:
+        every = list(concepts)
+    except TypeError as error:  # an array of no dimension
+        raise ConceptError(f"Expected a list of concepts, but got {show(concepts)}.") from error
+    for index, concept in enumerate(every, start=1):
+        if not isinstance(concept, Concept):
+            raise ConceptError(f"Expected entry {index} of the concepts to be a Concept, but got {show(concept)}.")
+    return every
 
 
 def _chosen_pairs(concept: Concept, config: BuildConfig) -> tuple[Pair, ...]:

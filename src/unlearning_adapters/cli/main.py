@@ -27,6 +27,7 @@ COMMANDS: tuple[click.Command, ...] = (
     demo, build, search, inspect, apply, export, check, evaluate, compare, attack, push, pull, concepts, pipelines,
 )  # fmt: skip
 INTERRUPTED = 130
+TRACEBACK = "UNLEARNING_ADAPTERS_TRACEBACK"  # environment variable: show where an error comes from
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (UnlearningError, OSError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        reason = " ".join(str(error).split())[:400].rstrip(".")
+        print(
+            f"error: unexpected {type(error).__name__}{f': {reason}' if reason else ''}. "
+            f"Set {TRACEBACK}=1 to see where it was raised.",
+            file=sys.stderr,
+        )
         return 1
 
 

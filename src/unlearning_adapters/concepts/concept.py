@@ -165,7 +165,7 @@ def load_concept(source: str | Path) -> Concept:
         for name in (source, f"shapeworld-{source}"):
             if name in list_concepts():
                 return Concept.from_dict({"name": name, **concept_file.read_pack(name)})
-        if path.suffix.lower() not in concept_file.SUFFIXES and not path.exists():
+        if path.suffix.lower() not in concept_file.SUFFIXES and not _is_there(path):
             raise ConceptError(_unknown(source))
     values = concept_file.read_values(path)
     try:
@@ -182,13 +182,19 @@ def save_concept(concept: Concept, path: str | Path) -> Path:
 
     Pictures in the folder of the file are named by relative paths, so that the folder can be moved.
     """
-    path = Path(path)
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    if not isinstance(concept, Concept):
+        raise ConceptError(f"Expected a Concept to save, but got {show(concept)}.")
+    if not isinstance(path, (str, Path)) or Path(path).suffix.lower() not in (".yaml", ".yml"):
         raise ConceptError(f"{path}: a concept is saved as YAML. Give a path that ends in .yaml.")
+    path = Path(path)
     values = concept.to_dict()
     relative_pictures(values, path.parent)
     text = yaml.dump(values, Dumper=concept_file.TextDumper, sort_keys=False, allow_unicode=True, width=10_000)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConceptError(f"{path}: the concept cannot be written ({reason}). Choose another path.") from error
     return path
 
 
@@ -279,8 +285,15 @@ def _expand_neutral(values: object, words: Sequence[str]) -> object:
     return (*prompts, *(prompt for prompt in dict.fromkeys(shared) if prompt not in prompts))
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # such as a name that is too long
+        return False
+
+
 def _unknown(source: str) -> str:
     names = list_concepts()
     near = get_close_matches(source, [*names, *(name.removeprefix("shapeworld-") for name in names)], n=3)
     hint = f"Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}? " if near else ""
-    return f"Unknown concept {source!r}. {hint}Shipped: {', '.join(names)}. Or give a .yaml or .jsonl file."
+    return f"Unknown concept {show(source)}. {hint}Shipped: {', '.join(names)}. Or give a .yaml or .jsonl file."

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from unlearning_adapters.adapter.missing import why_unreadable
 from unlearning_adapters.errors import ConceptError
 
 PACKS = resources.files(__package__) / "packs"
@@ -74,8 +75,8 @@ def read_values(path: Path) -> Any:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ConceptError(f"{path}: expected a .yaml, .yml or .jsonl file, but got the suffix {path.suffix!r}.")
-    if not path.is_file():
-        raise ConceptError(f"{path}: there is no such file. Check the path, or use a name of `unlearn concepts`.")
+    if reason := why_unreadable(path):
+        raise ConceptError(f"{path}: {reason}. Check the path, or use a name of `unlearn concepts`.")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

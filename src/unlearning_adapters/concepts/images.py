@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from unlearning_adapters.adapter.missing import why_missing, why_unreadable
 from unlearning_adapters.errors import ConceptError
 
 SIDES = ("unsafe_image", "safe_image")
@@ -41,10 +42,13 @@ def picture_digest(picture: Any) -> str:
         return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
     if str(picture).startswith(("http://", "https://")):
         return hashlib.sha256(str(picture).encode()).hexdigest()
+    path = Path(picture)
+    if reason := why_unreadable(path):
+        raise ConceptError(f"The picture {path} of a pair cannot be read: {reason}. Check the path.")
     try:
-        return hashlib.sha256(Path(picture).read_bytes()).hexdigest()
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise ConceptError(f"The picture {picture} of a pair cannot be read ({error.strerror}).") from error
+        raise ConceptError(f"The picture {path} of a pair cannot be read ({error.strerror}).") from error
 
 
 def locate_pictures(values: Any, folder: Path) -> None:
@@ -95,7 +99,10 @@ def _located(text: str, folder: Path, where: str) -> str:
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, a loop of links
         raise ConceptError(f"{where} is not a path: {text[:60]!r} ({error}).") from None
     if not text.strip() or not exists:
-        raise ConceptError(f"{where} is missing: there is no file {path}. Paths are relative to the concept's file.")
+        reason = why_missing(folder / text, f"there is no file {path}") if text.strip() else f"there is no file {path}"
+        raise ConceptError(f"{where} is missing: {reason}. Paths are relative to the concept's file.")
+    if reason := why_unreadable(path):
+        raise ConceptError(f"{where} cannot be opened as a picture: {path}: {reason}.")
     try:
         with Image.open(path):  # reads the header only
             return str(path)

@@ -36,7 +36,8 @@ class Pair:
 
     def __post_init__(self) -> None:
         images = {side: getattr(self, f"{side}_image") for side in ("unsafe", "safe")}
-        wordless = self.unsafe == self.safe == "" and None not in images.values()
+        texts = (self.unsafe, self.safe)
+        wordless = all(isinstance(text, str) and not text for text in texts) and None not in images.values()
         for side, image in images.items():
             text = getattr(self, side)
             if not (is_prompt(text) or wordless):

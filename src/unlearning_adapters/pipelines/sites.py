@@ -17,6 +17,7 @@ from unlearning_adapters.adapter.record import COMPONENTS
 from unlearning_adapters.config import check_blocks, check_sites
 from unlearning_adapters.errors import DenoiserError, SiteError
 
+from .layer_weight import layer_weight
 from .site_names import (
     ATTENTION_OUT,
     BLOCK,
@@ -162,7 +163,7 @@ def check_not_empty(denoiser: nn.Module, path: str) -> None:
             return
         around.append(_uncompiled(child))
     layer = base_linear(around[-1])
-    weight = getattr(layer, "weight", None)
+    weight = layer_weight(layer)
     if getattr(weight, "is_meta", False) and not any("_hf_hook" in vars(module) for module in (*around, layer)):
         raise DenoiserError(
             f"The weights of {type(denoiser).__name__} are on the meta device, so that {path!r} holds no numbers, and "

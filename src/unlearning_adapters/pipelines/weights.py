@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unlearning_adapters.errors import DenoiserError
 
 from .edits import check_no_fused_lora, editor_on
+from .layer_weight import layer_weight
 from .sites import base_linear
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -29,7 +30,7 @@ def kept_weight(layer: nn.Module) -> Tensor | None:
     gets a copy from a store: what is written into the store is what the layer computes with. If the store is a file,
     the weight on the meta device is returned.
     """
-    weight = getattr(layer, "weight", None)
+    weight = layer_weight(layer)
     if not isinstance(weight, Tensor):
         return None
     if weight.is_meta:

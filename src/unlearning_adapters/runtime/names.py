@@ -12,7 +12,10 @@ MAX_LENGTH = 100
 def as_names(adapter_names: str | Sequence[str]) -> list[str]:
     """Return one name or several as a list, or raise `AdapterNameError` if one comes twice or is no text."""
     several = isinstance(adapter_names, Iterable) and not isinstance(adapter_names, (str, bytes))
-    names: list[str] = list(adapter_names) if several else [adapter_names]  # type: ignore[list-item]
+    try:
+        names: list[str] = list(adapter_names) if several else [adapter_names]  # type: ignore[list-item]
+    except TypeError:  # an array or tensor of no dimension
+        names = [adapter_names]  # type: ignore[list-item]
     if not all(isinstance(name, str) for name in names):
         raise AdapterNameError(f"Expected the name of an adapter, or several as a list, but got {adapter_names!r:.80}.")
     if len(set(names)) != len(names):

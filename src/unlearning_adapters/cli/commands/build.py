@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unlearning_adapters.adapter.file import file_at
+from unlearning_adapters.adapter.missing import why_unreadable
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import open_pipeline
@@ -31,11 +33,17 @@ def opened(value: Any) -> Any:
     suffix = Path(value).suffix.lower() if isinstance(value, str) else ""
     if suffix not in (*PICTURES, *CLIPS):
         return value
-    if not Path(value).is_file():
-        raise ConfigError(f"There is no file {value!r}, which --call names. Check the path.")
+    if reason := why_unreadable(Path(value)):
+        raise ConfigError(f"--call names the file {value!r}, but {reason}. Check the path.")
     from diffusers.utils import load_image, load_video
 
-    return load_image(value) if suffix in PICTURES else load_video(value)
+    try:
+        return load_image(value) if suffix in PICTURES else load_video(value)
+    except Exception as error:  # PIL's and imageio's, of a dozen kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"--call names {value!r}, which cannot be opened ({reason[:200]}). Check the file."
+        ) from error
 
 
 @command("build", "build an adapter from a concept's pairs, or one of each of several concepts")
@@ -103,6 +111,9 @@ def build(
 
     config, chosen = BuildConfig(**options.given(settings)), [load_concept(concept) for concept in concepts]
     places = _places(output, [concept.name for concept in chosen])
+    given = {name: opened(value) for name, value in call.items()}
+    for place in places:
+        file_at(place)  # before the work, not after it
     from unlearning_adapters.building.build_many import build_adapters
 
     pipe = open_pipeline(pipeline, dtype, device)
@@ -111,7 +122,6 @@ def build(
     start = time.perf_counter()
     generation = generation_of(pipe)  # clips for scope="concept" are made as the model is called; words need less
     own = generation if config.scope == "concept" else prompt_length(generation)
-    given = {name: opened(value) for name, value in call.items()}
     adapters = build_adapters(pipe, chosen, config, call_kwargs={**own, **given}, neutral_cache=neutral_cache)
     seconds = time.perf_counter() - start
     results = [_saved(adapter, place) for adapter, place in zip(adapters, places, strict=True)]

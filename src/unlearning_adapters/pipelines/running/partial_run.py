@@ -16,7 +16,8 @@ import torch
 from diffusers.utils import load_image
 from PIL import Image
 
-from unlearning_adapters.errors import PipelineError, UnlearningError
+from unlearning_adapters.adapter.missing import why_unreadable
+from unlearning_adapters.errors import ConceptError, PipelineError, UnlearningError
 
 from .call_arguments import (
     IMAGE_ARGUMENTS,
@@ -57,6 +58,7 @@ class PartialRun:
         ConfigError: If `call_kwargs` has an argument that the pipeline does not accept; when it is called, if one is
             missing that only the user can give.
         PipelineError: When it is called, if the pipeline fails.
+        ConceptError: When it is called, if the picture of a pair cannot be opened.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class PartialRun:
 
     def _run(self, batch: dict[str, Any], seed: int, image: Any) -> bool:
         if self.image and image is not None:
-            batch[self.image] = load_image(str(image) if isinstance(image, Path) else image)
+            batch[self.image] = _opened(image)
         elif self.image in self.required and self.image not in self.arguments:
             batch[str(self.image)] = grey_picture(self.arguments)
         call = {**self.arguments, **self._only_accepted(batch)}
@@ -156,6 +158,25 @@ class PartialRun:
 
     def _only_accepted(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in self.accepted}
+
+
+def _opened(picture: Any) -> Image.Image:
+    """Return a picture of a concept: a path, an address or a PIL image.
+
+    Raises:
+        ConceptError: If it cannot be opened.
+    """
+    place = str(picture) if isinstance(picture, (str, Path)) else "a PIL image"
+    local = isinstance(picture, (str, Path)) and not place.startswith(("http://", "https://"))
+    if local and (reason := why_unreadable(Path(place))):
+        raise ConceptError(f"The picture {place!r} of the concept cannot be read: {reason}. Check the path.")
+    try:
+        return load_image(place if isinstance(picture, Path) else picture)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConceptError(
+            f"The picture {place!r} of the concept cannot be opened ({reason[:200]}). Check that it is a picture."
+        ) from error
 
 
 def _holds_pictures(value: Any) -> bool:
