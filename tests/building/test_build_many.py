@@ -73,7 +73,7 @@ def test_the_feeds_of_the_sites_are_found_once(monkeypatch):
 
 
 def test_an_argument_of_another_type_is_refused_before_anything_runs():
-    with pytest.raises(ConceptError, match="Expected a Concept"):
+    with pytest.raises(ConceptError, match="Expected entry 2 of the concepts to be a Concept"):
         build_adapters(tiny_wan_pipeline(), [concept("red", "green"), "blue"], **settings())  # type: ignore[list-item]
     assert build_adapters(tiny_wan_pipeline(), [], **settings()) == []
 
