@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .export.reading import Reading
     from .pipelines.sites import find_sites
     from .runtime.any_module import DenoiserPipeline, wrap_denoiser
+    from .runtime.checks.verification import SiteCheck, Verification
     from .runtime.status import AdapterStatus
     from .runtime.verbs import (
         delete_unlearning_adapters,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         unfuse_unlearning_adapters,
         unlearning_adapters,
         unload_unlearning_adapters,
+        verify_unlearning_adapters,
     )
     from .shapeworld.models.language_model import load_shapeworld_language
     from .shapeworld.models.load import load_shapeworld
@@ -93,11 +95,13 @@ __all__ = [
     "Pair",
     "PipelineError",
     "Reading",
+    "SiteCheck",
     "SiteError",
     "SourceOptions",
     "Suite",
     "UnlearningAdapter",
     "UnlearningError",
+    "Verification",
     "__version__",
     "build_adapter",
     "build_adapters",
@@ -130,6 +134,7 @@ __all__ = [
     "unfuse_unlearning_adapters",
     "unlearning_adapters",
     "unload_unlearning_adapters",
+    "verify_unlearning_adapters",
     "wrap_denoiser",
 ]
 
@@ -156,6 +161,7 @@ _MODULES = {
     "shapeworld.models.load": ("load_shapeworld",),
     "pipelines.sites": ("find_sites",),
     "runtime.verbs": tuple(name for name in __all__ if "unlearning_adapter" in name),
+    "runtime.checks.verification": ("SiteCheck", "Verification"),
     "runtime.status": ("AdapterStatus",),
     "runtime.any_module": ("DenoiserPipeline", "wrap_denoiser"),
 }

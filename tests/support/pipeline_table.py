@@ -20,7 +20,7 @@ from whole import Broken, Whole
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "pipelines.md"
-DATA = ROOT / "src" / "unlearning_adapters" / "cli" / "commands" / "pipelines.json"
+DATA = ROOT / "src" / "unlearning_adapters" / "cli" / "pipelines.json"
 
 # Pipelines of diffusers 0.42 for video by the class of their denoiser; M stands for Modular, AD for AnimateDiff.
 PIPELINES = {

@@ -16,6 +16,7 @@ from .commands.check import check
 from .commands.compare import compare
 from .commands.concepts import concepts
 from .commands.demo import demo
+from .commands.doctor import doctor
 from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.hub import pull, push
@@ -24,7 +25,8 @@ from .commands.pipelines import pipelines
 from .commands.search import search
 
 COMMANDS: tuple[click.Command, ...] = (
-    demo, build, search, inspect, apply, export, check, evaluate, compare, attack, push, pull, concepts, pipelines,
+    demo, build, search, inspect, apply, doctor, export, check, evaluate, compare, attack, push, pull, concepts,
+    pipelines,
 )  # fmt: skip
 INTERRUPTED = 130
 TRACEBACK = "UNLEARNING_ADAPTERS_TRACEBACK"  # environment variable: show where an error comes from

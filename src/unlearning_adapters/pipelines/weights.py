@@ -23,6 +23,11 @@ def is_plain(weight: Tensor) -> bool:
     return type(weight) in (nn.Parameter, Tensor) and weight.dtype in FLOATING
 
 
+def is_sharded(weight: Tensor) -> bool:
+    """Whether a weight is one of FSDP2 or tensor parallelism, of which each process holds a part."""
+    return any(kind.__name__ == "DTensor" for kind in type(weight).__mro__)
+
+
 def kept_weight(layer: nn.Module) -> Tensor | None:
     """Return the tensor that holds a layer's weight between calls, or None if the layer has no weight.
 

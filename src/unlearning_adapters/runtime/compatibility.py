@@ -24,37 +24,53 @@ ROWS_COMPARED = 64  # of each weight, spread over it: enough to tell, and none i
 def check_sites(pipe: Any, adapter: UnlearningAdapter) -> dict[str, dict[str, Direction]]:
     """Return an adapter's directions by component and path, if the pipeline has all of its sites.
 
+    Of an adapter for several denoisers those are left out that the pipeline has not loaded, as a run of Wan 2.2 with
+    one expert at a time: what is not there does not know the concept.
+
     Raises:
         SiteError: If sites are missing; the text says how many of how many.
         BaseMismatchError: If a layer has another width than the adapter was built for.
     """
-    layers, missing = {}, []
-    for site in adapter.sites:
+    layers, missing, live = {}, [], denoisers(pipe)
+    some = any(component in live for component in adapter.components)
+    sites = [site for site in adapter.sites if not some or site.partition(".")[0] in live]
+    for site in sites:
         try:
             layers[site] = base_linear(site_module(pipe, site))
         except SiteError as error:
             missing.append((site, error))
     if missing:
-        share = f"{len(missing)} of the {len(adapter.sites)}" if layers else f"all {len(adapter.sites)}"
+        share = f"{len(missing)} of the {len(sites)}" if layers else f"all {len(sites)}"
+        other = "" if some else f", or pass components={{{adapter.components[0]!r}: {next(iter(live))!r}}}"
         raise SiteError(
             f"The adapter {adapter.info.concept!r} does not fit: {share} sites are missing. {missing[0][1]} "
-            f"It was built on {_base(adapter)}; load that base, or build the adapter on this pipeline."
+            f"It was built on {_base(adapter)}; load that base{other}, or build the adapter on this pipeline."
         ) from missing[0][1]
     by_component: dict[str, dict[str, Direction]] = {}
-    for site, direction in adapter.directions.items():
+    for site in sites:
         _check_widths(adapter, site, layers[site])
         component, _, path = site.partition(".")
-        by_component.setdefault(component, {})[path] = direction
+        by_component.setdefault(component, {})[path] = adapter.directions[site]
     return by_component
 
 
 def warn_of_partial_cover(pipe: Any, adapter: UnlearningAdapter) -> None:
-    """Warn if the pipeline has denoisers that the adapter does not edit, since they still know the concept."""
-    bare = [component for component in denoisers(pipe) if component not in adapter.components]
+    """Warn if the pipeline has denoisers that the adapter does not edit, or lacks some that it edits."""
+    live, first = denoisers(pipe), adapter.components[0]
+    bare = [component for component in live if component not in adapter.components]
+    absent = [component for component in adapter.components if component not in live]
     if bare:
+        places = f"components={{{first!r}: {[first, *bare]!r}}}"
         warnings.warn(
             f"The adapter {adapter.info.concept!r} edits {', '.join(adapter.components)} only; {', '.join(bare)} of "
-            f"{type(pipe).__name__} still knows the concept. Build the adapter on this pipeline to edit both.",
+            f"{type(pipe).__name__} still knows the concept. Build the adapter on this pipeline to edit both, or pass "
+            f"{places} to put it on both.",
+            stacklevel=3,
+        )
+    if absent:
+        warnings.warn(
+            f"The adapter {adapter.info.concept!r} edits {', '.join(adapter.components)}, and {type(pipe).__name__} "
+            f"has no {', '.join(absent)} loaded, which is left out. If it is loaded later, load the adapter again.",
             stacklevel=3,
         )
 
@@ -68,8 +84,9 @@ def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter) -> None:
         pipe: A diffusers pipeline.
         adapter: The adapter; sites whose weights hold an adapter or a LoRA say nothing.
     """
-    fused = fused_sites(pipe)
-    sites = [site for site in adapter.lora_B if site not in fused and adapter.strength]
+    fused, live = fused_sites(pipe), denoisers(pipe)
+    loaded = [site for site in adapter.lora_B if site.partition(".")[0] in live]
+    sites = [site for site in loaded if site not in fused and adapter.strength]
     weights = {site: weight for site in sites if (weight := _plain_weight(pipe, site)) is not None}
     part = replace(adapter, lora_B={site: _some_rows(adapter.lora_B[site]) for site in weights})
     deviation = base_deviation(part, {site: _some_rows(weight) for site, weight in weights.items()})
@@ -104,6 +121,11 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter) -> UnlearningAdapt
         if site in factors:
             continue
         component, _, path = site.partition(".")
+        if component not in networks:
+            raise FuseError(
+                f"The stock LoRA factor of {site} cannot be computed, since this {type(pipe).__name__} has no "
+                f"{component} loaded. Load the whole pipeline, or take the file that the adapter came from."
+            )
         response = layer_response(networks[component], path, direction.write)
         if response is None:
             raise FuseError(

@@ -68,6 +68,17 @@ def check_coverage(pipe: Any) -> None:
         warnings.warn(text, stacklevel=level_of_user())
 
 
+def uncovered(pipe: Any) -> list[str]:
+    """Return what is wrong with the denoisers that a pipeline would run now, in the words of `check_coverage`."""
+    editors = _editors(pipe)
+    with _guard:
+        try:
+            memory = _memories.get(pipe) or Memory()
+        except TypeError:  # an object that cannot be a key
+            memory = Memory()
+        return [text for name, editor in editors.items() if (text := _uncovered(name, editor, editors, memory)[0])]
+
+
 def remember_edited(pipe: Any) -> None:
     """Remember the edited denoisers of a pipeline, so that an unedited one in their place causes a warning."""
     with _guard:

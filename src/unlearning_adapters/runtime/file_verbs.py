@@ -11,19 +11,22 @@ from unlearning_adapters.errors import AdapterNameError
 from unlearning_adapters.hub.hub import push_adapter
 
 from .compatibility import check_sites, warn_of_other_base, warn_of_partial_cover, with_stock_factors
+from .components import Components, for_components, with_strengths
 from .coverage import remember_edited
 from .editor import change_stacks
 from .names import check_loaded, check_new_name, default_name
 from .pipeline_editors import editors_of, loaded_names, locked_editors
 from .stack import Loaded
+from .strengths import Strength, by_component
 
 
 def load_unlearning_adapter(
     pipe: Any,
     source: str | Path | UnlearningAdapter,
     adapter_name: str | None = None,
-    strength: float | None = None,
+    strength: Strength = None,
     *,
+    components: Components | None = None,
     strict: bool = False,
     **options: Unpack[SourceOptions],
 ) -> str:
@@ -37,7 +40,11 @@ def load_unlearning_adapter(
         pipe: A diffusers pipeline.
         source: A Hub repository "org/name", a folder, a ".safetensors" file, or an adapter.
         adapter_name: Name on this pipeline, without "."; None takes the concept's name.
-        strength: Part of the direction that is removed, 0 to 4; None takes the one that the builder calibrated.
+        strength: Part of the direction that is removed, 0 to 4; None takes the one that the builder calibrated. A
+            dictionary has a strength for each component, as `{"transformer": 1.0, "transformer_2": 0.5}`.
+        components: Components of the file that are taken, as `["transformer_2"]`, or where each part of it goes, as
+            `{"transformer": "transformer_2"}` or `{"transformer": ["transformer", "transformer_2"]}` for an adapter of
+            one denoiser on the other, or on both. None takes all: of those that the pipeline has not loaded, a warning.
         strict: Whether a call fails with `DenoiserError` in which a layer is not called whose edit acts, or another
             denoiser runs than the one that was edited. It is a warning otherwise, once for each cause, unless the
             environment variable UNLEARNING_ADAPTERS_STRICT is 1.
@@ -50,6 +57,7 @@ def load_unlearning_adapter(
         AdapterNotFoundError: If there is nothing at the source.
         AdapterFileError: If it is not a valid adapter.
         AdapterNameError: If the name is taken or not valid.
+        ConfigError: If a strength is out of range, or the file or the pipeline has no such component.
         DenoiserError: If the pipeline has no denoiser, or one that bypasses the sites.
         SiteError: If the pipeline lacks sites of the adapter.
         BaseMismatchError: If a layer has another width than the adapter.
@@ -64,13 +72,16 @@ def load_unlearning_adapter(
     check_options(options)
     if not isinstance(source, UnlearningAdapter):
         source = load_adapter(source, **options)
-    strength = source.strength if strength is None else source.allowed_strength(strength)
+    source = for_components(pipe, source, components)
+    strengths = by_component(strength, source.components, source.info.concept)
     with locked_editors(pipe) as editors:
         name = default_name(source.info.concept, loaded_names(editors)) if adapter_name is None else adapter_name
         check_new_name(name, loaded_names(editors))
         changes = []
         for component, part in check_sites(pipe, source).items():
-            editor, item = editors[component], Loaded(source, part, strength, strength)
+            asked = strengths[component]
+            amount = source.strength if asked is None else source.allowed_strength(asked)
+            editor, item = editors[component], Loaded(source, part, amount, amount)
             changes.append((editor, editor.stack.with_adapter(name, item, strict)))
         warn_of_partial_cover(pipe, source)
         warn_of_other_base(pipe, source)
@@ -127,6 +138,6 @@ def _as_it_acts(pipe: Any, adapter_name: str | None) -> UnlearningAdapter:
             )
         name = names[0] if adapter_name is None else adapter_name
         check_loaded([name], names)
-        item = next(editor.stack.loaded[name] for editor in editors.values() if name in editor.stack.loaded)
-        adapter = item.adapter if item.strength == item.adapter.strength else item.adapter.with_strength(item.strength)
-        return with_stock_factors(pipe, adapter)
+        items = {part: editor.stack.loaded[name] for part, editor in editors.items() if name in editor.stack.loaded}
+        strengths = {component: item.strength for component, item in items.items()}
+        return with_stock_factors(pipe, with_strengths(next(iter(items.values())).adapter, strengths))

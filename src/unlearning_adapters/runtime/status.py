@@ -17,16 +17,18 @@ class AdapterStatus:
     Args:
         state: "attached" or "fused" if it acts, "disabled" if `disable_unlearning_adapters` switched it off,
             "inactive" if `set_unlearning_adapters` left it out.
-        strength: Its strength now.
+        strength: Its strength now; the largest one, where it differs by component.
         components: Names of the denoisers that it edits.
         records: Bytes that are kept to restore the weights that it is fused into, by kind of record: "copy" or
             "compact". Adapters that are fused into the same weights share these records. Empty if it is not fused.
+        strengths: Its strength on each of the denoisers.
     """
 
     state: State
     strength: float
     components: tuple[str, ...]
     records: Mapping[str, int] = field(default_factory=dict)
+    strengths: Mapping[str, float] = field(default_factory=dict)
 
 
 def status_by_name(editors: Mapping[str, Editor]) -> dict[str, AdapterStatus]:
@@ -47,8 +49,8 @@ def _status(name: str, editors: Mapping[str, Editor]) -> AdapterStatus:
             for path, (_, record) in editor.records.items():
                 if path in editor.stack.loaded[name].directions:
                     records[record.kind] += record.nbytes
-    stack = next(iter(carriers.values())).stack
-    return AdapterStatus(_state(name, carriers), stack.loaded[name].strength, tuple(carriers), dict(records))
+    strengths = {component: editor.stack.loaded[name].strength for component, editor in carriers.items()}
+    return AdapterStatus(_state(name, carriers), max(strengths.values()), tuple(carriers), dict(records), strengths)
 
 
 def _state(name: str, carriers: Mapping[str, Editor]) -> State:

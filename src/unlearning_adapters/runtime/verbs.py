@@ -5,18 +5,18 @@ anything, so that a call that fails leaves no trace.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from unlearning_adapters.adapter.record import COMPONENTS
-from unlearning_adapters.config import each_strength
 from unlearning_adapters.errors import AdapterNameError, DenoiserError, FuseError
 from unlearning_adapters.pipelines.running.call_lock import held
 from unlearning_adapters.pipelines.running.compiling import any_compiled
 
-from .editor import change_stacks, open_scopes
+from .checks.verify import verify_unlearning_adapters as verify_unlearning_adapters
+from .editor import Editor, change_stacks, open_scopes
 from .file_verbs import load_unlearning_adapter as load_unlearning_adapter
 from .file_verbs import push_unlearning_adapter as push_unlearning_adapter
 from .file_verbs import save_unlearning_adapter as save_unlearning_adapter
@@ -26,13 +26,14 @@ from .names import as_names, check_loaded
 from .pipeline_editors import check_not_fused, editors_of, loaded_names, locked_editors
 from .stack import Stack
 from .status import AdapterStatus, status_by_name
+from .strengths import Strengths, strength_by_name
 from .tracking import track_calls
 
 
 def set_unlearning_adapters(
     pipe: Any,
     adapter_names: str | Sequence[str],
-    strengths: float | Sequence[float | None] | None = None,
+    strengths: Strengths = None,
     strict: bool | None = None,
 ) -> None:
     """Let exactly these adapters act, at these strengths; only tensors are rewritten if only strengths change.
@@ -40,12 +41,14 @@ def set_unlearning_adapters(
     Args:
         pipe: A diffusers pipeline.
         adapter_names: A name, or several; an empty list lets none act.
-        strengths: One for all, or one for each; None is the strength with which an adapter was loaded.
+        strengths: One for all, or one for each; None is the strength with which an adapter was loaded. Each of them may
+            be a dictionary with a strength for each component, as `{"transformer": 1.0, "transformer_2": 0.5}`.
         strict: Whether a call fails in which an edit does not act, as in `load_unlearning_adapter`; None leaves it.
 
     Raises:
         AdapterNameError: If there is no adapter of that name.
-        ConfigError: If a strength is out of range, or their number is not that of the names.
+        ConfigError: If a strength is out of range, is for a component that the adapter does not edit, or their number
+            is not that of the names.
         FuseError: If that would change a fused adapter, or no edit of the input makes the others act beside it.
 
     Example:
@@ -54,14 +57,12 @@ def set_unlearning_adapters(
     names = as_names(adapter_names)
     with locked_editors(pipe) as editors:
         check_loaded(names, loaded_names(editors))
-        wanted = _strength_by_name(names, strengths)
-        change_stacks([(editor, editor.stack.with_active(wanted, strict)) for editor in editors.values()])
+        wanted = strength_by_name(names, strengths, _carried(editors))
+        change_stacks([(editor, editor.stack.with_active(wanted[name], strict)) for name, editor in editors.items()])
 
 
 @contextmanager
-def unlearning_adapters(
-    pipe: Any, adapter_names: str | Sequence[str], strength: float | Sequence[float | None] | None = None
-) -> Iterator[None]:
+def unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str], strength: Strengths = None) -> Iterator[None]:
     """Let exactly these adapters act, at these strengths, in the calls that are made inside of a `with` block.
 
     Calls of other threads, and of this thread outside of the block, keep the state that the other verbs set, and these
@@ -71,11 +72,13 @@ def unlearning_adapters(
     Args:
         pipe: A diffusers pipeline.
         adapter_names: A loaded adapter, or several; an empty list lets none act.
-        strength: One for all, or one for each; None is the strength with which an adapter was loaded.
+        strength: One for all, or one for each; None is the strength with which an adapter was loaded. Each of them may
+            be a dictionary with a strength for each component.
 
     Raises:
         AdapterNameError: If there is no adapter of that name.
-        ConfigError: If a strength is out of range, or their number is not that of the names.
+        ConfigError: If a strength is out of range, is for a component that the adapter does not edit, or their number
+            is not that of the names.
         FuseError: If a fused adapter would not act as it does, or no edit of the input makes the others act beside it.
         DenoiserError: If a part of a denoiser is compiled.
 
@@ -87,8 +90,8 @@ def unlearning_adapters(
     _check_not_compiled(pipe)
     with locked_editors(pipe) as editors:
         check_loaded(names, loaded_names(editors))
-        wanted = _strength_by_name(names, strength)
-        scopes = open_scopes([(editor, editor.stack.with_active(wanted)) for editor in editors.values()])
+        wanted = strength_by_name(names, strength, _carried(editors))
+        scopes = open_scopes([(editor, editor.stack.with_active(wanted[name])) for name, editor in editors.items()])
     try:
         with entered({editor.hooks.state: scope for editor, scope in scopes}):
             yield
@@ -128,7 +131,7 @@ def get_unlearning_adapters_info(pipe: Any) -> dict[str, AdapterStatus]:
 
     Example:
         >>> pipe.get_unlearning_adapters_info()["no-nudity"]
-        AdapterStatus(state='attached', strength=1.3, components=('transformer',), records={})
+        AdapterStatus(state='attached', strength=1.3, components=('transformer',), records={}, strengths={...})
     """
     return status_by_name(editors_of(pipe))
 
@@ -255,6 +258,7 @@ VERBS: tuple[Callable[..., Any], ...] = (
     get_list_unlearning_adapters,
     get_active_unlearning_adapters,
     get_unlearning_adapters_info,
+    verify_unlearning_adapters,
     enable_unlearning_adapters,
     disable_unlearning_adapters,
     delete_unlearning_adapters,
@@ -291,7 +295,5 @@ def _check_not_compiled(pipe: Any) -> None:
             )
 
 
-def _strength_by_name(
-    names: Sequence[str], strengths: float | Sequence[float | None] | None
-) -> dict[str, float | None]:
-    return dict(zip(names, each_strength(strengths, len(names)), strict=True))
+def _carried(editors: Mapping[str, Editor]) -> dict[str, list[str]]:
+    return {component: list(editor.stack.loaded) for component, editor in editors.items()}

@@ -20,7 +20,7 @@ def pipelines(name: str) -> CommandResult:
     Raises:
         ConfigError: If no pipeline has this name.
     """
-    table = json.loads(resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8"))
+    table = json.loads(resources.files("unlearning_adapters.cli").joinpath(TABLE).read_text(encoding="utf-8"))
     part = name.lower()
     rows = [row for row in table["pipelines"] if part in f"{row['pipeline']} {row['denoiser']}".lower()]
     if not rows:

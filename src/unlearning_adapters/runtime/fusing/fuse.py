@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearning_adapters.errors import FuseError
-from unlearning_adapters.pipelines.weights import is_plain, kept_weight
+from unlearning_adapters.pipelines.weights import is_plain, is_sharded, kept_weight
 from unlearning_adapters.runtime.joint.joint_edit import StackedEdit
 
 from .blocks import Workspace, side_by_side
@@ -155,6 +155,11 @@ def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     weight = kept_weight(linear)
     if not isinstance(linear, nn.Linear) or weight is None:
         raise FuseError(f"{name} is a {type(linear).__name__}, not a plain Linear. Attach the adapter, do not fuse it.")
+    if is_sharded(weight):
+        raise FuseError(
+            f"The weight of {name} is sharded ({type(weight).__name__}), and each process holds a part of it. Fuse "
+            "before the denoiser is sharded, or attach the adapter."
+        )
     if not is_plain(weight):
         raise FuseError(
             f"The weight of {name} is quantised ({type(weight).__name__}, {weight.dtype}), so that an edit of it would "
@@ -183,6 +188,12 @@ def fused_weight(linear: nn.Module, record: WeightRecord, name: str) -> Fused:
     if weight is None or tuple(weight.shape) != shape or weight.dtype != dtype:
         now = f"{tuple(weight.shape)} {weight.dtype}" if weight is not None else f"of a {type(linear).__name__}"
         raise FuseError(f"The weight of {name} was {shape} {dtype} when it was fused, and now it is {now}. {_UNDO}")
+    if not is_plain(weight):  # torchao and FSDP2 keep shape and dtype
+        now = "sharded" if is_sharded(weight) else "quantised"
+        raise FuseError(
+            f"The weight of {name} was {now} after it was fused ({type(weight).__name__}), so that it cannot be "
+            f"restored. The edit is still in it. {_UNDO}"
+        )
     if weight.is_meta:
         raise FuseError(
             f"The weight of {name} is offloaded and cannot be restored. Call pipe.remove_all_hooks() first."

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from unlearning_adapters.errors import FuseError
-from unlearning_adapters.pipelines.weights import kept_weight
+from unlearning_adapters.pipelines.weights import is_plain, kept_weight
 from unlearning_adapters.runtime.joint.joint_edit import BLOCK_ELEMENTS
 
 from .fuse import check_fused
@@ -18,7 +18,7 @@ def is_intact(linear: Any, record: WeightRecord, path: str) -> bool:
         check_fused(linear, record, path)
     except FuseError:
         weight = kept_weight(linear)
-        if weight is None or weight.is_meta or tuple(weight.shape) != record.shape:
+        if weight is None or weight.is_meta or not is_plain(weight) or tuple(weight.shape) != record.shape:
             raise
         return False
     return True

@@ -35,11 +35,17 @@ def cause_at(denoiser: nn.Module, path: str) -> str:
         return "the hook was taken off the layer"
     if is_covered(module):
         return "the forward of the layer was replaced after the adapter was loaded"
+    if name := foreign_processor(denoiser, path):
+        return f"the attention processor {name} does not call the layer"
+    return "nothing called the layer: its block was left out, or code goes around it"
+
+
+def foreign_processor(denoiser: nn.Module, path: str) -> str:
+    """Return the class of the attention processor that a layer is called by, if it is not one of diffusers; else ""."""
     parent = path.rpartition(".")[0]
     processor = getattr(module_at(denoiser, parent) if parent else None, "processor", None)
-    if processor is not None and not type(processor).__module__.startswith("diffusers."):
-        return f"the attention processor {type(processor).__name__} does not call the layer"
-    return "nothing called the layer: its block was left out, or code goes around it"
+    foreign = processor is not None and not type(processor).__module__.startswith("diffusers.")
+    return type(processor).__name__ if foreign else ""
 
 
 def tell_of_bypass(

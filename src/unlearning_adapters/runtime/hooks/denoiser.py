@@ -44,6 +44,7 @@ class EditHooks(OwnHook):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.made_for = id(denoiser)  # a copy of the denoiser has a copy of this, and runs the hooks of the original
         self.state = HookState()
         self.sites: dict[str, LiveEdit] = {}
         self.wrapped: dict[str, bool] = {}  # for each layer with a fused edit, as it was when it was synced

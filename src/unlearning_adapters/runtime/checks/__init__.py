@@ -1,0 +1,1 @@
+"""Checks of a live pipeline: whether each edit acts, and in what surroundings."""
