@@ -39,6 +39,7 @@ OPERATIONS: dict[str, Callable[[Any], None]] = {
         lora_that_reads(planted(planted_pipeline(), "first", seed=3), planted_pipeline(), OTHER_LAYERS), "style"
     ),
     "fuse LoRA": lambda pipe: pipe.fuse_lora(),
+    "unfuse LoRA": lambda pipe: pipe.unfuse_lora(),
     "disable LoRA": lambda pipe: pipe.disable_lora(),
     "run": lambda pipe: pipe("a red dog", **tiny.CALL, output_type="latent"),
 }
@@ -53,8 +54,10 @@ STATES = {
     "LoRA fused": ("load LoRA", "fuse LoRA"),
     "LoRA fused into a fused weight": ("attach", "fuse", "load LoRA", "fuse LoRA"),
     "fused into a weight with a fused LoRA": ("load LoRA", "fuse LoRA", "attach", "fuse"),
+    "LoRA fused and taken out": ("load LoRA", "fuse LoRA", "unfuse LoRA"),
 }
 OF_THE_BASE = tuple(state for state in STATES if "LoRA fused" not in state and "fused LoRA" not in state)
+TAKEN_OUT = "FuseError: A LoRA was fused into the transformer and taken out by unfuse_lora()"
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,12 @@ def same_or_refused(pipe: Any, expected: bytes, made: Callable[[Any], bytes]) ->
     return outcome
 
 
+def expected_in(state: str) -> str:
+    if state in OF_THE_BASE:
+        return "same"
+    return TAKEN_OUT if state == "LoRA fused and taken out" else "FuseError: The LoRA 'style' is fused into"
+
+
 # Each state, each verb.
 
 
@@ -108,8 +117,7 @@ def test_a_build_gives_the_same_file_or_names_the_lora(state, clean, tmp_path):
     for method in METHODS:
         expected = file_of(build(clean, method), tmp_path, "clean")
         outcome = same_or_refused(pipe, expected, lambda pipe, m=method: file_of(build(pipe, m), tmp_path, "edited"))
-        wanted = "same" if state in OF_THE_BASE else "FuseError: The LoRA 'style' is fused into"
-        assert outcome.startswith(wanted), f"{method}: {outcome}"
+        assert outcome.startswith(expected_in(state)), f"{method}: {outcome}"
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -120,6 +128,8 @@ def test_hidden_sites_are_built_on_the_base_or_not_at_all(state, clean, tmp_path
     outcome = same_or_refused(pipe, expected, lambda pipe: file_of(build(pipe, **hidden), tmp_path, "edited"))
     if state in ("clean", "disabled"):
         assert outcome == "same"
+    elif state == "LoRA fused and taken out":
+        assert outcome.startswith(TAKEN_OUT)
     else:
         assert outcome.startswith("DenoiserError: What transformer.blocks.1.ffn.net.0.proj reads has passed"), outcome
 
@@ -135,7 +145,7 @@ def test_a_saved_adapter_has_the_factors_of_the_base(state, clean, tmp_path):
     outcome = same_or_refused(
         pipe, expected, lambda pipe: pipe.save_unlearning_adapter(tmp_path / "x.safetensors", "new").read_bytes()
     )
-    assert outcome.startswith("same" if state in OF_THE_BASE else "FuseError: The LoRA 'style' is fused into"), outcome
+    assert outcome.startswith(expected_in(state)), outcome
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -147,7 +157,7 @@ def test_an_export_for_a_base_has_the_factors_of_that_base(state, clean, tmp_pat
 
     pipe = in_state(*STATES[state])
     outcome = same_or_refused(pipe, exported(clean, "clean"), lambda pipe: exported(pipe, "edited"))
-    assert outcome.startswith("same" if state in OF_THE_BASE else "FuseError: The LoRA 'style' is fused into"), outcome
+    assert outcome.startswith(expected_in(state)), outcome
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state != "clean"])
@@ -174,7 +184,47 @@ def test_the_check_of_the_base_says_nothing_of_weights_that_hold_an_edit(clean):
         tiny.tiny_wan_pipeline(seed=5).load_unlearning_adapter(adapter, "new")
 
 
-# Any sequence of verbs; without `unfuse_lora`, after which stock's rounding is in the weights, and nothing tells of it.
+@pytest.mark.parametrize("verbs_of", ["pipeline", "denoiser"])
+def test_the_rounding_of_a_lora_that_was_taken_out_is_refused_also_after_it_is_gone(verbs_of):
+    pipe = in_state("load LoRA")
+    owner = pipe if verbs_of == "pipeline" else pipe.transformer
+    before = {name: bits(weight) for name, weight in pipe.transformer.named_parameters()}
+    owner.fuse_lora()
+    owner.unfuse_lora()
+    changed = [
+        name for name, weight in pipe.transformer.named_parameters() if not torch.equal(bits(weight), before[name])
+    ]
+    assert changed  # or there was nothing to refuse
+    with pytest.raises(UnlearningError, match="taken out by unfuse_lora"):
+        build(pipe, "rece")
+    if verbs_of == "pipeline":
+        pipe.unload_lora_weights()
+        with pytest.raises(UnlearningError, match="taken out by unfuse_lora"):
+            build(pipe, "rece")
+
+
+def test_a_lora_that_was_fused_for_good_is_a_part_of_the_base_also_beside_another_one():
+    pipe = in_state("load LoRA", "fuse LoRA")
+    pipe.unload_lora_weights()
+    merged = build(pipe)
+    assert not torch.equal(merged.lora_B[merged.sites[0]], build(planted_pipeline()).lora_B[merged.sites[0]])
+    apply(pipe, "load LoRA")
+    assert all(torch.equal(build(pipe).lora_B[site], factor) for site, factor in merged.lora_B.items())
+
+
+def test_a_build_inside_of_a_scope_sees_the_edits_of_the_scope():
+    pipe = make_text()
+    pipe.load_unlearning_adapter(planted(pipe, "first", seed=3))
+    expected = joint_build(make_text())
+    with pipe.unlearning_adapters([]):  # nothing acts here, whatever acts outside
+        built = joint_build(pipe)
+    assert all(torch.equal(built.lora_B[site], factor) for site, factor in expected.lora_B.items())
+    pipe.set_unlearning_adapters([])
+    with pytest.raises(DenoiserError, match="reads has passed layers"), pipe.unlearning_adapters("first"):
+        joint_build(pipe)
+
+
+# Any sequence of verbs.
 
 
 @settings(max_examples=12, deadline=None, phases=[Phase.generate])

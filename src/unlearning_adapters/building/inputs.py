@@ -18,7 +18,7 @@ from unlearning_adapters.errors import ConceptError, ConfigError
 from unlearning_adapters.methods.registry import METHODS
 from unlearning_adapters.methods.rows import GroupRows, NeutralRows, Sides
 from unlearning_adapters.pipelines.activations import Recording, record
-from unlearning_adapters.pipelines.edits import check_no_fused_lora
+from unlearning_adapters.pipelines.edits import check_no_fused_lora, check_no_unfused_lora
 from unlearning_adapters.pipelines.probes import few_steps, find_shared_inputs
 from unlearning_adapters.pipelines.reading_base import check_reads_base
 from unlearning_adapters.pipelines.running.fitting import Fitting
@@ -135,6 +135,7 @@ def record_inputs(
     for site in sites:
         check_not_empty(networks[site.component], site.module)
         check_no_fused_lora(site_module(pipe, site.name), site.name)
+    check_no_unfused_lora(pipe)
     return _record(pipe, concept, pairs, sites, config, progress, call_kwargs)
 
 

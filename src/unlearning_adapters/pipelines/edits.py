@@ -55,6 +55,23 @@ def check_no_fused_lora(module: nn.Module, path: str) -> None:
         )
 
 
+def check_no_unfused_lora(pipe: Any) -> None:
+    """Raise `FuseError` if a LoRA was fused and taken out again by diffusers, whose rounding stays in the weights.
+
+    Nothing in a weight tells of that. What tells is that `fuse_lora` was called, and that nothing is fused now: on the
+    pipeline (where one that was fused and then unloaded counts as a part of the base), or on a denoiser that has LoRAs.
+    """
+    fused = vars(pipe).get("_merged_adapters")
+    for component, denoiser in denoisers(pipe).items():
+        layers = [layer for layer in denoiser.modules() if "base_layer" in layer._modules]
+        alone = fused is None and bool(layers) and not any(fused_lora(layer) for layer in layers)
+        if "_safe_fusing" in vars(denoiser) and (fused == set() or alone):
+            raise FuseError(
+                f"A LoRA was fused into the {component} and taken out by unfuse_lora(), which leaves rounding errors: "
+                "the weights are not the base's. Load the base again; disable_lora() switches a LoRA off exactly."
+            )
+
+
 def acting_lora(module: nn.Module) -> str | None:
     """Return the name of a LoRA, or another adapter of PEFT, that changes what a module computes now; None without."""
     if not ("base_layer" in module._modules or "original_module" in module._modules):

@@ -10,7 +10,7 @@ from torch import Tensor
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.errors import BaseMismatchError, FuseError, SiteError
-from unlearning_adapters.pipelines.edits import fused_lora
+from unlearning_adapters.pipelines.edits import check_no_unfused_lora, fused_lora
 from unlearning_adapters.pipelines.sites import base_linear, denoisers, linear_layers, site_module
 from unlearning_adapters.pipelines.weights import is_in_a_file, is_plain, kept_weight, layer_response
 
@@ -117,6 +117,8 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter) -> UnlearningAdapt
         FuseError: If a factor is missing where the original weight is unknown, or cannot be reached.
     """
     factors, networks = dict(adapter.lora_B), denoisers(pipe)
+    if not adapter.directions.keys() <= factors.keys():
+        check_no_unfused_lora(pipe)
     for site, direction in adapter.directions.items():
         if site in factors:
             continue

@@ -91,12 +91,12 @@ def _targets(components: Any) -> dict[str, tuple[str, ...]]:
     if isinstance(components, str):
         components = [components]
     if isinstance(components, Mapping):
-        found = {source: (place,) if isinstance(place, str) else place for source, place in components.items()}
+        targets = {source: (place,) if isinstance(place, str) else place for source, place in components.items()}
     elif isinstance(components, (list, tuple, set)):
-        found = {name: (name,) for name in components}
+        targets = {name: (name,) for name in components}
     else:
-        found = {}
-    listed = all(isinstance(places, (list, tuple)) and places for places in found.values())
-    if not found or not listed or not all(isinstance(name, str) for places in found.values() for name in places):
+        targets = {}
+    listed = all(isinstance(places, (list, tuple)) and places for places in targets.values())
+    if not targets or not listed or not all(isinstance(name, str) for places in targets.values() for name in places):
         raise ConfigError(f"{WANTED}, but got {components!r:.80}.")
-    return {source: tuple(places) for source, places in found.items()}
+    return {source: tuple(places) for source, places in targets.items()}

@@ -86,8 +86,9 @@ class Editor:
             return None if record is None else original_of(self._linear(path), record[1], path)
 
     def acting_at(self) -> dict[str, str]:
-        """Return the path of each layer that an adapter edits now, attached or fused, and the name of one of them."""
-        stack = self.stack
+        """Return the path of each layer that an adapter edits here and now, attached or fused, and a name of these."""
+        scope = current_scope(self.hooks.state)
+        stack = self.stack if scope is None else scope.plan.stack
         items = {name: stack.loaded[name] for name in stack.acting if stack.loaded[name].strength}
         return {path: name for name, item in reversed(items.items()) for path in item.directions}
 

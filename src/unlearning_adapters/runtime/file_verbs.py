@@ -79,8 +79,8 @@ def load_unlearning_adapter(
         check_new_name(name, loaded_names(editors))
         changes = []
         for component, part in check_sites(pipe, source).items():
-            asked = strengths[component]
-            amount = source.strength if asked is None else source.allowed_strength(asked)
+            given = strengths[component]
+            amount = source.strength if given is None else source.allowed_strength(given)
             editor, item = editors[component], Loaded(source, part, amount, amount)
             changes.append((editor, editor.stack.with_adapter(name, item, strict)))
         warn_of_partial_cover(pipe, source)

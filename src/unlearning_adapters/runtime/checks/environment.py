@@ -33,7 +33,7 @@ def describe_environment(pipe: Any) -> dict[str, Any]:
     """
     return {
         "pipeline": type(pipe).__name__,
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: number for name in PACKAGES if (number := _version(name))},
         "python": platform.python_version(),
         "platform": platform.system(),
         "devices": _devices(),

@@ -99,8 +99,8 @@ class _Checked:
     def _site(self, path: str, names: tuple[str, ...]) -> SiteCheck:
         editor = self.editor
         reached = None if editor.hooks.last_reached is None else path in editor.hooks.last_reached
-        wanted = self.plan.on_input(editor.records).get(path)
-        on_input, in_weight = wanted is not None and wanted[1], path in editor.records
+        target = self.plan.on_input(editor.records).get(path)
+        on_input, in_weight = target is not None and target[1], path in editor.records
         weight, cause = self._weight(path) if in_weight else (None, "")
         edited: bool | None = True
         if on_input:
@@ -155,9 +155,9 @@ class _Checked:
         return True, ""
 
     def _holds(self, path: str, live: LiveEdit) -> bool:
-        wanted = self.plan.on_input(self.editor.records).get(path)
+        target = self.plan.on_input(self.editor.records).get(path)
         edit = live.edit.to("cpu") if live.edit.read.device.type != "meta" else live.edit
-        return wanted is not None and live.on == wanted[1] and same_edit(edit, wanted[0].to("cpu"))
+        return target is not None and live.on == target[1] and same_edit(edit, target[0].to("cpu"))
 
     def _calls_hook(self, module: Any, path: str) -> bool:
         """Whether a call of the layer alone comes to our hook, past what others put in front of it."""
