@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearning_adapters.runtime.coverage import check_coverage
+from unlearning_adapters.runtime.editor import editor_of
 from unlearning_adapters.runtime.verbs import load_unlearning_adapter
 from unlearning_adapters.shapeworld.models.generate import GENERATION
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
@@ -16,6 +18,8 @@ from .measure import in_turn
 from .planted import save_planted, wan_pipeline, with_shared_weights
 from .report import Row, compare
 from .sizes import Sizes
+
+CHECKS = 100  # of which one is too short to be measured
 
 
 def benchmark_calls(sizes: Sizes) -> Iterator[Row]:
@@ -58,7 +62,8 @@ def _case(case: str, where: str, base: Any, inputs: tuple[Tensor, ...], rounds: 
         return result
 
     _check(call(base), call(attached), call(stock))
-    times = in_turn([[(name, lambda pipe=pipe: call(pipe))] for name, pipe in arms.items()], rounds, f"calls/{case}")
+    steps = [[(name, lambda pipe=pipe: call(pipe))] for name, pipe in arms.items()]
+    times = in_turn([*steps, [("check", lambda: _checks(attached))]], rounds, f"calls/{case}")
     yield compare(
         f"call/{case}/lora",
         f"{where}, an adapter of rank 1 at {count} sites attached, against the same file as a stock LoRA",
@@ -68,7 +73,26 @@ def _case(case: str, where: str, base: Any, inputs: tuple[Tensor, ...], rounds: 
         if_missed="editing an input in float32 and calling hooks took longer than adding a LoRA branch to an output",
     )
     yield compare(f"call/{case}/base", f"{where}, attached against the base", times["attached"], times["base"])
+    yield compare(
+        f"call/{case}/bypass-check",
+        f"{where}: seeing that each of the {count} layers was reached, against the whole call",
+        [time / CHECKS for time in times["check"]],
+        times["attached"],
+        at_most=0.001 if case == "wan" else None,
+        if_missed="it is a fixed cost for each layer, and the call is a short one",
+    )
     yield compare(f"call/{case}/lora-base", f"{where}, the stock LoRA against the base", times["stock"], times["base"])
+
+
+def _checks(pipe: Any) -> None:
+    """Do what a call does to see which layers it reached, and nothing else, several times."""
+    hooks = editor_of(pipe.transformer).hooks
+    for _ in range(CHECKS):
+        check_coverage(pipe)
+        hooks._begin()
+        for path in hooks.sites:
+            hooks.state.call.reached.add(path)
+        hooks._end()
 
 
 def _check(base: Tensor, attached: Tensor, stock: Tensor) -> None:

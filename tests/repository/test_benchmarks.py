@@ -35,6 +35,8 @@ ROWS = {
     },
     **{f"kept/{shape}/rank-{rank}": "<= 0.15" if rank == 1 else None for rank in (1, 4, 8) for shape in SHAPES},
     **{f"call/{model}/lora": "<= 1" for model in ("wan", "shapeworld")},
+    "call/wan/bypass-check": "<= 0.001",
+    "call/shapeworld/bypass-check": None,
     **{f"call/{model}/{side}": None for model in ("wan", "shapeworld") for side in ("base", "lora-base")},
     **{f"build/{case}/generation": "<= 0.1" for case in ("shapeworld", "larger-video")},
     **{f"load/{model}/load_lora_weights": "<= 1" for model in ("shapeworld", "wan")},
