@@ -8,6 +8,7 @@ import click
 
 from unlearning_adapters.errors import UnlearningError
 
+from .app.command import app
 from .command import SETTINGS, InOrder
 from .commands.apply import apply
 from .commands.attack import attack
@@ -25,7 +26,7 @@ from .commands.pipelines import pipelines
 from .commands.search import search
 
 COMMANDS: tuple[click.Command, ...] = (
-    demo, build, search, inspect, apply, doctor, export, check, evaluate, compare, attack, push, pull, concepts,
+    demo, app, build, search, inspect, apply, doctor, export, check, evaluate, compare, attack, push, pull, concepts,
     pipelines,
 )  # fmt: skip
 INTERRUPTED = 130
