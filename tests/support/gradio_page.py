@@ -46,7 +46,9 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str, body: str = PAGE, python: str = sys.executable, **environment: str) -> Iterator[Server]:
+def serving(
+    folder: Path, *arguments: str, body: str = PAGE, python: str = sys.executable, **environment: str
+) -> Iterator[Server]:
     """Start a page on a free port and wait until it answers; end it afterwards as Ctrl-C does."""
     log = folder / "server.log"
     with socket.socket() as free:

@@ -1,7 +1,7 @@
 """The tab Forget: from what is typed or picked to a concept, its lint, and an adapter."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -56,7 +56,7 @@ def typed_concept(name: str, words: str, pairs: str, neutral: str, embedded: boo
     return Concept.from_dict(values)
 
 
-def chosen_concept(source: str, file: str | None, typed: tuple[str, str, str, str], embedded: bool) -> Concept:
+def chosen_concept(source: str, file: str | None, typed: Sequence[str], embedded: bool) -> Concept:
     """Return the concept that the form names: a shipped one, a file, or what is typed.
 
     Args:
@@ -66,7 +66,7 @@ def chosen_concept(source: str, file: str | None, typed: tuple[str, str, str, st
         embedded: Whether the pipeline is one of the embedded world.
     """
     if source == "own":
-        return typed_concept(*typed, embedded)
+        return typed_concept(*typed, embedded=embedded)
     if source == "file":
         if not file:
             raise ConceptError("No file was chosen. Drop a .yaml or .jsonl file.")
@@ -74,12 +74,12 @@ def chosen_concept(source: str, file: str | None, typed: tuple[str, str, str, st
     return load_concept(source.removeprefix("shipped:"))
 
 
-def remarks(typed: tuple[str, str, str, str], embedded: bool) -> str:
+def remarks(typed: Sequence[str], embedded: bool) -> str:
     """Return what is doubtful in a typed concept, as HTML; an error while it is still typed is a remark, too."""
     if not typed[2].strip():
         return "<p class='ua-note'>Write at least one pair; five in different scenes are a good number.</p>"
     try:
-        findings = lint_concept(typed_concept(*typed, embedded))
+        findings = lint_concept(typed_concept(*typed, embedded=embedded))
     except UnlearningError as error:
         findings = [Finding(True, one_line(error))]
     # Held-out prompts and neighbours are for the evaluation, and this form has no field for them.

@@ -228,7 +228,9 @@ def _share(sessions: Sessions, local: bool) -> gr.Dropdown:
         export = gr.Button("Export for it", min_width=140)
     said = gr.HTML()
     files = gr.File(label="Files", file_count="multiple", interactive=False, visible=False)
-    line = gr.Code(label="How to load it there", language=None, interactive=False, visible=False, wrap_lines=True, lines=1)
+    line = gr.Code(
+        label="How to load it there", language=None, interactive=False, visible=False, wrap_lines=True, lines=1
+    )
     with gr.Accordion("Push to the Hub", open=False, visible=local):
         token = gr.Textbox("", label="Access token (empty: that of `hf auth login`)", type="password")
         private = gr.Checkbox(False, label="private")
