@@ -1,4 +1,4 @@
-"""The page in a real browser, used as a person would: each tab, two widths, dark and light, by mouse and by keyboard."""
+"""The page in a real browser, used as a person would: each tab, two widths, dark and light, mouse and keyboard."""
 
 from __future__ import annotations
 
