@@ -265,3 +265,48 @@ def not_a_pipeline(_world: World, random: Random) -> Call:
         ua.build_adapter: [CONCEPT],
     }
     return lambda: verb(thing, *more.get(verb, []))
+
+
+@api
+def build_many(world: World, random: Random) -> Call:
+    """Build the adapters of several concepts."""
+    concepts = mostly(random, lambda: random.choice([[], [CONCEPT], [CONCEPT, odd(random)]]), 0.6)
+    config = mostly(random, lambda: ua.BuildConfig(pairs=2, steps=1))
+    return lambda: ua.build_adapters(world.pipe, concepts, config, progress=False, call_kwargs=CALL)
+
+
+@api
+def status(world: World, _random: Random) -> Call:
+    """Ask for all that is known of the adapters."""
+    return lambda: ua.get_unlearning_adapters_info(world.pipe)
+
+
+@api
+def scope(world: World, random: Random) -> Call:
+    """Let adapters act for a moment."""
+    names = mostly(random, lambda: some_names(random))
+    strength = mostly(random, lambda: some_strength(random))
+
+    def enter() -> None:
+        with ua.unlearning_adapters(world.pipe, names, strength=strength):
+            pass
+
+    return enter
+
+
+@api
+def engine(world: World, random: Random) -> Call:
+    """Write, or check, a LoRA for an engine."""
+    name = mostly(random, lambda: random.choice(["comfyui", "diffusers", "sglang", "vllm-omni"]), 0.7)
+    place = mostly(random, lambda: random.choice(list(files()(world.folder).values())), 0.7)
+    chosen = mostly(random, lambda: adapters()["built"], 0.7)
+    if random.random() < 0.5:
+        return lambda: ua.check_lora(place, name)
+    return lambda: ua.export_for_engine(chosen, world.folder / f"engine-{random.randrange(10**9)}", name)
+
+
+@api
+def suite(world: World, random: Random) -> Call:
+    """Read a suite."""
+    source = mostly(random, lambda: random.choice([*files()(world.folder).values(), "red", "shapeworld-red"]), 0.4)
+    return lambda: ua.read_suite(source)

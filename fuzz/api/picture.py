@@ -26,8 +26,9 @@ def picture(pipe: Any) -> dict[str, Any]:
     for name, part in (getattr(pipe, "components", None) or {}).items():
         taken[name] = id(part)
         if isinstance(part, nn.Module):
+            moving = any(map(_moves_by_itself, part.modules()))
             for path, module in part.named_modules(prefix=name):
-                taken |= _module(path, module)
+                taken |= _values_alone(path, module) if moving else _module(path, module)
         elif hasattr(part, "set_timesteps"):
             taken[f"{name}:"] = {key: repr(value) for key, value in vars(part).items()}
     return taken
@@ -36,6 +37,30 @@ def picture(pipe: Any) -> dict[str, Any]:
 def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Return the names of what differs."""
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def _moves_by_itself(module: nn.Module) -> bool:
+    """Whether a library replaces a module's tensors at each call: FSDP2, and group offloading of diffusers."""
+    registry = module.__dict__.get("_diffusers_hook")
+    return type(module).__name__.startswith("FSDP") or (registry is not None and "group_offloading" in registry.hooks)
+
+
+def _values_alone(path: str, module: nn.Module) -> dict[str, Any]:
+    """Return the adapters and numbers of a module whose tensors come and go."""
+    kept = {f"{path} adapters": _adapters(module)}
+    for name, value in module._parameters.items():
+        local = value.to_local() if isinstance(value, DTensor) else value
+        if type(local) in (Tensor, nn.Parameter) and not local.is_meta and local.numel():
+            kept[f"{path}.{name}"] = zlib.crc32(local.detach().contiguous().flatten().view(torch.uint8).numpy())
+    return kept
+
+
+def _adapters(module: nn.Module) -> Any:
+    editor = module.__dict__.get(EDITOR)
+    if editor is None:
+        return None
+    stack = editor.stack
+    return {name: item.strength for name, item in stack.loaded.items()}, stack.active, stack.fused, stack.enabled
 
 
 def _module(path: str, module: nn.Module) -> dict[str, Any]:
@@ -48,11 +73,7 @@ def _module(path: str, module: nn.Module) -> dict[str, Any]:
     }
     for kind in (module._parameters, module._buffers):
         taken |= {f"{path}.{name}": (id(value), _value(value)) for name, value in kind.items() if value is not None}
-    editor = module.__dict__.get(EDITOR)
-    if editor is not None:
-        stack = editor.stack
-        strengths = {name: item.strength for name, item in stack.loaded.items()}
-        taken[f"{path} adapters"] = (strengths, stack.active, stack.fused, stack.enabled)
+    taken[f"{path} adapters"] = _adapters(module)
     return taken
 
 

@@ -46,6 +46,13 @@ def component_is_none(world: World, random: Random) -> None:
     setattr(world.pipe, name, None)
 
 
+@state("a component is deleted")
+def component_is_deleted(world: World, random: Random) -> None:
+    delattr(
+        world.pipe, random.choice(["text_encoder", "tokenizer", "vae", "scheduler", "transformer", "transformer_2"])
+    )
+
+
 @state("a component is of another type")
 def component_is_odd(world: World, random: Random) -> None:
     name = random.choice(["text_encoder", "tokenizer", "vae", "scheduler", "transformer", "transformer_2"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 import picture_sites
+from one_line import one_line
 from tiny_denoisers import TINY, Tiny
 
 from whole import Broken, Whole
@@ -147,12 +148,22 @@ Every video pipeline of diffusers {diffusers}. `unlearn pipelines` shows the sam
   within rounding, unfusing restores every bit, a file gives the same bits, two adapters stack, nothing is left behind.
 - **denoiser**: only section 1 was tested for it.
 - **fails in diffusers**: its call fails without an adapter too, by the error that is named; section 1 was tested.
+- **builds with one line**: `build_adapter(pipe, concept)` without further arguments, as in README, on a tiny pipeline.
+  The builder finds sizes, steps and batches that the class accepts. "Needs" names the arguments of its call that no
+  build can make up: give them as `call_kwargs={...}`, or `unlearn build --call NAME=VALUE` (pictures and clips too).
+
+Two classes fail in diffusers {diffusers} where the adapter does not:
+
+- Stock `load_lora_weights` on WanAnimate2ModularPipeline raises AttributeError ('FrozenDict' object has no attribute
+  'image_dim'), with any LoRA. `load_unlearning_adapter` reads the file there.
+- Cosmos2_5_TransferPipeline calls `transforms.functional.resize` of torchvision. Without torchvision it builds, if that
+  one function has a stand-in (`tests/whole/test_one_line.py`).
 
 What a pipeline takes besides the prompt is a door of its own: a concept that enters by a picture is not what a text
 site reads. "Open" names the ways of the prompt, or of text in other forms, around the edited layers.
 
-| pipeline | denoiser | takes, beside a prompt | tested | open doors | remarks |
-|---|---|---|---|---|---|
+| pipeline | denoiser | takes, beside a prompt | builds with one line | tested | open doors | remarks |
+|---|---|---|---|---|---|---|
 """
 TAIL = """
 ## 3. A denoiser that is not in diffusers
@@ -267,7 +278,8 @@ def _row(name: str, denoiser: str) -> dict[str, Any]:
 def _pipeline_row(row: dict[str, Any]) -> str:
     variants = f" ({', '.join(row['variants'])})" if row["variants"] else ""
     cells = (
-        row["pipeline"], row["denoiser"], row["takes"], row["tested"] + variants,
+        row["pipeline"], row["denoiser"], row["takes"], one_line(row["pipeline"], row["tested"]),
+        row["tested"] + variants,
         "; ".join(row["open_doors"]) or "none", row["remarks"],
     )  # fmt: skip
     return "| " + " | ".join(cells).replace("|  |", "| |").replace("|  |", "| |") + " |\n"

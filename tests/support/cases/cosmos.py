@@ -116,7 +116,7 @@ PICTURES = {"img_context_dim_in": 32, "img_context_num_tokens": 4, "img_context_
 
 def transfer() -> Cosmos2_5_TransferPipeline:
     controlnet = made(
-        CosmosControlNetModel, n_controlnet_blocks=2, in_channels=17, latent_channels=17, model_channels=32,
+        CosmosControlNetModel, n_controlnet_blocks=2, in_channels=18, latent_channels=18, model_channels=32,
         num_attention_heads=2, attention_head_dim=16, mlp_ratio=2, text_embed_dim=TEXT_DIM, adaln_lora_dim=4,
         patch_size=(1, 2, 2), max_size=(4, 32, 32), rope_scale=(2.0, 1.0, 1.0), extra_pos_embed_type="learnable",
         img_context_dim_in=32, img_context_dim_out=32, use_crossattn_projection=False,

@@ -102,7 +102,7 @@ def small_video(pipe: Any) -> dict[str, Any]:
     network = next(iter(denoisers(pipe).values()))
     config: Any = getattr(network, "config", None)
     config = config if isinstance(config, Mapping) else {}  # a module that is not of diffusers may have any other
-    few: dict[str, Any] = {STEPS: FEW_STEPS, "use_resolution_binning": False}
+    few: dict[str, Any] = {STEPS: FEW_STEPS, "use_resolution_binning": False, "image_crf": 0}
     few |= {name: config[key] for name, key in BOUND_BY_CONFIG.items() if config.get(key)}
     if config.get("use_learned_positional_embeddings"):  # bound to one size
         return few
@@ -159,6 +159,8 @@ def _cure(pipe: Any, text: str, arguments: Mapping[str, Any]) -> str:
     if broken := broken_part(pipe):
         return broken
     defaults = call_defaults(pipe)
+    if "text_model" in text and "clip_skip" in defaults.keys() - arguments.keys():
+        return "With transformers 5 its default fails: pass `clip_skip=None` in call_kwargs (--call)."
     missing_media = [name for name in defaults if name in MEDIA and name not in arguments]
     missing_media = [name for name in missing_media if name not in OPTIONAL or f"`{name}`" in text]
     if missing_media:
