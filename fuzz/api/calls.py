@@ -301,8 +301,8 @@ def engine(world: World, random: Random) -> Call:
     place = mostly(random, lambda: random.choice(list(files()(world.folder).values())), 0.7)
     chosen = mostly(random, lambda: adapters()["built"], 0.7)
     if random.random() < 0.5:
-        return lambda: ua.check_lora(place, name)
-    return lambda: ua.export_for_engine(chosen, world.folder / f"engine-{random.randrange(10**9)}", name)
+        return lambda: ua.check_lora(place, engine=name)
+    return lambda: ua.export_for_engine(chosen, world.folder / f"engine-{random.randrange(10**9)}", engine=name)
 
 
 @api
