@@ -67,7 +67,7 @@ class BuildConfig:
         scope: What is forgotten: what prompts and pictures say ("word"), or also what the model draws of itself where
             they leave it open ("concept"). The latter adds directions at video tokens, from clips of the pairs.
         blocks: Indices of the transformer blocks whose sites are used; None uses all.
-        block_strengths: By what the strength is multiplied in a block, 0 to 4, by its index; blocks that are left out
+        block_strengths: Factor of the strength in a block, 0 to 4, by the index of the block; other blocks
             take 1. Strength and factor together are at most 4. None takes 1 everywhere.
         steps: Number of denoising steps that are recorded for "hidden" sites.
         pairs: Number of the concept's pairs that are used, the first ones; None uses five, or all if there are fewer.

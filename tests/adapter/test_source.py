@@ -174,17 +174,3 @@ def test_only_functions_that_load_an_adapter_take_a_subfolder():
         error = TypeError if name == "pull_adapter" else AdapterNotFoundError
         with pytest.raises(error):
             call(subfolder="v2", local_files_only=True)
-
-
-@pytest.mark.slow
-def test_a_type_checker_sees_the_keywords(tmp_path):
-    file = tmp_path / "user.py"
-    file.write_text(
-        "from unlearning_adapters import load_adapter\n"
-        "load_adapter('org/name', revision='v1', token=False, subfolder=None)\n"
-        "load_adapter('org/name', revison='v1')\n"
-        "load_adapter('org/name', local_files_only='yes')\n"
-    )
-    call = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache"), str(file)]
-    lines = subprocess.run(call, capture_output=True, text=True).stdout.splitlines()
-    assert [line.split(":")[1] for line in lines if ": error:" in line] == ["3", "4"], lines

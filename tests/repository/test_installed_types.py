@@ -22,12 +22,15 @@ def forget(pipe: Any) -> tuple[str, float]:
     assert_type(adapter.info.concept, str)
     assert_type(adapter.strength, float)
     assert_type(adapter.sites, tuple[str, ...])
+    ua.load_adapter("org/name", revision="v1", token=False, subfolder=None)
     return ua.load_unlearning_adapter(pipe, adapter, strength=1.2), adapter.strength
 """
 WRONG = {
     'ua.load_unlearning_adapter(None, "no-red", strength="1")': "arg-type",
     'ua.load_unlearning_adapter(None, "no-red", power=1)': "call-arg",
     'ua.load_adapter("no-red").strengths': "attr-defined",
+    'ua.load_adapter("org/name", revison="v1")': "call-arg",
+    'ua.load_adapter("org/name", local_files_only="yes")': "arg-type",
     "ua.unlearn_everything": "attr-defined",
     'ua.Concept("red", pairs="red")': "arg-type",
     "ua.BuildConfig(rank=1.5)": "arg-type",

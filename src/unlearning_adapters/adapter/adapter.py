@@ -80,7 +80,7 @@ class UnlearningAdapter:
 
     @property
     def gains(self) -> dict[str, float]:
-        """By what sites multiply the strength, for those that multiply it by something else than 1."""
+        """Factors of the strength by site, without those that are 1."""
         return {site: direction.gain for site, direction in self.directions.items() if direction.gain != 1}
 
     def allowed_strength(self, strength: float) -> float:

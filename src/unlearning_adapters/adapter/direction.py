@@ -25,8 +25,8 @@ class Direction:
         write: Rows w_j, shape (rank, in_features), float32, with `read @ write.T` the identity.
         additive: Whether it is an edit of another kind, as UCE's, whose `read @ write.T` is no identity: it is taken
             as it stands, and stacks by adding.
-        gain: By what the site multiplies the strength of its adapter, 0 to 4.
-        left_out: What a limit of its rank cut off, as a share of the edit (Frobenius norm); a file does not hold it.
+        gain: Factor of the adapter's strength at this site, 0 to 4.
+        left_out: Share of the edit that the limit of its rank cut off (Frobenius norm); a file does not hold it.
     """
 
     read: Tensor

@@ -1,1 +1,1 @@
-"""What may bring a concept back."""
+"""Attacks: what may bring a concept back."""

@@ -28,7 +28,7 @@ def build_warnings(
 
     Args:
         inputs: What the adapter was built from.
-        config: How.
+        config: Settings of the build.
         directions: The direction of each group of sites.
         strength: The adapter's strength.
         outliers: Indices of the outlier pairs that got an extra row (`with_outlier_rows`).

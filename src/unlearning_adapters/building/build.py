@@ -49,8 +49,8 @@ def build_adapter(
        and at text and image sites whose input changes from step to step (`find_shared_inputs`) in three.
     3. Per group of sites that read the same: find the direction of the concept (docs/maths.md).
     4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it; a block multiplies it by
-       its factor in `config.block_strengths`. A pair of which less than half is then removed, since it says the concept
-       in another way than the others (an outlier pair), gets an extra row at the text sites.
+       its factor in `config.block_strengths`. An outlier pair, of which less than half is then removed, gets an
+       extra row at the text sites.
     5. With `scope="concept"`, find the edit at video tokens as well, from clips of the pairs (`video_directions`).
 
     The pipeline is left as it was, its random state and its scheduler included. What is built is of the base: beside
@@ -60,7 +60,7 @@ def build_adapter(
     Args:
         pipe: A diffusers pipeline.
         concept: What is to be forgotten.
-        config: How.
+        config: Settings of the build.
         progress: Whether to show progress bars.
         call_kwargs: Further arguments of the pipeline's call while activations are recorded, such as
             {"max_sequence_length": 512}; the `negative_prompt` that clips will be made with is protected, unless it
@@ -128,7 +128,7 @@ def build_adapter(
 def assemble(
     pipe: Any, concept: Concept, config: BuildConfig, directions: Mapping[str, Direction], strength: float
 ) -> UnlearningAdapter:
-    """Make the adapter of directions that were found: the last step of a build.
+    """Make the adapter from its directions: the last step of a build.
 
     Args:
         pipe: The pipeline, for the name of the base and the stock LoRA factors.

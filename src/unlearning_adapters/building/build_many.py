@@ -35,7 +35,7 @@ def build_adapters(
     Args:
         pipe: A diffusers pipeline.
         concepts: What is to be forgotten.
-        config: How.
+        config: Settings of the build.
         progress: Whether to show a progress bar over the concepts.
         call_kwargs: Further arguments of the pipeline's call while activations are recorded.
         neutral_cache: As for `build_adapter`.

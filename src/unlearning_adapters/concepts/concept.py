@@ -181,6 +181,17 @@ def save_concept(concept: Concept, path: str | Path) -> Path:
     """Write a concept as a YAML file that `load_concept` reads back as an equal one, and return its path.
 
     Pictures in the folder of the file are named by relative paths, so that the folder can be moved.
+
+    Args:
+        concept: The concept; its pictures must be paths.
+        path: A path that ends in ".yaml" or ".yml".
+
+    Raises:
+        ConceptError: If the path has another suffix, or a picture is not a path.
+
+    Example:
+        >>> save_concept(concept, "no-crimson.yaml")
+        PosixPath('no-crimson.yaml')
     """
     if not isinstance(concept, Concept):
         raise ConceptError(f"Expected a Concept to save, but got {show(concept)}.")

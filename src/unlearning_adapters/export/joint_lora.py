@@ -161,7 +161,7 @@ def _outputs(part: UnlearningAdapter, site: str) -> Tensor:
     return factor / amount if amount else torch.zeros_like(factor)
 
 
-def warn_of_twins(parts: Sequence[UnlearningAdapter], strengths: Sequence[float]) -> None:
+def warn_of_near_duplicates(parts: Sequence[UnlearningAdapter], strengths: Sequence[float]) -> None:
     """Say which adapters act as one, since they remove nearly the same direction."""
     pairs: Counter[tuple[int, int]] = Counter()
     sites = dict.fromkeys(site for part in parts for site in part.sites)

@@ -20,7 +20,7 @@ from .joint_lora import (
     joint_mixes,
     part_of,
     rendered,
-    warn_of_twins,
+    warn_of_near_duplicates,
 )
 from .layouts import layout_named
 from .layouts.fused_layers import factors_in
@@ -85,11 +85,11 @@ def export_lora(
     loras: Mapping[str | Path, float] | None = None,
     force: bool = False,
 ) -> ExportedLora:
-    """Write one LoRA that does on one denoiser what one or several adapters do there together.
+    """Write one LoRA for one denoiser that does what one or several adapters do together.
 
     Per layer `lora_A = A` and `lora_B = -(W V) G^-1 L` (docs/maths.md 5): the joint edit, which is not the sum of the
     adapters' own LoRAs. `W V` comes from the adapters' files, or is computed anew from the weights of `base`. The file
-    is a LoRA and no adapter any more: it is for one base, at these strengths, and stacks no more (docs/format.md 10).
+    is a LoRA, not an adapter: it holds for one base, at these strengths, and does not stack (docs/format.md 10).
 
     Args:
         adapters: An adapter, its file, folder or Hub repository, or several of these.
@@ -141,7 +141,7 @@ def export_lora(
     if base is not None:
         parts = [rendered(base, part, component) for part in parts]
     factors = joint_factors(parts, amounts)
-    warn_of_twins(parts, amounts)
+    warn_of_near_duplicates(parts, amounts)
     for file, scale in (loras or {}).items():
         factors = with_style(factors, joint_mixes(parts, amounts), read_lora(file, denoiser, scale))
     fitted = EngineFile(factors, None, ())

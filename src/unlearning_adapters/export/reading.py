@@ -18,15 +18,15 @@ _PREFIX = re.compile(r"^(?:base_model\.model\.|model\.diffusion_model\.|diffusio
 
 @dataclass(frozen=True)
 class Reading:
-    """What an engine makes of the tensors of a file.
+    """Which tensors of a file an engine reads.
 
     Args:
         engine: The engine.
         family: Family of the model.
         read: Names of the tensors that it reads.
-        dropped: Why it reads the others not, by their name.
+        dropped: Why it does not read each of the others, by name.
         layers: The layers that the file changes there, as diffusers names them.
-        notes: What else a user should know of this file there.
+        notes: Further remarks for the user.
     """
 
     engine: Engine

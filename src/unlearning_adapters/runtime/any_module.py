@@ -18,7 +18,7 @@ POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR
 
 
 class DenoiserPipeline:
-    """As much of a pipeline as `build_adapter` and the verbs need; `wrap_denoiser` makes it.
+    """A pipeline around one denoiser, for `build_adapter` and the verbs; `wrap_denoiser` makes it.
 
     The verbs are its methods, as they are those of diffusers' pipelines. It keeps the module itself, no copy, so that
     an adapter that is attached here acts wherever the module is used.

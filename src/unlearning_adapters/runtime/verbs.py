@@ -161,7 +161,7 @@ def disable_unlearning_adapters(pipe: Any) -> None:
 
 
 def delete_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str]) -> None:
-    """Take adapters off the pipeline; the others act on.
+    """Remove adapters from the pipeline; the others stay.
 
     Args:
         pipe: A diffusers pipeline.
@@ -179,7 +179,7 @@ def delete_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str]) ->
 
 
 def unload_unlearning_adapters(pipe: Any) -> None:
-    """Take all adapters off the pipeline; no trace is left of them.
+    """Remove all adapters from the pipeline, without a trace.
 
     Args:
         pipe: A diffusers pipeline.
@@ -231,7 +231,7 @@ def fuse_unlearning_adapters(
 
 
 def unfuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | None = None) -> None:
-    """Take fused adapters out of the weights, which are restored bit for bit; they act on as attached ones.
+    """Take fused adapters out of the weights, which are restored bit for bit; the adapters then act as attached ones.
 
     Args:
         pipe: A diffusers pipeline.

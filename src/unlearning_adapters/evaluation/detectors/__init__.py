@@ -1,1 +1,1 @@
-"""What looks at clips, one file each."""
+"""Detectors, which look at clips, one file each."""
