@@ -50,7 +50,7 @@ def draw_sets(value: str, clips: int) -> dict[str, list[LabelledPrompt]]:
     """Return prompts that leave the value's factor open, that name the value, by other words, and of its neighbours."""
     target, factor = shapeworld_target(value, clips, SEED), find_factor(value)
     kinds = {
-        "open": target.opened,
+        "open": target.open_prompts,
         "named": target.named[: clips // 6],
         "other words": target.paraphrases[: clips // 6],
     }

@@ -172,15 +172,15 @@ def test_eta_zero_is_no_attack_and_eta_one_moves_open_prompts(base: Subject, edi
     assert torch.equal(latents(edited, shifted(edited, target.named, shift, 0.0)), plain)
     assert not torch.equal(latents(edited, shifted(edited, target.named, shift, 1.0)), plain)
     found = embedding_shift(edited, target, Examples((), torch.empty(0), torch.empty(0)), FEW)
-    assert [(point.setting, point.opened) for point in found] == [("eta 0, named", False), ("eta 0, open", True)]
+    assert [(point.setting, point.open_prompts) for point in found] == [("eta 0, named", False), ("eta 0, open", True)]
     assert found[0].rate.hits == 0
 
 
 def test_an_embedding_shift_names_what_the_prompt_does_not(base: Subject) -> None:
     """On the base, where the shift must work: prompts without a motion are moved towards one."""
     left = shapeworld_target("left", 4)
-    before = AttackPoint.of("", base.look(left.opened, left)).rate.hits
-    moved = shifted(base, left.opened, mean_shift(base, left), 4.0)
+    before = AttackPoint.of("", base.look(left.open_prompts, left)).rate.hits
+    moved = shifted(base, left.open_prompts, mean_shift(base, left), 4.0)
     assert AttackPoint.of("", base.look(moved, left)).rate.hits > before
 
 
@@ -205,9 +205,11 @@ def test_a_soft_prompt_learns(edited: Subject, target: Target, examples: Example
 def test_a_soft_prompt_without_steps_is_no_attack(edited: Subject, target: Target, examples: Examples) -> None:
     vectors, losses = learn(edited, target, examples, replace(FEW, soft_steps=0))
     assert vectors.shape == (0, 128) and losses == []
-    assert torch.equal(latents(edited, extended(edited, target.opened, vectors)), latents(edited, target.opened))
+    assert torch.equal(
+        latents(edited, extended(edited, target.open_prompts, vectors)), latents(edited, target.open_prompts)
+    )
     (point,) = soft_prompt(edited, target, examples, FEW)
-    assert point.opened and point.number is not None and point.setting == "2 vectors, 8 steps"
+    assert point.open_prompts and point.number is not None and point.setting == "2 vectors, 8 steps"
 
 
 def test_the_loss_is_that_of_flow_matching() -> None:
@@ -262,7 +264,7 @@ def test_denoisers_of_diffusion_can_be_trained_through(name: str, target: Target
     assert start.number is None and after.number is not None and after.number > 0
     assert before.keys() == network.state_dict().keys()
     (learned,) = soft_prompt(
-        seeing, replace(target, named=requests, opened=requests), Examples(requests, clips, clips), FEW
+        seeing, replace(target, named=requests, open_prompts=requests), Examples(requests, clips, clips), FEW
     )
     assert learned.rate.hits == 2 and learned.number is not None and learned.number > 0
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -304,7 +306,7 @@ def test_a_start_with_less_noise_stays_nearer(edited: Subject, target: Target, e
         )
     assert ends[0.5][0] < ends[1.0][0] and ends[0.5][1] < ends[1.0][1]
     points = video_start(edited, target, examples, FEW)
-    assert [point.opened for point in points] == [False, True] and points[0].number == ends[0.5][0]
+    assert [point.open_prompts for point in points] == [False, True] and points[0].number == ends[0.5][0]
 
 
 def test_a_start_of_a_model_of_diffusion(target: Target) -> None:
@@ -314,7 +316,9 @@ def test_a_start_of_a_model_of_diffusion(target: Target) -> None:
                       OTHERS["CogVideoXPipeline"] | {"num_inference_steps": 2}, batch=2)  # fmt: skip
     requests = target.named[:2]
     clips = torch.stack(subject.generate(requests, "latent"))
-    (point,) = video_start(subject, replace(target, named=requests, opened=()), Examples(requests, clips, clips), FEW)
+    (point,) = video_start(
+        subject, replace(target, named=requests, open_prompts=()), Examples(requests, clips, clips), FEW
+    )
     kept = pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps[1]]
     assert point.rate.hits == 2 and point.number == pytest.approx(float((1 - kept) ** 0.5)) and 0 < point.number < 1
     with pytest.raises(EvaluationError, match="TextToVideoSDPipeline has no video-to-video sibling that is known"):

@@ -171,7 +171,7 @@ def examples_of(base: Subject, target: Target) -> Examples:
 
 def _attack_all(subject: Subject, target: Target, examples: Examples, plan: AttackPlan, arm: str) -> dict[str, Any]:
     """Run all attacks on one subject; each with the rates of the same prompts without it."""
-    kinds = {"named": target.named, "open": target.opened}
+    kinds = {"named": target.named, "open": target.open_prompts}
     before = {
         kind: point_to_dict(AttackPoint.of("no attack", subject.look(requests, target)))
         for kind, requests in kinds.items()
@@ -200,7 +200,7 @@ def _attack_all(subject: Subject, target: Target, examples: Examples, plan: Atta
 def _beside(point: AttackPoint, before: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result with the rate of the same prompts without the attack."""
     before_rate = None if point.before is None else point_to_dict(point.before)
-    return {**point_to_dict(point), "before": before_rate or before["open" if point.opened else "named"]}
+    return {**point_to_dict(point), "before": before_rate or before["open" if point.open_prompts else "named"]}
 
 
 def point_to_dict(point: AttackPoint) -> dict[str, Any]:

@@ -60,24 +60,24 @@ class AttackPoint:
         valid: Share of valid clips.
         number: What belongs to the setting, such as a loss; None if there is nothing.
         before: The same without the attack, where that is not the rate of the target's own prompts.
-        opened: Whether the prompts leave the concept open; otherwise they name it.
+        open_prompts: Whether the prompts leave the concept open; otherwise they name it.
     """
 
     setting: str
     rate: Rate
     valid: Rate
     number: float | None = None
-    opened: bool = False
+    open_prompts: bool = False
     before: "AttackPoint | None" = None
 
     @classmethod
     def of(
-        cls, setting: str, verdicts: Sequence[ClipVerdict], number: float | None = None, opened: bool = False
+        cls, setting: str, verdicts: Sequence[ClipVerdict], number: float | None = None, open_prompts: bool = False
     ) -> "AttackPoint":
         """Count what the clips of a setting show."""
         shown = Rate.of(verdict.shown for verdict in verdicts)
         valid = Rate.of(verdict.valid for verdict in verdicts)
-        return cls(setting, shown, valid, number, opened)
+        return cls(setting, shown, valid, number, open_prompts)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Target:
         truth: Its factor and value, such as {"colour": "red"}; empty if a score tells.
         named: Prompts that name it, held out from the adapter's pairs.
         paraphrases: Prompts that name it by other words.
-        opened: The named prompts with the concept's words left out, with the same seeds.
+        open_prompts: The named prompts with the concept's words left out, with the same seeds.
         pairs: Prompts with and without the concept.
         together: Prompts that ask for it beside something else.
         words: The words that name it.
@@ -43,7 +43,7 @@ class Target:
     truth: Mapping[str, str]
     named: tuple[ClipRequest, ...]
     paraphrases: tuple[ClipRequest, ...] = ()
-    opened: tuple[ClipRequest, ...] = ()
+    open_prompts: tuple[ClipRequest, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     together: tuple[ClipRequest, ...] = ()
     words: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ def embedding_shift(subject: Subject, target: Target, examples: Examples, budget
     """
     del examples
     shift = mean_shift(subject, target)
-    kinds = {"named": target.named, "open": target.opened}
+    kinds = {"named": target.named, "open": target.open_prompts}
     points = []
     for kind, requests in kinds.items():
         for eta in budget.etas if requests else ():

@@ -32,13 +32,15 @@ def soft_prompt(subject: Subject, target: Target, examples: Examples, budget: Bu
         EvaluationError: If there are no such prompts or no clips, a prompt leaves no room, or the denoiser cannot be
             trained through.
     """
-    requests = target.opened
+    requests = target.open_prompts
     if not requests:
         raise EvaluationError(f"The suite of {target.concept!r} has no `words` that could be left out of its prompts.")
     vectors, losses = learn(subject, target, examples, budget)
     last = sum(losses[-10:]) / len(losses[-10:]) if losses else None
     setting = f"{len(vectors)} vectors, {budget.soft_steps} steps"
-    return (AttackPoint.of(setting, subject.look(extended(subject, requests, vectors), target), last, opened=True),)
+    return (
+        AttackPoint.of(setting, subject.look(extended(subject, requests, vectors), target), last, open_prompts=True),
+    )
 
 
 def learn(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Tensor, list[float]]:

@@ -30,7 +30,7 @@ def video_start(subject: Subject, target: Target, examples: Examples, budget: Bu
         EvaluationError: If the pipeline has no sibling that starts from latents.
     """
     other, points = subject.on(video_to_video(subject.pipe)), []
-    for kind, requests in {"named": target.named, "open": target.opened}.items():
+    for kind, requests in {"named": target.named, "open": target.open_prompts}.items():
         for strength in budget.strengths if requests else ():
             starts, sigma = noised(subject, requests, examples, strength)
             verdicts = other.look(starts, target, strength=strength)

@@ -27,7 +27,7 @@ class ClipRequest:
     Args:
         text: The prompt.
         seed: Seed of its noise.
-        told: The prompt that detectors get, "" for `text`.
+        detector_prompt: The prompt that detectors get, "" for `text`.
         image: Picture for an image-to-video pipeline (a path), "" for none.
         call: Arguments of the pipeline's call for this clip alone.
         embeds: What the denoiser reads in place of the prompt, of shape (1, tokens, width); None encodes the prompt.
@@ -36,7 +36,7 @@ class ClipRequest:
 
     text: str
     seed: int
-    told: str = ""
+    detector_prompt: str = ""
     image: str = ""
     call: Mapping[str, Any] = field(default_factory=dict)
     embeds: Tensor | None = None

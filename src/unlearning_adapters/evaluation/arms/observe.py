@@ -96,7 +96,7 @@ def _observed(request: ClipRequest, frames: Any, detectors: Sequence[Detector], 
         clip = to_clip(frames)
     except Exception as error:  # frames of a foreign pipeline: anything
         return Observation(request, failure=error)
-    return Observation(request, clip, look(detectors, clip, request.told or request.text), seconds)
+    return Observation(request, clip, look(detectors, clip, request.detector_prompt or request.text), seconds)
 
 
 def measure(
