@@ -64,7 +64,7 @@ class Denoising:
         E |f(x_t, t) - target|^2 with x_t = sqrt(k_t) x_0 + sqrt(1 - k_t) noise, t uniform, and the target noise,
         v = sqrt(k_t) noise - sqrt(1 - k_t) x_0, or x_0.
         """
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32, device="cpu").to(clean)
         noisy, timestep, target = (self._flow if self.kept is None else self._diffusion)(clean, noise, generator)
         call = {**self.others, self.latents: noisy, "timestep": timestep, "encoder_hidden_states": embeds}
         output = self.network(**call)
@@ -73,7 +73,7 @@ class Denoising:
         return error
 
     def _flow(self, clean: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        level = torch.sigmoid(torch.randn(len(clean), generator=generator)).to(clean)
+        level = torch.sigmoid(torch.randn(len(clean), generator=generator, dtype=torch.float32, device="cpu")).to(clean)
         spread = level.view(-1, *[1] * (clean.ndim - 1))
         return (1 - spread) * clean + spread * noise, level * self.scale, noise - clean
 

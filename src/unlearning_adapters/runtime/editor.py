@@ -179,7 +179,7 @@ class Editor:
         return self.scoped
 
     def _nothing(self, path: str) -> StackedEdit:
-        rows = torch.zeros(0, self._linear(path).in_features)
+        rows = torch.zeros(0, self._linear(path).in_features, dtype=torch.float32, device="cpu")
         return StackedEdit(rows, rows.T)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

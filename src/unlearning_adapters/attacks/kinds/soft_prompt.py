@@ -55,8 +55,10 @@ def learn(subject: Subject, target: Target, examples: Examples, budget: Budget) 
     texts = [target.without_words(request.text) for request in examples.requests]
     embeds, place = subject.encode(texts), place_for(subject, texts, budget.tokens)
     words = embeds[embeds.abs().sum(-1) > 0].float()
-    generator = torch.Generator().manual_seed(budget.seed)
-    start = torch.randn(budget.tokens, embeds.shape[-1], generator=generator).to(embeds.device)
+    generator = torch.Generator("cpu").manual_seed(budget.seed)
+    start = torch.randn(budget.tokens, embeds.shape[-1], generator=generator, dtype=torch.float32, device="cpu").to(
+        embeds.device
+    )
     vectors = (words.mean(0) + SPREAD * words.std() * start).requires_grad_()
     optimizer = torch.optim.Adam([vectors], lr=RATE * float(words.std()))
     losses: list[float] = []

@@ -67,13 +67,15 @@ def int8_round_trip(weight: Tensor) -> Tensor:
 
 def random_merge(seed: int) -> Change:
     """Return a change that adds a random matrix of rank 4, its norm a tenth of the weight's."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def merge(weight: Tensor) -> Tensor:
         rows, columns = weight.shape
-        low = torch.randn(rows, MERGED_RANK, generator=generator) @ torch.randn(
-            MERGED_RANK, columns, generator=generator
+        tall, wide = (
+            torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
+            for shape in ((rows, MERGED_RANK), (MERGED_RANK, columns))
         )
+        low = tall @ wide
         merged: Tensor = weight + low.to(weight) * (MERGED_SIZE * weight.norm() / low.norm().to(weight))
         return merged
 

@@ -64,7 +64,12 @@ def noised(
         raise EvaluationError(f"A share of {strength:g} of {count} denoising steps leaves none. Take more steps.")
     timestep, started = scheduler.timesteps[first : first + 1], []
     for request, clean in zip(requests, examples.starts, strict=True):
-        noise = torch.randn(clean[None].shape, generator=torch.Generator().manual_seed(request.seed))
+        noise = torch.randn(
+            clean[None].shape,
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+            dtype=torch.float32,
+            device="cpu",
+        )
         if hasattr(scheduler, "add_noise"):
             latents = scheduler.add_noise(clean[None], noise, timestep)
         else:

@@ -57,7 +57,7 @@ def turn(direction: Direction, generator: torch.Generator) -> Direction:
     """
     rows = torch.cat([direction.read, direction.write]).double().cpu()
     basis, factor = torch.linalg.qr(rows.T)
-    fresh = torch.linalg.qr(torch.randn(basis.shape, generator=generator, dtype=torch.float64))[0]
+    fresh = torch.linalg.qr(torch.randn(basis.shape, generator=generator, dtype=torch.float64, device="cpu"))[0]
     read, write = (factor.T @ fresh.T).split(direction.rank)
     write = read if direction.orthogonal else write
     return replace(direction, read=read.float().contiguous(), write=write.float().contiguous())
@@ -121,5 +121,5 @@ def flip_signs(weight: Tensor, share: float, seed: int) -> None:
     whole = WHOLE_NUMBERS[weight.element_size()]  # bits, so that what is no number keeps its bits as well
     sign = torch.iinfo(whole).min
     for row in weight:
-        flips = torch.rand(row.shape, generator=generator) < share
+        flips = torch.rand(row.shape, generator=generator, dtype=torch.float32, device="cpu") < share
         row.view(whole).bitwise_xor_(flips.to(row.device, whole) * sign)

@@ -71,11 +71,13 @@ def start_lora(pipe: Any, sites: Sequence[Site], rank: int, seed: int) -> SiteLo
     generator = torch.Generator("cpu").manual_seed(seed)
     factors = {}
     for site in sites:
-        down = (2 * torch.rand(rank, site.in_features, generator=generator) - 1) / site.in_features**0.5
+        down = (
+            2 * torch.rand(rank, site.in_features, generator=generator, dtype=torch.float32, device="cpu") - 1
+        ) / site.in_features**0.5
         place = _device(site_module(pipe, site.name))
         factors[site.name] = (
             down.to(place).requires_grad_(),
-            torch.zeros(site.out_features, rank, device=place, requires_grad=True),
+            torch.zeros(site.out_features, rank, dtype=torch.float32, device=place, requires_grad=True),
         )
     return SiteLora(factors)
 

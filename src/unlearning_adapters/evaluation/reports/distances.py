@@ -36,7 +36,10 @@ class RandomFeatures(nn.Module):
         super().__init__()
         generator = torch.Generator("cpu").manual_seed(seed)
         self.num_features = 2 * channels
-        weight = torch.randn(channels, 3, 3, 5, 5, generator=generator) / (3 * 3 * 5 * 5) ** 0.5
+        weight = (
+            torch.randn(channels, 3, 3, 5, 5, generator=generator, dtype=torch.float32, device="cpu")
+            / (3 * 3 * 5 * 5) ** 0.5
+        )
         self.register_buffer("weight", weight)
 
     def forward(self, clips: Tensor) -> Tensor:
