@@ -214,15 +214,16 @@ def test_a_layer_maps_the_padding_of_a_batch_once_and_gives_the_same():
     computed = []
     with torch.no_grad():
         whole = network.first(x)
-        with padding_once([network], {network.site}):
+        seen = []
+        handles = [network.site.register_forward_pre_hook(lambda _m, args: seen.append(args[0].clone()))]
+        with padding_once([network]):
             handle = network.first.register_forward_hook(lambda _m, args, _out: computed.append(args[0].shape[1]))
-            seen = []
-            handles = [network.site.register_forward_pre_hook(lambda _m, args: seen.append(args[0].clone()))]
-            network(x)
+            made = network(x)
             for each in (handle, *handles):
                 each.remove()
     assert computed == [10] and seen[0].shape == (3, 40, 8)
     torch.testing.assert_close(seen[0], torch.nn.functional.gelu(whole), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(made, network.site(seen[0]), rtol=1e-5, atol=1e-6)
     assert not network.first._forward_hooks and len(network.first._forward_pre_hooks) == 1  # its own
 
 
@@ -244,7 +245,7 @@ def test_what_has_no_such_padding_is_computed_whole(change):
     x, computed = change(x), []
     with torch.no_grad():
         whole = network(x)
-        with padding_once([network], set()):
+        with padding_once([network]):
             network.first.register_forward_hook(lambda _m, args, _out: computed.append(args[0].shape))
             assert torch.equal(network(x), whole) or bool(whole.isnan().any())
     assert computed == [x.shape]
@@ -253,7 +254,7 @@ def test_what_has_no_such_padding_is_computed_whole(change):
 def test_a_call_that_failed_leaves_nothing_for_the_next():
     network = Reads()
     x = torch.zeros(2, 40, 6)
-    with torch.no_grad(), padding_once([network], set()):
+    with torch.no_grad(), padding_once([network]):
         handle = network.first.register_forward_pre_hook(lambda _m, _args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             network(x)

@@ -40,7 +40,16 @@ ROWS = {
     **{f"call/{model}/{side}": None for model in ("wan", "shapeworld") for side in ("base", "lora-base")},
     **{f"build/{case}/generation": "<= 0.1" for case in ("shapeworld", "larger-video")},
     **{f"load/{model}/load_lora_weights": "<= 1" for model in ("shapeworld", "wan")},
+    "stack/solve/3": "<= 1",
+    "stack/call/1": None,
+    "stack/call/3": "<= 1.05",
+    "stack/call/3-fused": None,
+    "stack/load/3": "<= 5",
+    **{f"stack/{verb}/3": None for verb in ("unload", "fuse", "unfuse", "export")},
+    **{f"many/{case}/one": None for case in ("shapeworld", "wide")},  # too few concepts for the promise
 }
+PARTS = ["solve", *(f"weights-{shape}" for shape in SHAPES), "calls", "build", "load", "stacks", "many"]
+TRUE = ("load", "fuse-copy", "unfuse-copy", "fuse-compact", "unfuse-compact", "unload")
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +90,67 @@ def test_a_missed_target_has_a_reason(quick):
 
 def test_the_output_file_is_what_was_printed(quick):
     assert quick[0] == quick[1]
+
+
+def test_each_part_says_what_it_measured_and_how_long_it_took(quick):
+    assert list(quick[0]["parts"]) == PARTS
+    rows = [row["name"] for row in quick[0]["rows"]]
+    assert [name for part in quick[0]["parts"].values() for name in part["rows"]] == rows
+    assert all(part["seconds"] >= 0 for part in quick[0]["parts"].values())
+
+
+def test_a_file_is_resumed_and_parts_are_measured_again_on_demand(tmp_path, capsys):
+    from benchmarks.__main__ import main
+
+    file = tmp_path / "results.json"
+    given = ["--quick", "--threads", "1", "--output", str(file), "--only", "calls"]
+    main(given)
+    first = json.loads(file.read_text(encoding="utf-8"))
+    assert list(first["parts"]) == ["calls"]
+    main([*given, "load"])
+    second = json.loads(file.read_text(encoding="utf-8"))
+    assert list(second["parts"]) == ["calls", "load"] and second["rows"][: len(first["rows"])] == first["rows"]
+    assert "calls: in the file" in capsys.readouterr().err
+    main([*given, "--again"])
+    third = json.loads(file.read_text(encoding="utf-8"))
+    assert {row["name"] for row in third["rows"]} == {row["name"] for row in second["rows"]}
+    assert third["rows"][-1] != second["rows"][-1]
+    with pytest.raises(SystemExit):
+        main(["--only", "call"])
+    assert "there is no part 'call'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("experts", [1, 2])
+def test_the_pipeline_of_true_size_gives_all_rows(experts):
+    from benchmarks.sizes import QUICK
+    from benchmarks.true_sizes import benchmark_true_sizes
+
+    rows = list(benchmark_true_sizes(QUICK, experts))
+    case = "wan-1.3b" if experts == 1 else "wan-2-experts"
+    exports = ["export-transformer", "export-transformer_2"][:experts]
+    expected = {f"true/{case}/{verb}/text-encoder" for verb in ("build", *TRUE, *exports)}
+    expected |= {f"true/{case}/{verb}/memory" for verb in ("build", *TRUE, *exports) if verb != "fuse-copy"}
+    assert {row.name for row in rows} == expected
+    assert rows[0].target == "<= 1.25" and rows[1].target == "<= 1"
+
+
+def test_the_page_leads_with_what_is_missed_and_is_that_of_the_results(tmp_path):
+    from benchmarks import readme
+    from benchmarks.curves import write_curves
+    from benchmarks.report import compare, from_json, to_json
+
+    rows = [compare(f"stack/call/{n}", "what", [n / 10], [1.0], at_most=2, if_missed="slow") for n in (3, 10, 30)]
+    report = {**to_json(rows, {"cpu": "a", "cores": 2, "threads": 2, "torch": "1"}), "parts": {"x": {"seconds": 3}}}
+    curves = write_curves(from_json(report), tmp_path)
+    text = readme.page(report, curves)
+    assert curves == ["adapters.svg"] and (tmp_path / "adapters.svg").read_text(encoding="utf-8").count("<circle") == 3
+    assert "x 3 s" in text and "1 of 3 promises are missed" in text and "- slow: `stack/call/30`." in text
+    assert text.index("## Where we lose") < text.index("`stack/call/30`") < text.index("## Where we keep")
+    held = json.loads(readme.RESULTS.read_text(encoding="utf-8"))
+    written = write_curves(from_json(held), tmp_path)
+    assert readme.PAGE.read_text(encoding="utf-8") == readme.page(held, written), "run `python -m benchmarks.readme`"
+    for name in written:
+        assert (readme.FOLDER / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8")
 
 
 def test_conditions_are_stated(quick):

@@ -193,10 +193,10 @@ class _Taps:
         with ExitStack() as stack:
             if not self.padded:
                 self.cut = stack.enter_context(without_padding(self.pipe))
-            stack.enter_context(padding_once(self.networks.values(), set(self.modules.values())))
             calls = count_calls(stack, self.pipe, self.networks, self._end_call)
             for site in watched:
                 on_input(stack, self.modules[site.name], self._reader(site, calls))
+            stack.enter_context(padding_once(self.networks.values()))
             try:
                 yield
             finally:

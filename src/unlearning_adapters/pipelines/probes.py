@@ -152,11 +152,11 @@ def find_shared_inputs(
         with ExitStack() as stack:
             cut = [] if padded else stack.enter_context(without_padding(pipe))
             probe = _Probe(used, cut)
-            stack.enter_context(padding_once(used.values(), {site_module(pipe, site.name) for site in sites}))
             calls = count_calls(stack, pipe, probe.networks, probe.end)
             _stop_at_vae(stack, pipe, calls)
             for site in sites:
                 on_input(stack, site_module(pipe, site.name), probe.reader(site, calls))
+            stack.enter_context(padding_once(used.values()))
             try:
                 run([prompt], [seed], image if run.image else None)
             except PipelineError:

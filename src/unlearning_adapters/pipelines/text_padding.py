@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -59,19 +59,19 @@ def _shorten(stack: ExitStack, encoder: nn.Module, saved: list[int]) -> None:
 
 
 @contextmanager
-def padding_once(networks: Iterable[nn.Module], sites: Collection[nn.Module]) -> Iterator[None]:
+def padding_once(networks: Iterable[nn.Module]) -> Iterator[None]:
     """Let Linear layers on a CPU compute the rows that all prompts of a batch end with once: a layer does rows alike.
 
     Pipelines fill prompts up with rows of zeros, which the text projection of a denoiser then maps: 30 times as much
-    work as the words. What comes out is the same but for rounding.
+    work as the words, and so do keys and values of all blocks. What comes out is the same but for rounding. Hooks that
+    look at what a layer is fed have to be there before.
 
     Args:
         networks: The denoisers.
-        sites: Layers that are left alone, for others see what they are fed.
     """
     with ExitStack() as stack:
         for module in {module: None for network in networks for module in network.modules()}:
-            if type(module) is nn.Linear and module not in sites:
+            if type(module) is nn.Linear:
                 _once(stack, module)
         yield
 

@@ -1,0 +1,93 @@
+"""Write benchmarks/README.md and its plots from results.json; no number in it is typed.
+
+python -m benchmarks.readme
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .curves import write_curves
+from .report import Row, from_json, grid
+
+FOLDER = Path(__file__).parent
+RESULTS, PAGE = FOLDER / "results.json", FOLDER / "README.md"
+HEAD = """# Benchmarks
+
+```bash
+python -m benchmarks --output FILE          # all parts but the long ones, each written when it is done; resumes
+python -m benchmarks --only weights stacks  # parts, or the first word of several
+python -m benchmarks --only true-sizes      # a pipeline of true size: 16 GB of memory; two experts: 20 GB
+python -m benchmarks.readme                 # this page and its plots, from results.json
+python -m benchmarks.erasure                # what is forgotten and what is kept, about 6 minutes
+python -m benchmarks.concept                # what models draw where prompts leave the concept open
+python -m benchmarks.models                 # nine concepts on each ShapeWorld model, three stacked, beside UCE
+python -m benchmarks.language               # nine concepts in real language
+python -m benchmarks.packs                  # what a text encoder's reads make of the shipped concepts, about a minute
+python -m benchmarks.search                 # whether the proxy of a search ranks settings as full generation does
+```
+
+Every row compares two sides that were measured in turn in one run; the ratio is the median over the rounds, with the
+least and the largest. No test asserts a time. All numbers are in [results.json](results.json), those of the erasure in
+[erasure.json](erasure.json), those of the attacks (`unlearn attack`) in [attacks.json](attacks.json).
+"""
+NOT_RUN = """## Not run
+
+On a GPU: fuse, unfuse, an attached call and a build. The rows above are those of a CPU.
+"""
+CURVES = {
+    "adapters.svg": "A denoiser call over the number of attached adapters",
+    "width.svg": "Fuse and unfuse over the width of the layers",
+}
+
+
+def page(report: Mapping[str, Any], curves: Sequence[str]) -> str:
+    """Return the page of a report.
+
+    Args:
+        report: Rows, and how they were measured.
+        curves: Names of the plots beside it.
+    """
+    rows = from_json(report)
+    lost = [row for row in rows if row.met is False]
+    won = [row for row in rows if row.met]
+    plain = [row for row in rows if row.met is None]
+    parts = [HEAD, f"{_conditions(report)}\n"]
+    if lost:
+        parts.append(f"## Where we lose\n\n{len(lost)} of {len(lost) + len(won)} promises are missed.\n\n{grid(lost)}")
+        parts.append("Why:\n\n" + "".join(f"- {reason}: {', '.join(names)}.\n" for reason, names in _reasons(lost)))
+    parts += [f"![{CURVES[name]}]({name})\n" for name in curves]
+    if won:
+        parts.append(f"## Where we keep the promise\n\n{grid(won)}")
+    if plain:
+        parts.append(f"## Without a promise\n\n{grid(plain)}")
+    parts.append(NOT_RUN)
+    parts.append("## What the rows are\n\n" + "".join(f"- `{row.name}`: {row.what}.\n" for row in rows))
+    return "\n".join(parts)
+
+
+def _conditions(report: Mapping[str, Any]) -> str:
+    known = report["environment"]
+    libraries = ", ".join(f"{name} {known[name]}" for name in ("torch", "diffusers", "peft") if name in known)
+    text = f"Measured on {known['cpu']}, {known['cores']} cores, {known['threads']} threads, {libraries}."
+    took = [f"{name} {part['seconds']} s" for name, part in report.get("parts", {}).items()]
+    return f"{text} The parts took: {', '.join(took)}." if took else text
+
+
+def _reasons(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        by_reason.setdefault(row.reason, []).append(f"`{row.name}`")
+    return list(by_reason.items())
+
+
+def main() -> None:
+    """Write the page."""
+    report = json.loads(RESULTS.read_text(encoding="utf-8"))
+    curves = write_curves(from_json(report), FOLDER)
+    PAGE.write_text(page(report, curves), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
