@@ -1,6 +1,7 @@
 """Run the benchmarks: a table or, with --json, one JSON object on stdout; progress on stderr."""
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -62,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         if name in report["parts"] and not options.again:
             print(f"{name}: in the file; --again measures it again", file=sys.stderr)
             continue
+        gc.collect()  # pipelines of an earlier part
         start, rows = time.perf_counter(), []
         for row in benchmark(QUICK if options.quick else FULL):
             print(f"{row.name}: {row.formula} = {row.ratio.median:.3g}", file=sys.stderr)

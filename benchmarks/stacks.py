@@ -90,7 +90,7 @@ def _calls(sizes: Sizes) -> Iterator[Row]:
             pipe.transformer(*inputs, return_dict=False)
 
     arms = [[(name, lambda pipe=pipe: call(pipe))] for name, pipe in pipes.items()]
-    times = in_turn(arms, sizes.call_rounds[0], "stacks/calls")
+    times = in_turn(arms, sizes.rounds, "stacks/calls")
     tokens = sizes.latents[0] * (sizes.latents[1] // 2) * (sizes.latents[2] // 2)
     where = (
         f"one call of a bfloat16 Wan denoiser {128 * sizes.heads} wide with {sizes.blocks} blocks, {tokens} video and "
