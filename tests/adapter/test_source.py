@@ -165,6 +165,8 @@ def test_a_keyword_that_is_misspelt_is_an_error(name):
     call = TAKES_OPTIONS[name]
     with pytest.raises(TypeError, match="Unexpected keyword argument 'revison'. Known: revision, token, cache_dir"):
         call(revison="v1")
+    with pytest.raises(TypeError, match="'weight_name'.* To read a file of another name, give its path as the source"):
+        call(weight_name="red.safetensors")
     with pytest.raises(AdapterNotFoundError, match="`local_files_only` is set"):
         call(revision="v1", token=False, cache_dir=None, local_files_only=True)
 

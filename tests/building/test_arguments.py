@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers import WanModularPipeline
 from PIL import Image
 from planted_words import CONCEPT
 from torch import nn
@@ -18,7 +19,7 @@ from unlearning_adapters.building.build_many import build_adapters
 from unlearning_adapters.concepts.concept import Concept, load_concept, save_concept
 from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.config import BuildConfig
-from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError, UnlearningError
+from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError, PipelineError, UnlearningError
 
 LONG = "x" * 5000
 
@@ -146,3 +147,68 @@ def test_an_error_is_one_line_of_bounded_words_whatever_is_put_into_it():
     assert_one_line(error)
     assert str(ConfigError("As it is: /tmp/a b.")) == "As it is: /tmp/a b." and str(DenoiserError()) == ""
     assert tiny.KEY in str(ConfigError(f"The site {tiny.KEY}."))
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        (
+            {"num_videos_per_prompt": 2},
+            "Expected `num_videos_per_prompt` in call_kwargs to be 1, but got 2. Leave it out",
+        ),
+        (
+            {"prompt_embeds": torch.ones(1, 16, 32)},
+            "`prompt_embeds` in call_kwargs would take the place of the prompts",
+        ),
+        ({"prompt": ["a dog", "a cat"]}, "`prompt` in call_kwargs would take the place of the prompts"),
+        ({"generator": torch.Generator()}, "`generator` in call_kwargs would take the place of the prompts"),
+    ],
+)
+def test_arguments_that_a_build_sets_itself_are_named(call, problem):
+    with pytest.raises(ConfigError, match=re.escape(problem)) as caught:
+        build_adapter(tiny.tiny_wan_pipeline(), CONCEPT, progress=False, call_kwargs=call)
+    assert_one_line(caught.value)
+
+
+def emptied(pipe: Any) -> None:
+    pipe.text_encoder = None
+
+
+def deleted(pipe: Any) -> None:
+    del pipe.text_encoder
+
+
+def on_meta(pipe: Any) -> None:
+    pipe.text_encoder.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("disturb", "problem"),
+    [
+        (emptied, "Load the pipeline with all of its parts: text_encoder is None."),
+        (deleted, "Load the pipeline with all of its parts: text_encoder is deleted."),
+        (on_meta, "Load it again: weights of its text_encoder are on the meta device, and hold no numbers."),
+    ],
+)
+def test_a_part_that_is_missing_is_named(disturb, problem):
+    pipe = tiny.tiny_wan_pipeline()
+    disturb(pipe)
+    with pytest.raises(PipelineError, match=f"A run of WanPipeline failed with .*{re.escape(problem)}") as caught:
+        build_adapter(pipe, CONCEPT, progress=False)
+    assert_one_line(caught.value)
+
+
+def test_a_modular_pipeline_that_is_not_loaded_or_is_a_half_is_named():
+    with pytest.raises(
+        DenoiserError, match=r"The transformer of WanModularPipeline is not loaded yet\. Call pipe\.load_"
+    ):
+        build_adapter(WanModularPipeline(), CONCEPT)
+    blocks = WanModularPipeline().blocks
+    blocks.sub_blocks.pop("text_encoder")
+    half, parts = blocks.init_pipeline(), tiny.tiny_wan_pipeline().components
+    wanted = {item.name for item in half.blocks.expected_components}
+    half.update_components(**{name: part for name, part in parts.items() if name in wanted})
+    with pytest.raises(
+        ConceptError, match="takes `prompt_embeds` and no prompt, as half of a pipeline. Build on the who"
+    ):
+        build_adapter(half, CONCEPT)

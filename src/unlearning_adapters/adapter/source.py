@@ -52,7 +52,8 @@ def check_options(options: Mapping[str, Any], kind: type = SourceOptions) -> Non
     names = kind.__annotations__
     for name in options:
         if name not in names:
-            raise TypeError(f"Unexpected keyword argument {name!r}. Known: {', '.join(names)}.")
+            cure = " To read a file of another name, give its path as the source." if name == "weight_name" else ""
+            raise TypeError(f"Unexpected keyword argument {name!r}. Known: {', '.join(names)}.{cure}")
 
 
 def find_adapter_file(

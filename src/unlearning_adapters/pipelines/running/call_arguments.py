@@ -140,10 +140,15 @@ def broken_part(pipe: Any) -> str:
     """Return the error text for a part without which no call of a pipeline can work, or nothing if all seem whole."""
     optional = {*getattr(type(pipe), "_optional_components", ()), *getattr(pipe, "_optional_components", ())}
     parts = {name: part for name, part in pipe.components.items() if name not in optional}
-    missing = [name for name, part in parts.items() if part is None and name.startswith(ESSENTIAL)]
+    # What was deleted is the entry of the pipeline's configuration, a library and a class.
+    missing = {
+        name: "None" if part is None else "deleted"
+        for name, part in parts.items()
+        if (part is None or isinstance(part, (list, tuple))) and name.startswith(ESSENTIAL)
+    }
     if missing:
-        are = "is" if len(missing) == 1 else "are"
-        return f"Load the pipeline with all of its parts: {', '.join(missing)} {are} None."
+        are, kinds = "is" if len(missing) == 1 else "are", dict.fromkeys(missing.values())
+        return f"Load the pipeline with all of its parts: {', '.join(missing)} {are} {' or '.join(kinds)}."
     for name, part in parts.items():
         if isinstance(part, nn.Module) and any(_holds_nothing(module) for module in part.modules()):
             return f"Load it again: weights of its {name} are on the meta device, and hold no numbers."
