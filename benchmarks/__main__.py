@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .arithmetic import benchmark_arithmetic
 from .calls import benchmark_calls
 from .many import benchmark_many
 from .pipelines import benchmark_build, benchmark_load
@@ -32,6 +33,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "load": benchmark_load,
     "stacks": benchmark_stacks,
     "many": benchmark_many,
+    "arithmetic": benchmark_arithmetic,
 }
 # Run only if it is named: an hour, and 20 GB of memory.
 LONG: Mapping[str, Benchmark] = {

@@ -156,7 +156,7 @@ def grid(rows: Sequence[Row]) -> str:
 def amount(value: float, unit: str) -> str:
     """Return a time or a size for people."""
     if unit == "bytes":
-        return f"{value / 1e6:.3g} MB"
+        return f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.3g} MB"
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 

@@ -46,9 +46,12 @@ ROWS = {
     "stack/call/3-fused": None,
     "stack/load/3": "<= 5",
     **{f"stack/{verb}/3": None for verb in ("unload", "fuse", "unfuse", "export")},
+    **{
+        f"arithmetic/{model}/{record}": None for model in ("wan-14b", "hunyuan-video") for record in ("copy", "compact")
+    },
     **{f"many/{case}/one": None for case in ("shapeworld", "wide")},  # too few concepts for the promise
 }
-PARTS = ["solve", *(f"weights-{shape}" for shape in SHAPES), "calls", "build", "load", "stacks", "many"]
+PARTS = ["solve", *(f"weights-{shape}" for shape in SHAPES), "calls", "build", "load", "stacks", "many", "arithmetic"]
 TRUE = ("load", "fuse-copy", "unfuse-copy", "fuse-compact", "unfuse-compact", "unload")
 
 
