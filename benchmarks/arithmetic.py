@@ -51,8 +51,8 @@ def benchmark_arithmetic(sizes: Sizes) -> Iterator[Row]:
             yield compare(
                 f"arithmetic/{model}/{record}",
                 f'bytes that fusing with record="{record}" keeps of {len(sites)} text sites in bfloat16 at rank 1: '
-                f"those measured on the text sites of one block ({len(block)}), times their part of all weights, against "
-                "the bytes of all of these weights",
+                f"those measured on the text sites of one block ({len(block)}), times their part of all weights, "
+                "against the bytes of all of these weights",
                 [kept * weights / measured],
                 [weights],
                 unit="bytes",
