@@ -87,6 +87,7 @@ def test_one_half_of_a_file_is_taken():
         ({}, "Expected `components` to be names"),
         (3, "Expected `components` to be names"),
         ({FIRST: [1]}, "Expected `components` to be names"),
+        ([[FIRST]], "Expected `components` to be names"),
     ],
 )
 def test_wrong_components_are_named_and_nothing_is_changed(components, text):

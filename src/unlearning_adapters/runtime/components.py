@@ -92,7 +92,7 @@ def _targets(components: Any) -> dict[str, tuple[str, ...]]:
         components = [components]
     if isinstance(components, Mapping):
         targets = {source: (place,) if isinstance(place, str) else place for source, place in components.items()}
-    elif isinstance(components, (list, tuple, set)):
+    elif isinstance(components, (list, tuple, set)) and all(isinstance(name, str) for name in components):
         targets = {name: (name,) for name in components}
     else:
         targets = {}

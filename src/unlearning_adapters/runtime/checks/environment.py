@@ -71,10 +71,8 @@ def _loras(layers: list[nn.Module]) -> dict[str, str]:
             held: Any = getattr(layer, part, None)
             for name in held if isinstance(held, nn.ModuleDict) else ():
                 states.setdefault(str(name), "inactive")
-        if name := acting_lora(layer):
-            states[name] = "acts"
-        if name := fused_lora(layer):
-            states[name] = "fused"
+        states |= dict.fromkeys(filter(None, [acting_lora(layer)]), "acts")
+        states |= dict.fromkeys(filter(None, [fused_lora(layer)]), "fused")
     return states
 
 
