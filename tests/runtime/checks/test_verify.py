@@ -150,7 +150,7 @@ def test_what_takes_an_attached_edit_out_of_action_is_found(change, called):
     assert wrong and all(check.site.startswith("transformer.blocks.0") for check in wrong)
     if change is own_processor and not called:  # only a call can tell
         assert answer.ok and wrong[0].edited is None and "may not call the layer" in wrong[0].cause
-        assert "not known: 2 of 4 sites" in answer.table()
+        assert "not known of 2 of 4 sites" in answer.table()
     else:
         assert not answer.ok and wrong[0].edited is False and ATTACHED[change] in wrong[0].cause
         assert "NO" in answer.table() and ATTACHED[change] in answer.table()
@@ -255,6 +255,18 @@ def test_offloaded(how, fused):
     assert pipe.verify_unlearning_adapters().ok
     generate(pipe)
     assert pipe.verify_unlearning_adapters().ok
+
+
+def test_weights_in_files_are_not_known(tmp_path):
+    pipe = loaded(fused=True)
+    pipe.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level",
+        offload_to_disk_path=str(tmp_path),
+    )  # fmt: skip
+    generate(pipe)
+    answer = pipe.verify_unlearning_adapters()
+    assert answer.ok and {(check.edited, check.weight) for check in answer.sites} == {(None, None)}
+    assert "offloading keeps its weight in a file" in answer.table()
 
 
 def test_table_and_json_say_the_same():

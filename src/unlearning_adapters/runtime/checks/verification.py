@@ -19,8 +19,8 @@ class SiteCheck:
         place: "input" if its input is edited, "weight" if the edit is in its weight, "both" if a part is in each.
         reached: Whether the last call of its denoiser called it; None if there was none since adapters changed, or if
             that cannot be seen, as in a denoiser that is compiled as a whole.
-        edited: Whether what it computes in a call is edited; None if only a call can tell.
-        weight: Whether its weight is bit for bit what fusing made of it; None if no edit is in it.
+        edited: Whether what it computes in a call is edited; None if that is not known, as `cause` says.
+        weight: Whether its weight is bit for bit what fusing made of it; None if no edit is in it, or it is in a file.
         cause: What is wrong, or what is not known; "" if nothing.
     """
 
@@ -90,7 +90,7 @@ class Verification:
             return f"wrong: {wrong} of {len(self.sites)} sites" if wrong else "wrong: see above"
         unknown = sum(check.edited is None for check in self.sites)
         if unknown:
-            return f"not known: {unknown} of {len(self.sites)} sites; call the pipeline once, and verify again"
+            return f"nothing wrong, and not known of {unknown} of {len(self.sites)} sites"
         return f"ok: {len(self.sites)} sites are edited"
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ from torch import nn
 
 from unlearning_adapters.errors import FuseError
 from unlearning_adapters.pipelines.sites import base_linear
-from unlearning_adapters.pipelines.weights import FLOATING
+from unlearning_adapters.pipelines.weights import FLOATING, is_in_a_file
 from unlearning_adapters.runtime.coverage import uncovered
 from unlearning_adapters.runtime.editor import Editor
 from unlearning_adapters.runtime.fusing.fuse import check_fused, is_whole
@@ -102,10 +102,10 @@ class _Checked:
         target = self.plan.on_input(editor.records).get(path)
         on_input, in_weight = target is not None and target[1], path in editor.records
         weight, cause = self._weight(path) if in_weight else (None, "")
-        edited: bool | None = True
+        edited: bool | None = None if in_weight and weight is None else True
         if on_input:
-            edited, why = self._input(path, reached)
-            cause = cause or why
+            on_it, why = self._input(path, reached)
+            edited, cause = on_it if edited or on_it is False else edited, cause or why
         elif not in_weight:
             edited = path in self.plan.fused or not any(self._strength(name, path) for name in names)
             cause = "" if edited else "the edit is in no weight and on no input. Load the adapter again"
@@ -119,10 +119,12 @@ class _Checked:
     def _strength(self, name: str, path: str) -> float:
         return self.plan.stack.loaded[name].strength_at(path)
 
-    def _weight(self, path: str) -> tuple[bool, str]:
+    def _weight(self, path: str) -> tuple[bool | None, str]:
         module, record = module_at(self.editor.denoiser, path), self.editor.records[path][1]
         if module is None:
             return False, "the layer is gone"
+        if is_in_a_file(self.editor.denoiser, path):
+            return None, "offloading keeps its weight in a file, which is not read here"
         try:
             check_fused(base_linear(module), record, path)
         except FuseError as error:
