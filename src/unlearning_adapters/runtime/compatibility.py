@@ -41,7 +41,9 @@ def check_sites(pipe: Any, adapter: UnlearningAdapter) -> dict[str, dict[str, Di
             missing.append((site, error))
     if missing:
         share = f"{len(missing)} of the {len(sites)}" if layers else f"all {len(sites)}"
-        other = "" if some else f", or pass components={{{adapter.components[0]!r}: {next(iter(live))!r}}}"
+        source, target = adapter.components[0], next(iter(live))
+        experts = not some and source.startswith("transformer") and target.startswith("transformer")
+        other = f", or pass components={{{source!r}: {target!r}}}" if experts else ""
         raise SiteError(
             f"The adapter {adapter.info.concept!r} does not fit: {share} sites are missing. {missing[0][1]} "
             f"It was built on {_base(adapter)}; load that base{other}, or build the adapter on this pipeline."
