@@ -4,6 +4,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from denoiser_inputs import Words
@@ -186,6 +187,8 @@ def test_what_is_no_denoiser_or_no_callable_is_refused():
         wrap_denoiser(3, run)
     with pytest.raises(DenoiserError, match="with Linear layers, but got ReLU has no Linear layer"):
         wrap_denoiser(nn.ReLU(), run)
+    with pytest.raises(ConfigError, match="Expected `component` to be one of transformer, .*, but got array"):
+        wrap_denoiser(nn.Linear(2, 2), lambda module, prompts, generators: None, component=np.ones(3))
     with pytest.raises(ConfigError, match="Expected `component` to be one of transformer, .*, but got 'vae'"):
         wrap_denoiser(STDiT(), run, component="vae")
     for bad, found in (

@@ -95,8 +95,8 @@ def wrap_denoiser(
     if not isinstance(module, nn.Module) or not any(True for _ in linear_layers(module)):
         what = f"{type(module).__name__}{' has no Linear layer' if isinstance(module, nn.Module) else ''}"
         raise DenoiserError(f"Expected the denoiser to be an nn.Module with Linear layers, but got {what}.")
-    if component not in COMPONENTS:
-        raise ConfigError(f"Expected `component` to be one of {', '.join(COMPONENTS)}, but got {component!r}.")
+    if not isinstance(component, str) or component not in COMPONENTS:
+        raise ConfigError(f"Expected `component` to be one of {', '.join(COMPONENTS)}, but got {component!r:.80}.")
     return DenoiserPipeline(module, run, component, base_model)
 
 
