@@ -72,7 +72,10 @@ def _module(path: str, module: nn.Module) -> dict[str, Any]:
         f"{path} forward": id(module.__dict__.get("forward")),
     }
     for kind in (module._parameters, module._buffers):
-        taken |= {f"{path}.{name}": (id(value), _value(value)) for name, value in kind.items() if value is not None}
+        for name, value in kind.items():
+            if value is not None:  # what stands for an offloaded weight on meta comes and goes
+                meta = isinstance(value, Tensor) and value.is_meta
+                taken[f"{path}.{name}"] = (None if meta else id(value), _value(value))
     taken[f"{path} adapters"] = _adapters(module)
     return taken
 

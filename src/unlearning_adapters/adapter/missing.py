@@ -59,3 +59,11 @@ def in_other_case(path: Path) -> str | None:
         return None
     names = (item.name for item in part.parent.iterdir())
     return next((name for name in sorted(names) if name.casefold() == part.name.casefold() != ""), None)
+
+
+def is_path(value: object) -> bool:
+    """Tell whether a value is a path that the system can look up; a name may be too long, or hold a null character."""
+    try:
+        return isinstance(value, (str, Path)) and "\0" not in str(value) and isinstance(Path(value).exists(), bool)
+    except (OSError, ValueError):
+        return False

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from unlearning_adapters.adapter.missing import is_path
 from unlearning_adapters.errors import ConfigError
 
 from .engines import engine_named, reads_of
@@ -36,10 +37,14 @@ def check_lora(file: str | Path, *, engine: str, family: str | None = None, mode
         >>> check_lora("style.safetensors", engine="comfyui").summary
         '240 of 240 keys are read by ComfyUI 0.3.64'
     """
-    program, path = engine_named(engine), _file_in(Path(file))
+    program = engine_named(engine)
+    for name, value in (("file", file), ("model", model)):
+        if not is_path(value) and (value is not None or name == "file"):
+            raise ConfigError(f"Expected `{name}` to be a path, but got {value!r:.80}.")
+    path = _file_in(Path(file))
     header = read_any_header(path)
     model_family = family or family_of(header.denoiser or "") or guess_family(header.shapes)
-    if model_family is None or model_family not in FAMILIES:
+    if not isinstance(model_family, str) or model_family not in FAMILIES:
         subject = (
             "is for no model whose layers are known" if model_family is None else f"cannot be for {model_family!r}"
         )

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
+from unlearning_adapters.adapter.missing import is_path
 from unlearning_adapters.errors import ConfigError, EngineError
 
 from .engines import engine_named
+from .joint_lora import chosen_strengths
 from .layouts import layout_named
 from .lora import ExportedLora, export_lora
 
@@ -57,7 +59,9 @@ def export_for_engine(
         UnlearningError: As `export_lora`.
     """
     program = engine_named(engine)
-    sources = [adapters] if isinstance(adapters, (UnlearningAdapter, str, Path)) else list(adapters)
+    sources: list[Any] = list(adapters) if isinstance(adapters, (list, tuple)) else [adapters]
+    if not is_path(folder):
+        raise ConfigError(f"Expected `folder` to be a path, but got {folder!r:.80}.")
     loaded = [item if isinstance(item, UnlearningAdapter) else load_adapter(item) for item in sources]
     if not loaded:
         raise ConfigError("Expected at least one adapter to export, but got none.")
@@ -67,6 +71,7 @@ def export_for_engine(
             f"{program.title} {program.version} gives one LoRA to both denoisers of a model, and what is right for "
             f"{components[0]} is wrong for {components[1]}: write a fused checkpoint with export_fused (--fused)."
         )
+    chosen_strengths(loaded, strengths)  # names a wrong number or type of them before anything is written
     written: list[ExportedLora] = []
     for component in components:
         of_it = [adapter for adapter in loaded if component in adapter.components]

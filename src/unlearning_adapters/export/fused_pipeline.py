@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.adapter.file import encode
+from unlearning_adapters.adapter.missing import is_path
 from unlearning_adapters.adapter.source import PICKLES, REPOSITORY, HubOptions, check_options, explain_hub_error
 from unlearning_adapters.errors import (
     AdapterFileError,
@@ -103,7 +104,10 @@ def export_fused(
         PosixPath('edited')
     """
     check_options(options, HubOptions)
-    sources = [adapters] if isinstance(adapters, (UnlearningAdapter, str, Path)) else list(adapters)
+    sources: list[Any] = list(adapters) if isinstance(adapters, (list, tuple)) else [adapters]
+    if not is_path(destination) or (isinstance(base, (str, Path)) and not is_path(base)):
+        name, value = ("base", base) if is_path(destination) else ("destination", destination)
+        raise ConfigError(f"Expected `{name}` to be a path, but got {value!r:.80}.")
     if not sources:
         raise ConfigError("Expected at least one adapter to fuse, but got none.")
     if push_to is not None and not REPOSITORY.fullmatch(push_to):

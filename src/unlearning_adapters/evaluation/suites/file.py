@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from unlearning_adapters.adapter.missing import why_unreadable
 from unlearning_adapters.concepts.concept import list_concepts, load_concept
 from unlearning_adapters.concepts.wording import show
 from unlearning_adapters.config import check_keys
@@ -49,6 +50,8 @@ def read_suite(source: str | Path, role: str = FORGET) -> Suite:
         >>> read_suite("shapeworld-red").target
         {'colour': 'red'}
     """
+    if not isinstance(source, (str, Path)):
+        raise EvaluationError(f"Expected the name of a suite or a file, but got {show(source)}.")
     text, path = str(source), Path(source)
     if value := value_named(text):
         return shapeworld_suite(value)
@@ -59,6 +62,8 @@ def read_suite(source: str | Path, role: str = FORGET) -> Suite:
     if colon and loader in loaders:
         return Suite(loader, tuple(loaders[loader].load()(Path(rest))))
     suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv", ".jsonl", ".yaml", ".yml") and (reason := why_unreadable(path)):
+        raise EvaluationError(f"Cannot read the suite {text!r}: {reason}. Check the file.")
     try:
         if suffix in (".csv", ".tsv"):
             return Suite(path.stem, tuple(sets_from_csv(path, role)))
@@ -72,11 +77,13 @@ def read_suite(source: str | Path, role: str = FORGET) -> Suite:
     except (OSError, ValueError, yaml.YAMLError) as error:
         if isinstance(error, UnlearningError):
             raise type(error)(f"{path}: {error}") from error
-        raise EvaluationError(f"Cannot read the suite {text!r}: {' '.join(str(error).split())}") from error
-    if text in list_concepts() or path.exists():
+        raise EvaluationError(
+            f"Cannot read the suite {text!r}: {' '.join(str(error).split())}. Check the file."
+        ) from error
+    if text in list_concepts() or not why_unreadable(path):
         return Suite.from_concept(load_concept(source))
     raise EvaluationError(
-        f"Unknown suite {text!r}. Give a shipped concept ({', '.join(list_concepts()[:4])}, ...), or a file: "
+        f"Unknown suite {text[:100]!r}. Give a shipped concept ({', '.join(list_concepts()[:4])}, ...), or a file: "
         ".yaml with `sets`, .jsonl, .csv, or a concept file."
     )
 

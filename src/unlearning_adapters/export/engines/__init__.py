@@ -51,9 +51,9 @@ def engine_named(name: str) -> Engine:
     Raises:
         ConfigError: If there is none of this name.
     """
-    engine = ENGINES.get(ALIASES.get(name, name))
+    engine = ENGINES.get(ALIASES.get(name, name)) if isinstance(name, str) else None
     if engine is None:
-        raise ConfigError(f"Expected `engine` to be one of {', '.join(ENGINES)}, but got {name!r}.")
+        raise ConfigError(f"Expected `engine` to be one of {', '.join(ENGINES)}, but got {name!r:.80}.")
     return engine
 
 
