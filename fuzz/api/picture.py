@@ -26,9 +26,9 @@ def picture(pipe: Any) -> dict[str, Any]:
     for name, part in (getattr(pipe, "components", None) or {}).items():
         taken[name] = id(part)
         if isinstance(part, nn.Module):
-            moving = any(map(_moves_by_itself, part.modules()))
+            moving, filed = (any(map(is_so, part.modules())) for is_so in (_moves_by_itself, _is_in_files))
             for path, module in part.named_modules(prefix=name):
-                taken |= _values_alone(path, module) if moving else _module(path, module)
+                taken |= _values_alone(path, module, filed) if moving else _module(path, module)
         elif hasattr(part, "set_timesteps"):
             taken[f"{name}:"] = {key: repr(value) for key, value in vars(part).items()}
     return taken
@@ -45,10 +45,17 @@ def _moves_by_itself(module: nn.Module) -> bool:
     return type(module).__name__.startswith("FSDP") or (registry is not None and "group_offloading" in registry.hooks)
 
 
-def _values_alone(path: str, module: nn.Module) -> dict[str, Any]:
-    """Return the adapters and numbers of a module whose tensors come and go."""
+def _is_in_files(module: nn.Module) -> bool:
+    """Whether group offloading keeps numbers in files, and memory that means nothing in their place."""
+    registry = module.__dict__.get("_diffusers_hook")
+    hook = None if registry is None else registry.hooks.get("group_offloading")
+    return hook is not None and hook.group.offload_to_disk_path is not None
+
+
+def _values_alone(path: str, module: nn.Module, filed: bool) -> dict[str, Any]:
+    """Return the adapters, and the numbers if they are in memory, of a module whose tensors come and go."""
     kept = {f"{path} adapters": _adapters(module)}
-    for name, value in module._parameters.items():
+    for name, value in () if filed else module._parameters.items():
         local = value.to_local() if isinstance(value, DTensor) else value
         if type(local) in (Tensor, nn.Parameter) and not local.is_meta and local.numel():
             kept[f"{path}.{name}"] = zlib.crc32(local.detach().contiguous().flatten().view(torch.uint8).numpy())

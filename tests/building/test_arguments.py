@@ -170,6 +170,16 @@ def test_arguments_that_a_build_sets_itself_are_named(call, problem):
     assert_one_line(caught.value)
 
 
+@pytest.mark.parametrize("steps", [["red"], "two", 0, -1, 1.5, torch.ones(3)], ids=repr)
+def test_steps_that_are_none_are_the_pipelines_to_refuse(steps):
+    config = BuildConfig(pairs=2)
+    with pytest.raises(UnlearningError) as caught:
+        build_adapter(
+            tiny.tiny_wan_pipeline(), CONCEPT, config, progress=False, call_kwargs={"num_inference_steps": steps}
+        )
+    assert_one_line(caught.value)
+
+
 def emptied(pipe: Any) -> None:
     pipe.text_encoder = None
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from unlearning_adapters.errors import DenoiserError, PipelineError
-from unlearning_adapters.pipelines.running.call_arguments import FEW_STEPS, OWN, SCHEDULE, STEPS
+from unlearning_adapters.pipelines.running.call_arguments import FEW_STEPS, SCHEDULE, STEPS
 from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
 from .hooks import count_calls, is_finite, on_input, place_of, some_values
@@ -177,7 +177,7 @@ def few_steps(call_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
         call_kwargs: Arguments; a schedule among them is left as it is.
     """
     given = dict(call_kwargs or {})
-    if given.get(STEPS, OWN) is not OWN and not SCHEDULE & set(given):
+    if isinstance(given.get(STEPS), int) and not SCHEDULE & set(given):
         given[STEPS] = min(given[STEPS], FEW_STEPS)
     return given
 

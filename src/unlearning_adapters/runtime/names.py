@@ -26,7 +26,7 @@ def as_names(adapter_names: str | Sequence[str]) -> list[str]:
 def check_loaded(names: Sequence[str], loaded: Sequence[str]) -> None:
     """Raise `AdapterNameError` if there is no adapter of a name."""
     for name in names:
-        if name not in loaded:
+        if not isinstance(name, str) or name not in loaded:
             near = get_close_matches(str(name), loaded, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Loaded are: {', '.join(loaded) or 'none'}."
             raise AdapterNameError(f"There is no unlearning adapter {name!r} on this pipeline. {hint}")
