@@ -39,6 +39,7 @@ def regional(pipe, backend) -> None:
     pipe.transformer.compile_repeated_blocks(backend=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_it", [in_place, wrapped, regional])
 def test_compiled_before_loading(compile_it, graphs, pipe, twin):
     """As in a session: base, attached, two strengths, a second adapter, fused, unfused, unloaded."""
