@@ -24,10 +24,13 @@ from .commands.hub import pull, push
 from .commands.inspect import inspect
 from .commands.pipelines import pipelines
 from .commands.search import search
+from .guided import completed
+from .records.reproduce import reproduce
+from .records.verify import verify
 
 COMMANDS: tuple[click.Command, ...] = (
-    demo, app, build, search, inspect, apply, doctor, export, check, evaluate, compare, attack, push, pull, concepts,
-    pipelines,
+    demo, app, build, search, inspect, apply, doctor, export, check, verify, evaluate, compare, attack, push, pull,
+    reproduce, concepts, pipelines,
 )  # fmt: skip
 INTERRUPTED = 130
 TRACEBACK = "UNLEARNING_ADAPTERS_TRACEBACK"  # environment variable: show where an error comes from
@@ -45,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with unlearn.make_context("unlearn", words) as context:
+        words = completed(words)
+        with unlearn.make_context("unlearn", words, obj=tuple(words)) as context:
             return int(unlearn.invoke(context))
     except click.exceptions.Exit as end:  # after --help and --version
         return end.exit_code

@@ -12,6 +12,7 @@ from unlearning_adapters.adapter.missing import why_unreadable
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import open_pipeline
+from unlearning_adapters.cli.records.record import file_digest, write_record
 from unlearning_adapters.config import METHODS
 from unlearning_adapters.errors import ConfigError
 
@@ -125,6 +126,16 @@ def build(
     adapters = build_adapters(pipe, chosen, config, call_kwargs={**own, **given}, neutral_cache=neutral_cache)
     seconds = time.perf_counter() - start
     results = [_saved(adapter, place) for adapter, place in zip(adapters, places, strict=True)]
+    for each, concept, place in zip(results, chosen, places, strict=True):
+        write_record(
+            place,
+            pipe,
+            pipeline,
+            prompts={"pairs": [concept.pairs_hash], "neutral": concept.neutral},
+            seeds={"build": config.seed},
+            results={"sha256": file_digest(each["file"]), **{key: each[key] for key in ("strength", "rank", "sites")}},
+            part=concept.name if len(chosen) > 1 else "",
+        )
     text = "\n".join(
         f"{each['file']}: {each['concept']}, {each['method']}, strength {each['strength']:.3g}, rank {each['rank']}, "
         f"{each['sites']} sites, {each['bytes']:,} bytes"

@@ -8,6 +8,9 @@ import click
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import open_pipeline, open_suite
+from unlearning_adapters.cli.records.record import file_digest, write_record
+from unlearning_adapters.cli.time_budget import option as budget_option
+from unlearning_adapters.cli.time_budget import time_budget as limit
 from unlearning_adapters.errors import ConfigError, EvaluationError
 
 FORMS = "PIPELINE ADAPTER, or: diff REPORT REPORT, or nothing with --rescore"
@@ -37,6 +40,7 @@ class EvalOptions:
     features: str | None
     rescore: str | None
     fail_under: dict[str, float]
+    time_budget: float | None
     dtype: str | None
     device: str | None
 
@@ -83,6 +87,7 @@ class EvalOptions:
 @options.name_values(
     "--fail-under", "exit with 1 if erase, preserve, ... is below; repeat it", float, "erase=0.8", kind="NUMBER"
 )
+@budget_option
 @options.placement
 def evaluate(**values: Any) -> CommandResult:
     """Run the form of the command that the options ask for."""
@@ -108,8 +113,10 @@ def _evaluate(request: EvalOptions, folder: str) -> CommandResult:
 
     source, adapter = request.subjects[0], load_adapter(request.subjects[1])
     suite = open_suite(request.suite or adapter.info.concept, request.clips)
+    from unlearning_adapters.adapter.source import find_adapter_file
     from unlearning_adapters.evaluation.arms.processes import this_process
     from unlearning_adapters.evaluation.evaluate import evaluate, rescore
+    from unlearning_adapters.evaluation.metrics import RATES
     from unlearning_adapters.evaluation.suites.shapeworld import suite_for
 
     process = this_process(cpu=_on_cpu(request.device))
@@ -118,26 +125,40 @@ def _evaluate(request: EvalOptions, folder: str) -> CommandResult:
         device = f"cuda:{process.local}"
     pipe = open_pipeline(source, request.dtype, device)
     suite = suite_for(suite, pipe, **request.call)
-    report = evaluate(
-        pipe,
-        adapter,
-        suite,
-        list(request.detectors) or None,
-        request.seeds,
-        arms=_further_arms(request, suite),
-        controls=request.controls,
-        fused=request.fused,
-        strengths=request.strengths,
-        gate=request.gate,
-        features=_features(request.features),
-        output=folder,
-        process=process,
-        batch_size=request.batch,
-    )
+    with limit(request.time_budget) as budget:
+        report = evaluate(
+            pipe,
+            adapter,
+            suite,
+            list(request.detectors) or None,
+            request.seeds,
+            arms=_further_arms(request, suite),
+            controls=request.controls,
+            fused=request.fused,
+            strengths=request.strengths,
+            gate=request.gate,
+            features=_features(request.features),
+            output=folder,
+            process=process,
+            batch_size=request.batch,
+        )
+    if budget.over:
+        text = f"{folder}: the time is over, and the run is not; the same command goes on with it"
+        return CommandResult({"folder": folder, "unfinished": True}, text)
     if not process.main:
         return CommandResult({}, "")
     if request.threshold:
         report = rescore(folder, thresholds=request.threshold, progress=False)
+    write_record(
+        folder,
+        pipe,
+        source,
+        prompts={part.name: [prompt.text for prompt in part.prompts] for part in suite.sets}
+        | {"adapter": [file_digest(find_adapter_file(request.subjects[1]))]},
+        seeds={"prompts": None if request.seeds is None else list(request.seeds)},
+        results={"status": report.status}
+        | {name: {key: arm[key] for key in RATES} for name, arm in report.data["arms"].items()},
+    )
     return _written(report, folder, request.fail_under)
 
 

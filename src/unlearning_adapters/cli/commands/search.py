@@ -9,6 +9,9 @@ import click
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline
+from unlearning_adapters.cli.records.record import write_record as write_reproduction
+from unlearning_adapters.cli.time_budget import option as budget_option
+from unlearning_adapters.cli.time_budget import time_budget as limit
 from unlearning_adapters.config import METHODS
 
 OUTPUT = "unlearn-search"
@@ -37,6 +40,7 @@ INTERRUPTED = 130
     help="ShapeWorld: prompts of each kind that are judged (default: 12); elsewhere: make clips of the front",
 )
 @click.option("--one-strength", is_flag=True, help="the same strength for all blocks")
+@budget_option
 @options.frame_size
 @options.placement
 def search(
@@ -47,6 +51,7 @@ def search(
     seed: int,
     clips: int | None,
     one_strength: bool,
+    time_budget: float | None,
     dtype: str | None,
     device: str | None,
     **call: int | None,
@@ -64,13 +69,25 @@ def search(
     few = {name: value for name, value in arguments.items() if name != "num_inference_steps"}  # the proxy has its own
     settings_search = Search(pipe, forgotten, seed=seed, one_strength=one_strength, call_kwargs=few)
     folder = Path(output)
-    result = run_search(settings_search, folder, trials or TRIALS)
+    with limit(time_budget) as budget:
+        result = run_search(settings_search, folder, trials or TRIALS)
+    if budget.over and not (folder / "search.json").is_file():
+        return CommandResult({"folder": output, "unfinished": True}, f"{output}: the time is over before a first trial")
     record = dict(result.record)
     if not result.interrupted:
         embedded = Path(pipeline).name.startswith(SHAPEWORLD)
         record |= _generation(settings_search, result, folder, arguments, clips, embedded)
         write_record(folder, record)
-    return CommandResult(record, _text(record, folder), INTERRUPTED if result.interrupted else 0)
+        best = next(trial for trial in record["trials"] if trial["number"] == record["best"])
+        write_reproduction(
+            folder,
+            pipe,
+            pipeline,
+            prompts={"pairs": [forgotten.pairs_hash], "neutral": forgotten.neutral, "held out": forgotten.evaluation},
+            seeds={"search": seed},
+            results={"best": best, "front": list(record["front"]), "trials": len(record["trials"])},
+        )
+    return CommandResult(record, _text(record, folder), INTERRUPTED if result.interrupted and not budget.over else 0)
 
 
 def _generation(

@@ -1,0 +1,50 @@
+"""A limit in minutes for a run that can be continued."""
+
+import _thread
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+option = click.option(
+    "--time-budget", type=click.FloatRange(min=0, min_open=True), metavar="MIN",
+    help="end after so many minutes; the same command goes on",
+)  # fmt: skip
+
+
+@dataclass
+class Budget:
+    """Whether the time is over."""
+
+    over: bool = False
+
+
+@contextmanager
+def time_budget(minutes: float | None) -> Iterator[Budget]:
+    """Interrupt the block after some minutes, as Ctrl-C does; the block ends quietly, and `over` says so.
+
+    Args:
+        minutes: The limit; None is no limit.
+    """
+    budget = Budget()
+    if minutes is None:
+        yield budget
+        return
+
+    def end() -> None:
+        budget.over = True
+        _thread.interrupt_main()
+
+    timer: Any = threading.Timer(60 * minutes, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield budget
+    except KeyboardInterrupt:
+        if not budget.over:
+            raise
+    finally:
+        timer.cancel()
