@@ -8,6 +8,8 @@ import click
 
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
+from unlearning_adapters.cli.front_page import PAGE, chosen_trial, write_front_page
+from unlearning_adapters.cli.guided import at_terminal
 from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline
 from unlearning_adapters.cli.records.record import write_record as write_reproduction
 from unlearning_adapters.cli.time_budget import option as budget_option
@@ -40,6 +42,10 @@ INTERRUPTED = 130
     help="ShapeWorld: prompts of each kind that are judged (default: 12); elsewhere: make clips of the front",
 )
 @click.option("--one-strength", is_flag=True, help="the same strength for all blocks")
+@click.option(
+    "--look", is_flag=True, help="write a page with clips of the front side by side; at a terminal, choose one"
+)
+@click.option("--choose", type=int, metavar="N", help="save the front's trial N, in place of the one that is chosen")
 @budget_option
 @options.frame_size
 @options.placement
@@ -51,6 +57,8 @@ def search(
     seed: int,
     clips: int | None,
     one_strength: bool,
+    look: bool,
+    choose: int | None,
     time_budget: float | None,
     dtype: str | None,
     device: str | None,
@@ -77,6 +85,7 @@ def search(
     if not result.interrupted:
         embedded = Path(pipeline).name.startswith(SHAPEWORLD)
         record |= _generation(settings_search, result, folder, arguments, clips, embedded)
+        record |= _choice(settings_search, result, folder, record, arguments, look, choose)
         write_record(folder, record)
         best = next(trial for trial in record["trials"] if trial["number"] == record["best"])
         write_reproduction(
@@ -88,6 +97,35 @@ def search(
             results={"best": best, "front": list(record["front"]), "trials": len(record["trials"])},
         )
     return CommandResult(record, _text(record, folder), INTERRUPTED if result.interrupted and not budget.over else 0)
+
+
+def _choice(
+    search: Any,
+    result: Any,
+    folder: Path,
+    record: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    look: bool,
+    choose: int | None,
+) -> dict[str, Any]:
+    """Write the page of the front if it is asked for, save the chosen trial, and return what that changes."""
+    from unlearning_adapters.search.front import show_front
+    from unlearning_adapters.search.search import BEST
+
+    changed: dict[str, Any] = {}
+    if look:
+        changed["clips"] = record.get("clips") or show_front(search, result, folder, arguments)
+        page = write_front_page(folder, {**record, **changed})
+        if choose is None and at_terminal():
+            click.echo(_text({**record, **changed}, folder), err=True)
+            choose = click.prompt(f"Look at {page}. Which trial", default=record["best"], type=int, err=True)
+    if choose is not None:
+        trial = chosen_trial(result.front, choose)
+        search.adapter(trial.config).save_pretrained(folder / BEST)
+        changed["best"] = trial.number
+        if look:
+            write_front_page(folder, {**record, **changed})
+    return changed
 
 
 def _generation(
@@ -132,6 +170,7 @@ def _text(record: Mapping[str, Any], folder: Path) -> str:
             + ", ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in correlations.items()),
         ]
     names = ("best", "front.svg", "trials.jsonl", "search.json", *(("clips",) if "clips" in record else ()))
+    names += (PAGE,) if (folder / PAGE).is_file() else ()
     return "\n".join([*lines, "", *(str(folder / name) for name in names)])
 
 
