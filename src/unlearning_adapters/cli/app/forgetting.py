@@ -66,7 +66,7 @@ def chosen_concept(source: str, file: str | None, typed: Sequence[str], embedded
         embedded: Whether the pipeline is one of the embedded world.
     """
     if source == "own":
-        return typed_concept(*typed, embedded=embedded)
+        return typed_concept(*_fields(typed), embedded)
     if source == "file":
         if not file:
             raise ConceptError("No file was chosen. Drop a .yaml or .jsonl file.")
@@ -74,12 +74,17 @@ def chosen_concept(source: str, file: str | None, typed: Sequence[str], embedded
     return load_concept(source.removeprefix("shipped:"))
 
 
+def _fields(typed: Sequence[str]) -> tuple[str, str, str, str]:
+    name, words, pairs, neutral = typed
+    return name, words, pairs, neutral
+
+
 def remarks(typed: Sequence[str], embedded: bool) -> str:
     """Return what is doubtful in a typed concept, as HTML; an error while it is still typed is a remark, too."""
     if not typed[2].strip():
         return "<p class='ua-note'>Write at least one pair; five in different scenes are a good number.</p>"
     try:
-        findings = lint_concept(typed_concept(*typed, embedded=embedded))
+        findings = lint_concept(typed_concept(*_fields(typed), embedded))
     except UnlearningError as error:
         findings = [Finding(True, one_line(error))]
     # Held-out prompts and neighbours are for the evaluation, and this form has no field for them.

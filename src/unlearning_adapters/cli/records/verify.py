@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,15 @@ def base_tensors(source: str) -> Tensors:
         return folder_tensors(source)
     pipe = open_pipeline(name)
     return {
-        f"{part}.{key}": (lambda value=value: value)
+        f"{part}.{key}": partial(_same, value)
         for part, module in pipe.components.items()
         if hasattr(module, "state_dict")
         for key, value in module.state_dict().items()
     }
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Callable[[], Any]]]:
