@@ -9,6 +9,8 @@ from unlearning_adapters.errors import ConfigError, UnlearningError
 SHAPEWORLD = "shapeworld"
 EMBEDDED = (SHAPEWORLD, "shapeworld-language")
 CLIPS = 24  # prompts of each set of ShapeWorld
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+FILMS = (".mp4", ".gif")
 
 
 def open_pipeline(source: str, dtype: str | None = None, device: str | None = None) -> Any:
@@ -35,6 +37,24 @@ def open_pipeline(source: str, dtype: str | None = None, device: str | None = No
         raise ConfigError(
             f"Cannot open the pipeline {source!r} on {place!r}: {reason[:240].rstrip('.')}. "
             "Give 'shapeworld', a folder in diffusers' layout, or a Hub repository 'org/name'."
+        ) from error
+
+
+def opened(value: Any) -> Any:
+    """Return the picture, or the frames of the clip, that a value names; any other value as it is."""
+    suffix = Path(value).suffix.lower() if isinstance(value, str) else ""
+    if suffix not in (*PICTURES, *FILMS):
+        return value
+    if reason := why_unreadable(Path(value)):
+        raise ConfigError(f"--call names the file {value!r}, but {reason}. Check the path.")
+    from diffusers.utils import load_image, load_video
+
+    try:
+        return load_image(value) if suffix in PICTURES else load_video(value)
+    except Exception as error:  # PIL's and imageio's, of a dozen kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"--call names {value!r}, which cannot be opened ({reason[:200]}). Check the file."
         ) from error
 
 

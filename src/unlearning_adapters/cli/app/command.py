@@ -6,7 +6,7 @@ import click
 
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
-from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline
+from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline, opened
 
 
 @command("app", "open a page on this machine: forget, compare, measure, share")
@@ -38,8 +38,6 @@ def app(
     from .serve import import_gradio, serve
 
     import_gradio()  # before the pipeline, which takes longer
-    from unlearning_adapters.cli.commands.build import opened
-
     from .bench import Bench
     from .page import make_page
     from .session import Sessions

@@ -11,7 +11,7 @@ from unlearning_adapters.adapter.file import file_at
 from unlearning_adapters.adapter.missing import why_unreadable
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
-from unlearning_adapters.cli.open import open_pipeline
+from unlearning_adapters.cli.open import open_pipeline, opened
 from unlearning_adapters.cli.records.record import file_digest, write_record
 from unlearning_adapters.config import METHODS
 from unlearning_adapters.errors import ConfigError
@@ -19,32 +19,11 @@ from unlearning_adapters.errors import ConfigError
 if TYPE_CHECKING:
     from unlearning_adapters.adapter.adapter import UnlearningAdapter
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-CLIPS = (".mp4", ".gif")
-
 
 def site_names(text: str) -> str | tuple[str, ...]:
     """Read the kinds or patterns of sites, such as "text,image"; a single one stays a string."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     return names[0] if len(names) == 1 else names
-
-
-def opened(value: Any) -> Any:
-    """Return the picture, or the frames of the clip, that a value names; any other value as it is."""
-    suffix = Path(value).suffix.lower() if isinstance(value, str) else ""
-    if suffix not in (*PICTURES, *CLIPS):
-        return value
-    if reason := why_unreadable(Path(value)):
-        raise ConfigError(f"--call names the file {value!r}, but {reason}. Check the path.")
-    from diffusers.utils import load_image, load_video
-
-    try:
-        return load_image(value) if suffix in PICTURES else load_video(value)
-    except Exception as error:  # PIL's and imageio's, of a dozen kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(
-            f"--call names {value!r}, which cannot be opened ({reason[:200]}). Check the file."
-        ) from error
 
 
 @command("build", "build an adapter from a concept's pairs, or one of each of several concepts")
