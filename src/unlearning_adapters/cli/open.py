@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unlearning_adapters.adapter.missing import why_unreadable
 from unlearning_adapters.errors import ConfigError, UnlearningError
 
 SHAPEWORLD = "shapeworld"

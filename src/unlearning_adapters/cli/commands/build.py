@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unlearning_adapters.adapter.file import file_at
-from unlearning_adapters.adapter.missing import why_unreadable
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import open_pipeline, opened
