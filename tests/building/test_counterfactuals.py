@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases.t5 import SIZE, make_cogvideox
+from cases.unet import make_zeroscope
 from planted_words import CONCEPT, planted_pipeline
 from tiny import CALL, tiny_wan_image_pipeline
 from torch import Tensor
@@ -13,7 +14,7 @@ from traces import count_hooks, plain_state
 from planted import bits
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.building.build import build_adapter
-from unlearning_adapters.building.counterfactuals import few_levels, rough, shared_words
+from unlearning_adapters.building.counterfactuals import few_levels, rough, scope_warnings, shared_words
 from unlearning_adapters.building.video_sites import find_video_sites
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError
@@ -201,3 +202,16 @@ def test_clips_take_a_third_of_the_steps_and_passes_a_few(pipe):
     assert few_levels(pipe, {"num_inference_steps": 30})["num_inference_steps"] == 7
     schedule = {"sigmas": [1.0, 0.5]}
     assert rough(pipe, schedule) == few_levels(pipe, schedule) == schedule
+
+
+def test_of_a_unet_a_warning_says_that_convolutions_draw(pipe):
+    (text,) = scope_warnings(make_zeroscope(), "red")
+    assert "TextToVideoSDPipeline are drawn by convolutions" in text
+    assert text.endswith("Measure 'red', or build with scope=\"word\".")
+    assert list(scope_warnings(pipe, "red")) == []
+
+
+def test_a_build_gives_the_warnings_of_its_scope(pipe, monkeypatch):
+    monkeypatch.setattr("unlearning_adapters.building.build.scope_warnings", lambda _, name: [f"weak on {name}"])
+    with pytest.warns(UserWarning, match=f"weak on {CONCEPT.name}"):
+        build(pipe)

@@ -26,7 +26,7 @@ from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.pipelines.weights import layer_response, weight_gram
 
 from .advice import build_warnings
-from .counterfactuals import check_makes_base_clips, video_directions
+from .counterfactuals import check_makes_base_clips, scope_warnings, video_directions
 from .gains import with_block_strengths
 from .inputs import check_arguments, record_inputs
 from .outlier_pairs import with_outlier_rows
@@ -72,7 +72,8 @@ def build_adapter(
         An adapter; the pipeline is not edited yet.
 
     Warns:
-        UserWarning: If a pair's words, or words that no pair holds, may survive, or neutral prompts change.
+        UserWarning: If a pair's words, or words that no pair holds, may survive, or neutral prompts change, or if
+            `scope="concept"` was measured to be weak on such a denoiser.
 
     Raises:
         ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
@@ -122,6 +123,8 @@ def build_adapter(
                 pipe, concept, inputs.pairs, config, strength, progress=progress, call_kwargs=call_kwargs
             )
             directions = {**video, **directions}
+            for text in scope_warnings(pipe, concept.name):
+                warnings.warn(text, stacklevel=2)
         return assemble(pipe, concept, config, directions, strength)
 
 

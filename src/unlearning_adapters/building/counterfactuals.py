@@ -1,7 +1,7 @@
 """Directions at video tokens: clips of both sides of the pairs, noised, and what the denoiser reads of them."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
@@ -20,6 +20,7 @@ from unlearning_adapters.pipelines.edits import edited_modules
 from unlearning_adapters.pipelines.running.call_arguments import SCHEDULE
 from unlearning_adapters.pipelines.running.clean_latents import clean_latents, run_noised
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
+from unlearning_adapters.pipelines.sites import denoisers
 
 from .gains import with_block_strengths
 from .video_moments import VideoMoments
@@ -118,6 +119,16 @@ def _solved(moments: VideoMoments, config: BuildConfig) -> dict[str, Direction]:
     }
     by_site = {name: by_leader[leader] for name, leader in leaders.items()}
     return {name: direction for name, direction in by_site.items() if direction is not None}
+
+
+def scope_warnings(pipe: Any, concept: str) -> Iterator[str]:
+    """Yield a warning if much of what a denoiser draws is made by layers that no adapter edits."""
+    if "unet" in denoisers(pipe):
+        yield (
+            f"The clips of {type(pipe).__name__} are drawn by convolutions, which no adapter edits: a UNet still "
+            "showed a concept in 0.15 of the clips of prompts that leave it open (0.25 before), and lost 2 of 16 "
+            f'neighbours. Measure {concept!r}, or build with scope="word".'
+        )
 
 
 def check_makes_base_clips(pipe: Any) -> None:
