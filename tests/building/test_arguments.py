@@ -145,7 +145,7 @@ def test_an_error_is_one_line_of_bounded_words_whatever_is_put_into_it():
         "xxxx' \\x1b[31m\\ud800. Give another one."
     )
     assert_one_line(error)
-    assert str(ConfigError("As it is: /tmp/a b.")) == "As it is: /tmp/a b." and str(DenoiserError()) == ""
+    assert str(ConfigError("As it is: /srv/a b.")) == "As it is: /srv/a b." and str(DenoiserError()) == ""
     assert tiny.KEY in str(ConfigError(f"The site {tiny.KEY}."))
 
 

@@ -129,6 +129,23 @@ def test_both_scopes_stack_in_any_order(pipe, adapter):
     assert not torch.equal(alone, made[1])
 
 
+def test_three_of_this_scope_stack_fuse_and_leave_every_bit(pipe, adapter):
+    others = [build(pipe, concept=replace(CONCEPT, name=f"no-{seed}"), seed=seed) for seed in (3, 7)]
+    base, before, steps = clips(pipe, "a dog moves"), weights(pipe), []
+    for index, one in enumerate((adapter, *others)):
+        load_unlearning_adapter(pipe, one, adapter_name=f"stacked-{index}")
+        steps.append(clips(pipe, "a dog moves"))
+    assert all((one - other).norm() > 1e-6 * base.norm() for one, other in zip([base, *steps], steps, strict=False))
+    fuse_unlearning_adapters(pipe)
+    fused = clips(pipe, "a dog moves")
+    assert (fused - steps[-1]).norm() < 0.02 * (steps[-1] - base).norm() + 1e-5 * base.norm()
+    unfuse_unlearning_adapters(pipe)
+    assert torch.equal(clips(pipe, "a dog moves"), steps[-1])
+    unload_unlearning_adapters(pipe)
+    assert torch.equal(clips(pipe, "a dog moves"), base)
+    assert all(torch.equal(value, before[name]) for name, value in weights(pipe).items())
+
+
 def test_a_file_keeps_every_bit(pipe, adapter, tmp_path):
     loaded = load_adapter(adapter.save_pretrained(tmp_path))
     assert loaded.info == adapter.info and loaded.additive == adapter.additive and loaded.gains == adapter.gains
