@@ -1,14 +1,18 @@
 """Short runs of real pipelines that resist: they take one video, cannot run unguided, or swap attention processors."""
 
 import pytest
+import tiny
 import torch
 from cases.minimax import make_minimax
 from cases.t5 import SIZE, make_cogvideox, make_cogvideox_video
 from cases.t5 import VIDEO as COG_VIDEO
 from cases.unet import FRAMES, ZERO, make_svd, make_zero
 from diffusers.models.attention_processor import AttnProcessor2_0
+from planted_words import CONCEPT
 from traces import count_hooks
 
+from unlearning_adapters.building.build import build_adapter
+from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.pipelines.activations import record
 from unlearning_adapters.pipelines.probes import measure_sites
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
@@ -69,3 +73,12 @@ def test_the_smallest_video_of_minimax_is_one_that_it_accepts():
     run = PartialRun(pipe, {"height": 8, "width": 8}, any_video=True)
     assert run.arguments["num_frames"] == 120
     assert measure_sites(pipe, "text", call_kwargs={"height": 8, "width": 8})[0].module == "context_embedder"
+
+
+def test_a_stopped_run_leaves_no_weight_on_the_device_that_is_offloaded():
+    from accelerate import cpu_offload
+
+    pipe = tiny.tiny_wan_pipeline()
+    cpu_offload(pipe.transformer, torch.device("cpu"))
+    build_adapter(pipe, CONCEPT, BuildConfig(pairs=2), progress=False)
+    assert all(parameter.is_meta for parameter in pipe.transformer.parameters())

@@ -154,6 +154,8 @@ class PartialRun:
                 raise
             except Exception as error:
                 raise PipelineError(failed_call(self.pipe, error, self.arguments)) from error
+            finally:
+                _offload_again(self.pipe)
         return False
 
     def _only_accepted(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,12 +173,23 @@ def _opened(picture: Any) -> Image.Image:
     if local and (reason := why_unreadable(Path(place))):
         raise ConceptError(f"The picture {place!r} of the concept cannot be read: {reason}. Check the path.")
     try:
-        return load_image(place if isinstance(picture, Path) else picture)
+        opened: Image.Image = load_image(place if isinstance(picture, Path) else picture)
+        return opened
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConceptError(
             f"The picture {place!r} of the concept cannot be opened ({reason[:200]}). Check that it is a picture."
         ) from error
+
+
+def _offload_again(pipe: Any) -> None:
+    """Take weights off the device again that accelerate brought there for forwards that did not come to their end."""
+    for part in pipe.components.values():
+        for module in part.modules() if isinstance(part, torch.nn.Module) else ():
+            hook: Any = vars(module).get("_hf_hook")
+            offloads = any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
+            if offloads and not all(each.is_meta for each in module.parameters(recurse=False)):
+                hook.post_forward(module, ())
 
 
 def _holds_pictures(value: Any) -> bool:
