@@ -47,7 +47,7 @@ def one_process(tmp_path):
 
 CHANGES = {
     torchao: "was quantised after it was fused",
-    quanto: "changed after",
+    quanto: "was quantised after it was fused",
     shard: "was sharded after it was fused",
 }
 
