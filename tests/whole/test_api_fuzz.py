@@ -26,7 +26,9 @@ def test_five_hundred_sequences_show_no_defect() -> None:
     called = {kind.split(":")[0] for kind in session.outcomes}
     assert called == set(CALLS), "each call is drawn"
     done = {kind.split(":")[0] for kind in session.outcomes if kind.endswith(": done")}
-    assert done >= {"load", "set", "fuse", "unfuse", "unload", "save", "build", "read", "export"}, "and succeeds"
+    assert done >= {"load", "set", "fuse", "unfuse", "unload", "save_adapter", "build", "read", "export"}, (
+        "and succeeds"
+    )
     assert len(session.outcomes) > 150, "the states and arguments reach too little"
 
 
