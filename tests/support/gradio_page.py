@@ -94,8 +94,12 @@ class Visit:
         return {urlsplit(url).hostname or "" for url in self.asked if not url.startswith(("data:", "blob:"))}
 
     def tab(self, name: str) -> None:
-        """Open a tab of the page."""
-        self.page.get_by_role("tab", name=name, exact=True).click()
+        """Open a tab of the page; those that a phone has no room for are in a menu."""
+        tab = self.page.get_by_role("tab", name=name, exact=True)
+        if not tab.count():
+            self.page.get_by_role("button", name="More tabs").click()
+            tab = self.page.locator(".overflow-menu").get_by_text(name, exact=True)
+        tab.click()
 
     def press(self, name: str) -> None:
         """Press a button that can be seen."""

@@ -111,7 +111,7 @@ def _own_pairs(bench: Bench, source: gr.Dropdown, file: gr.File) -> list[Any]:
 
     source.change(switch, [source, *typed], [file, own, said], **BARE)
     for box in typed:
-        box.input(lint, typed, said, trigger_mode="always_last", **BARE)
+        box.change(lint, typed, said, trigger_mode="always_last", **BARE)
     return typed
 
 
