@@ -56,7 +56,7 @@ def test_an_unfinished_run_offers_four_ways(tmp_path: Path, capsys: pytest.Captu
 def test_at_a_terminal_a_build_is_asked_for_and_runs(tmp_path: Path) -> None:
     main, terminal = pty.openpty()
     command = [sys.executable, "-m", "unlearning_adapters", "build"]
-    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path)
     os.close(terminal)
     seen = ""
 
