@@ -127,7 +127,7 @@ def test_a_diff_names_what_was_run_differently(reports: Path) -> None:
 
 def test_wrong_usage_is_one_line(place: Path, reports: Path, tmp_path: Path, unlearn: Callable[..., Outcome]) -> None:
     for arguments, text in (
-        (["eval"], "Expected PIPELINE ADAPTER, or: diff REPORT REPORT, or nothing with --rescore; but got nothing."),
+        (["eval"], "there is no terminal to ask at. Write: unlearn eval shapeworld no-red -o report"),
         (["eval", "shapeworld", place / "no-red"], "Expected a folder for the run: give -o DIR."),
         (["eval", "diff", reports / "good"], "Expected two reports"),
         (["eval", "diff", reports / "good", tmp_path], "Cannot read the report"),

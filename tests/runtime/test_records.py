@@ -58,7 +58,8 @@ def test_both_records_fuse_the_same_weights(dtype):
 @pytest.mark.parametrize("record", RECORDS)
 def test_the_status_says_which_record_is_kept_and_what_it_takes(record):
     pipe = pipeline("red", "blue", two_denoisers=True)
-    attached = AdapterStatus("attached", 1.2, ("transformer", "transformer_2"))
+    strengths = {"transformer": 1.2, "transformer_2": 1.2}
+    attached = AdapterStatus("attached", 1.2, tuple(strengths), strengths=strengths)
     assert pipe.get_unlearning_adapters_info() == {"red": attached, "blue": attached}
     pipe.fuse_unlearning_adapters("red", record=record)
     info = pipe.get_unlearning_adapters_info()

@@ -64,7 +64,7 @@ def completed(words: Sequence[str], ask: Callable[[str, str], str] | None = None
     if len(words) == 1 and words[0] in QUESTIONS:
         name = words[0]
         if ask is None and not at_terminal():
-            raise ConfigError(f"Nobody can be asked without a terminal. Write what is wanted: {EXAMPLES[name]}")
+            raise ConfigError(f"unlearn {name} needs arguments, and there is no terminal to ask at. Write: {EXAMPLES[name]}")
         answers = _answers(name, ask or _prompt)
         words = [name, *answers]
         click.echo(shlex.join(["unlearn", *words]))

@@ -8,7 +8,6 @@ import click
 
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
-from unlearning_adapters.cli.front_page import PAGE, chosen_trial, write_front_page
 from unlearning_adapters.cli.guided import at_terminal
 from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline
 from unlearning_adapters.cli.records.record import write_record as write_reproduction
@@ -16,7 +15,7 @@ from unlearning_adapters.cli.time_budget import option as budget_option
 from unlearning_adapters.cli.time_budget import time_budget as limit
 from unlearning_adapters.config import METHODS
 
-OUTPUT = "unlearn-search"
+OUTPUT, FRONT_PAGE = "unlearn-search", "front.html"
 COLUMNS = ("trial", "method", "rank", "epsilon", "contrast", "blocks", "strength", "left", "drift")
 INTERRUPTED = 130
 
@@ -109,6 +108,7 @@ def _choice(
     choose: int | None,
 ) -> dict[str, Any]:
     """Write the page of the front if it is asked for, save the chosen trial, and return what that changes."""
+    from unlearning_adapters.cli.front_page import chosen_trial, write_front_page
     from unlearning_adapters.search.front import show_front
     from unlearning_adapters.search.search import BEST
 
@@ -170,7 +170,7 @@ def _text(record: Mapping[str, Any], folder: Path) -> str:
             + ", ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in correlations.items()),
         ]
     names = ("best", "front.svg", "trials.jsonl", "search.json", *(("clips",) if "clips" in record else ()))
-    names += (PAGE,) if (folder / PAGE).is_file() else ()
+    names += (FRONT_PAGE,) if (folder / FRONT_PAGE).is_file() else ()
     return "\n".join([*lines, "", *(str(folder / name) for name in names)])
 
 
