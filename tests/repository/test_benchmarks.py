@@ -106,14 +106,14 @@ def test_a_file_is_resumed_and_parts_are_measured_again_on_demand(tmp_path, caps
     from benchmarks.__main__ import main
 
     file = tmp_path / "results.json"
-    given = ["--quick", "--threads", "1", "--output", str(file), "--only", "calls"]
+    given = ["--quick", "--threads", "1", "--output", str(file), "--only", "solve"]
     main(given)
     first = json.loads(file.read_text(encoding="utf-8"))
-    assert list(first["parts"]) == ["calls"]
-    main([*given, "load"])
+    assert list(first["parts"]) == ["solve"]
+    main([*given, "many"])
     second = json.loads(file.read_text(encoding="utf-8"))
-    assert list(second["parts"]) == ["calls", "load"] and second["rows"][: len(first["rows"])] == first["rows"]
-    assert "calls: in the file" in capsys.readouterr().err
+    assert list(second["parts"]) == ["solve", "many"] and second["rows"][: len(first["rows"])] == first["rows"]
+    assert "solve: in the file" in capsys.readouterr().err
     main([*given, "--again"])
     third = json.loads(file.read_text(encoding="utf-8"))
     assert {row["name"] for row in third["rows"]} == {row["name"] for row in second["rows"]}
