@@ -1,5 +1,6 @@
 """Guided commands: at a terminal they ask for what is missing, and print the plain command before they act."""
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -28,12 +29,13 @@ class Question:
     optional: bool = False
 
 
+OUTPUT, SEARCH_FOLDER = ("-o", "--output"), "unlearn-search"
 PIPELINE = Question("Pipeline ('shapeworld', a local folder or a Hub repository)", "shapeworld")
 CONCEPT = Question("Concept (a shipped one, or a .yaml or .jsonl file)", "shapeworld-red")
 ADAPTER = Question("Adapter (a file or its folder)", "adapter")
 QUESTIONS = {
     "build": (PIPELINE, CONCEPT, Question("Folder to write", "adapter", "-o")),
-    "search": (PIPELINE, CONCEPT, Question("Folder to write", "unlearn-search", "-o"),
+    "search": (PIPELINE, CONCEPT, Question("Folder to write", SEARCH_FOLDER, "-o"),
                Question("Settings to try", "100", "--trials")),
     "eval": (PIPELINE, ADAPTER, Question("Folder of the run", "report", "-o"),
              Question("Prompts of each set", "24", "--clips")),
@@ -64,7 +66,9 @@ def completed(words: Sequence[str], ask: Callable[[str, str], str] | None = None
     if len(words) == 1 and words[0] in QUESTIONS:
         name = words[0]
         if ask is None and not at_terminal():
-            raise ConfigError(f"unlearn {name} needs arguments, and there is no terminal to ask at. Write: {EXAMPLES[name]}")
+            raise ConfigError(
+                f"unlearn {name} needs arguments, and there is no terminal to ask at. Write: {EXAMPLES[name]}"
+            )
         answers = _answers(name, ask or _prompt)
         words = [name, *answers]
         click.echo(shlex.join(["unlearn", *words]))
@@ -90,30 +94,61 @@ def resumed(words: Sequence[str], ask: Callable[[str, str], str]) -> list[str]:
 
     "start over" takes a new folder beside it: what is there was work, and only its owner removes it.
     """
-    kept = list(words)
-    folder = Path(kept[kept.index("-o") + 1]) if "-o" in kept else None
-    files = UNFINISHED.get(kept[0])
+    command, folder = words[0], _folder(words)
+    files = UNFINISHED.get(command)
     if files is None or folder is None or not (folder / files[0]).is_file() or (folder / files[1]).is_file():
-        return kept
-    choices = f"{CONTINUE}, {MORE}, {SHOW}, {OVER}"
-    answer = ask(f"{folder} holds an unfinished run: {choices}", CONTINUE)
-    while answer not in (CONTINUE, MORE, SHOW, OVER):
-        answer = ask(f"Choose one of {choices}", CONTINUE)
-    if answer == MORE:
-        option = "--trials" if kept[0] == "search" else "--seeds"
-        value = ask("Settings to try, with those before" if kept[0] == "search" else "Seeds of each prompt", "200")
-        if option in kept:
-            del kept[kept.index(option) : kept.index(option) + 2]
-        kept += [option, value]
+        return list(words)
+    more = "200" if command == "search" else _more_seeds(folder)
+    ways = [CONTINUE, MORE, SHOW, OVER] if more else [CONTINUE, SHOW, OVER]
+    answer = ask(f"{folder} holds an unfinished run: {', '.join(ways)}", CONTINUE)
+    while answer not in ways:
+        answer = ask(f"Choose one of {', '.join(ways)}", CONTINUE)
     if answer == SHOW:
         click.echo(shown(folder))
         return resumed(words, ask)
+    changed = list(words)
+    if answer == MORE:
+        option = "--trials" if command == "search" else "--seeds"
+        asked = (
+            "Settings to try, with those before" if command == "search" else "Seeds of each prompt, with those before"
+        )
+        changed = _with_option(words, (option,), ask(asked, more))
     if answer == OVER:
         number = next(number for number in range(2, 1000) if not folder.with_name(f"{folder.name}-{number}").exists())
-        kept[kept.index("-o") + 1] = str(folder.with_name(f"{folder.name}-{number}"))
-    if kept != list(words):
-        click.echo(shlex.join(["unlearn", *kept]))
-    return kept
+        changed = _with_option(words, OUTPUT, str(folder.with_name(f"{folder.name}-{number}")))
+    if changed != list(words):
+        click.echo(shlex.join(["unlearn", *changed]))
+    return changed
+
+
+def _folder(words: Sequence[str]) -> Path | None:
+    """Return the output folder of a command line; None if it gives none and the command has no default."""
+    for place, word in enumerate(words):
+        if word in OUTPUT and place + 1 < len(words):
+            return Path(words[place + 1])
+        if word.startswith("--output="):
+            return Path(word.partition("=")[2])
+    return Path(SEARCH_FOLDER) if words[0] == "search" else None
+
+
+def _with_option(words: Sequence[str], names: Sequence[str], value: str) -> list[str]:
+    """Return a command line with an option at this value, in place of what it gave."""
+    left: list[str] = []
+    place = 0
+    while place < len(words):
+        if words[place] in names:
+            place += 2
+            continue
+        if not words[place].startswith(tuple(f"{name}=" for name in names if name.startswith("--"))):
+            left.append(words[place])
+        place += 1
+    return [*left, names[0], value]
+
+
+def _more_seeds(folder: Path) -> str:
+    """Return the seeds of the run in a folder and one more; "" if each prompt has its own."""
+    seeds = json.loads((folder / UNFINISHED["eval"][0]).read_text("utf-8")).get("seeds")
+    return ",".join(map(str, [*seeds, max(seeds) + 1])) if seeds else ""
 
 
 def shown(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """A limit in minutes for a run that can be continued."""
 
 import _thread
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ def time_budget(minutes: float | None) -> Iterator[Budget]:
 
     def end() -> None:
         budget.over = True
-        _thread.interrupt_main()
+        _interrupt()
 
     timer: Any = threading.Timer(60 * minutes, end)
     timer.daemon = True
@@ -48,3 +49,12 @@ def time_budget(minutes: float | None) -> Iterator[Budget]:
             raise
     finally:
         timer.cancel()
+
+
+def _interrupt() -> None:
+    """Do what Ctrl-C does; a signal to the main thread also ends a call that sleeps there."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()

@@ -231,6 +231,22 @@ def test_a_base_without_the_concept_ends_the_run(pipe: Any, adapter: UnlearningA
     assert found.reasons[-1] == "No other arm was run."
 
 
+@pytest.mark.slow
+def test_seeds_are_added_to_a_run(pipe: Any, adapter: UnlearningAdapter, tmp_path: Path) -> None:
+    folder, suite = tmp_path / "run", tiny_suite(2)
+    evaluate(pipe, adapter, suite, seeds=[7], output=folder, progress=False)
+    first = {key: row for key, row in Store(folder).rows().items() if key[0] == "edited"}
+    more = evaluate(pipe, adapter, suite, seeds=[7, 8], output=folder, progress=False)
+    fresh = evaluate(pipe, adapter, suite, seeds=[7, 8], output=tmp_path / "fresh", progress=False)
+    rows = Store(folder).rows()
+    assert len(first) > 2 and all(rows[key] == row for key, row in first.items())  # not made again
+    assert {key[3] for key in rows} == {7, 8}
+    for name in ("base", "edited", "random"):
+        arm, expected = more.data["arms"][name], fresh.data["arms"][name]
+        assert arm["shown"] == expected["shown"] and arm["concept_rate"] == expected["concept_rate"], name
+
+
+@pytest.mark.usefixtures("report")  # the run that the folder holds
 def test_what_an_evaluation_refuses(pipe: Any, adapter: UnlearningAdapter, folder: Path) -> None:
     suite = tiny_suite(1)
     wrong = replace(suite, generation={"frames": 9})

@@ -8,14 +8,14 @@ import click
 
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
-from unlearning_adapters.cli.guided import at_terminal
+from unlearning_adapters.cli.guided import SEARCH_FOLDER, at_terminal
 from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline
 from unlearning_adapters.cli.records.record import write_record as write_reproduction
 from unlearning_adapters.cli.time_budget import option as budget_option
 from unlearning_adapters.cli.time_budget import time_budget as limit
 from unlearning_adapters.config import METHODS
 
-OUTPUT, FRONT_PAGE = "unlearn-search", "front.html"
+FRONT_PAGE = "front.html"
 COLUMNS = ("trial", "method", "rank", "epsilon", "contrast", "blocks", "strength", "left", "drift")
 INTERRUPTED = 130
 
@@ -27,8 +27,8 @@ INTERRUPTED = 130
     "-o",
     "--output",
     metavar="DIR",
-    default=OUTPUT,
-    help=f"folder to write to; a search that it holds is continued (default: {OUTPUT})",
+    default=SEARCH_FOLDER,
+    help=f"folder to write to; a search that it holds is continued (default: {SEARCH_FOLDER})",
 )
 @click.option(
     "--trials", type=options.COUNT, metavar="N", help="settings to try, with those tried before (default: 100)"

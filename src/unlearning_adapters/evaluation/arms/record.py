@@ -14,7 +14,7 @@ RECORD = "run.json"
 
 
 def check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `EvaluationError` if the run in a folder has other conditions, seeds or detectors than the one of now."""
+    """Raise `EvaluationError` if the run in a folder has other conditions, detectors or seeds that this one lacks."""
     conditions = {**UNSAID, **before["conditions"]}
     for name, value in now["conditions"].items():
         if name not in ("hash", "versions") and conditions.get(name) != value:
@@ -22,7 +22,7 @@ def check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
                 f"The folder {folder.name!r} holds a run with another {name.replace('_', ' ')}: "
                 f"{conditions.get(name)!r}, now {value!r}. Choose another folder, or remove that one."
             )
-    if before["seeds"] != now["seeds"]:
+    if before["seeds"] != now["seeds"] and not (before["seeds"] and set(before["seeds"]) <= set(now["seeds"] or ())):
         raise EvaluationError(
             f"The folder {folder.name!r} holds a run with other seeds: {before['seeds']}, now {now['seeds']}. "
             "Choose another folder, or remove that one."
