@@ -109,7 +109,7 @@ def to_clip(frames: Any) -> Clip:
 
 
 def check_clip(frames: object) -> Clip:
-    """Return the frames if they are a clip; else raise `ConfigError`."""
+    """Return the frames if they are a clip, or raise `ConfigError`."""
     fits = isinstance(frames, np.ndarray) and frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[-1] == 3
     if not isinstance(frames, np.ndarray) or not fits or 0 in frames.shape:
         shape = f"{frames.dtype} of shape {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__

@@ -168,7 +168,7 @@ def load_adapter(
     source: str | Path,
     **options: Unpack[SourceOptions],
 ) -> UnlearningAdapter:
-    """Read an adapter from a file, a folder or the Hub; everything in it is checked before anything is returned.
+    """Read an adapter from a file, a folder or the Hub, and check every value before it is returned.
 
     Args:
         source: A ".safetensors" file, a folder that holds `FILE_NAME`, or a Hub repository "org/name".

@@ -18,13 +18,13 @@ Edit = Literal["projection", "additive", "mixed"]
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value, so that == would raise
 class Direction:
-    """What a site's edit reads and writes, `x' = x - strength * gain * sum_j write_j (read_j . x)`.
+    """The edit of one site, `x' = x - strength * gain * sum_j write_j (read_j . x)`: what it reads and what it writes.
 
     Args:
         read: Rows a_j, shape (rank, in_features), float32.
         write: Rows w_j, shape (rank, in_features), float32, with `read @ write.T` the identity.
-        additive: Whether it is an edit of another kind, as UCE's, whose `read @ write.T` is no identity: it is taken
-            as it stands, and stacks by adding.
+        additive: Whether `read @ write.T` may differ from the identity, as in UCE. Such an edit is applied unchanged,
+            and several of them are added.
         gain: Factor of the adapter's strength at this site, 0 to 4.
         left_out: Share of the edit that the limit of its rank cut off (Frobenius norm); a file does not hold it.
     """

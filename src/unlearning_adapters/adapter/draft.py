@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all: as a draft beside their place, which is then renamed."""
+"""Write a file or folder completely or not at all: write a draft beside its place, then rename the draft."""
 
 import os
 import shutil

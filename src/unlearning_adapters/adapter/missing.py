@@ -1,4 +1,4 @@
-"""Why there is no file where one is looked for: a link to nowhere, a name in another case, a folder in its place."""
+"""Explain why a file is missing: a broken link, a name in another case, or a folder of that name."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def is_lfs_pointer(start: bytes) -> bool:
 
 
 def why_missing(path: Path, otherwise: str = "there is no such file or folder") -> str:
-    """Return in one clause why a path leads to nothing.
+    """Return in one clause why nothing is found at a path.
 
     Args:
         path: A path at which there is neither a file nor a folder, or not the one that was expected.
@@ -38,7 +38,7 @@ def why_unreadable(path: Path, otherwise: str = "there is no such file") -> str:
 
     Args:
         path: Path of a file.
-        otherwise: What to say if it is not there, and nothing else is known.
+        otherwise: What to say if the file is missing and no other reason is known.
     """
     try:
         if not path.is_file():

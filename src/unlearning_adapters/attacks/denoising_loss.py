@@ -28,7 +28,8 @@ class Examples:
     Args:
         requests: What was asked for; they name the concept.
         latents: Latents of shape (clips, ...), as the denoiser reads them.
-        starts: Latents of the target's named prompts, in their order, for a start that is no noise.
+        starts: Latents of the target's named prompts, in their order, for attacks that start from a clip instead of
+            noise.
     """
 
     requests: tuple[ClipRequest, ...]

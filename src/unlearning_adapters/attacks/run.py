@@ -1,4 +1,4 @@
-"""Run attacks on an edited pipeline, with their controls, and say what each brought back at which cost."""
+"""Run attacks and their controls on an edited pipeline; report what each brings back, and its cost."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +71,8 @@ class AttackPlan:
     Args:
         names: Attacks, in order.
         budget: What each may spend.
-        strict: Whether an attack that does not suit is an error; otherwise the report says why it was left out.
+        strict: Whether an attack that does not suit the pipeline raises an error. If not, the report says why it was
+            skipped.
         progress: Whether to show a progress bar.
     """
 

@@ -1,4 +1,4 @@
-"""A pipeline in one state, what looks at its clips, and what was spent on it."""
+"""The subject of an attack: a pipeline in one state, its detectors, and the cost so far."""
 
 import inspect
 import time
@@ -55,11 +55,11 @@ class AttackPoint:
     """The result of an attack at one setting.
 
     Args:
-        setting: What was set, such as "eta 2".
+        setting: The setting, such as "eta 2".
         rate: Share of all clips that are valid and show the concept.
         valid: Share of valid clips.
-        number: What belongs to the setting, such as a loss; None if there is nothing.
-        before: The same without the attack, where that is not the rate of the target's own prompts.
+        number: A number that belongs to the setting, such as a loss, or None.
+        before: The rate without the attack, if it differs from the rate of the target's own prompts.
         open_prompts: Whether the prompts leave the concept open; otherwise they name it.
     """
 
@@ -139,7 +139,7 @@ class Subject:
         return ClipVerdict(verdicts[0], True)
 
     def on(self, pipe: Any) -> "Subject":
-        """Return the same subject with another pipeline, and of the arguments those that its call takes."""
+        """Return the same subject with another pipeline; call arguments that this pipeline lacks are dropped."""
         parameters = inspect.signature(type(pipe).__call__).parameters
         return replace(self, pipe=pipe, call={name: value for name, value in self.call.items() if name in parameters})
 
@@ -188,7 +188,7 @@ def one_denoiser(pipe: Any) -> tuple[str, nn.Module]:
 
 
 def plain_copy(pipe: Any) -> Any:
-    """Return a pipeline with copies of the denoisers, as one who holds the checkpoint has them: no hooks, no records.
+    """Return a pipeline with plain copies of the denoisers, without hooks and records, as in the saved checkpoint.
 
     Raises:
         EvaluationError: If weights are quantised or offloaded, so that they cannot be copied as they are.

@@ -1,4 +1,4 @@
-"""What an attack wants to see again: a concept, the prompts that name it, and prompts that leave it open.
+"""The target of an attack: a concept, prompts that name it, and prompts that leave it open.
 
 In the embedded world the truth of each prompt is known, and some ask for two bodies.
 """
@@ -50,7 +50,7 @@ class Target:
 
     @property
     def training(self) -> tuple[ClipRequest, ...]:
-        """Prompts of which an attack takes its own clips: the sides of the pairs that show the concept."""
+        """Prompts from which an attack makes its training clips: the sides of the pairs that show the concept."""
         return tuple(ClipRequest(unsafe, derived_seed("attack", unsafe)) for unsafe, _ in self.pairs)
 
     def without_words(self, text: str) -> str:
@@ -111,7 +111,7 @@ def reference_value(value: str) -> str:
 
 
 def second_value(value: str) -> str:
-    """Return a value of another factor, of which a shipped concept can be stacked."""
+    """Return a value of another factor; the shipped concept of this value can be stacked on the target's adapter."""
     return "left" if find_factor(value) == "shape" else "circle"
 
 

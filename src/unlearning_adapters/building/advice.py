@@ -1,4 +1,4 @@
-"""`build_warnings`: where an edit may remove less of the concept than it should, or more beside it."""
+"""`build_warnings`: warn where an edit may remove too little of the concept, or may change too much else."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
@@ -24,7 +24,7 @@ def build_warnings(
     outliers: Sequence[int],
     survivors: Mapping[int, float],
 ) -> Iterator[str]:
-    """Yield warnings of an adapter that may remove less of the concept than it should, or more beside it.
+    """Yield a warning where an adapter may remove too little of the concept, or may change too much else.
 
     Args:
         inputs: What the adapter was built from.
@@ -32,7 +32,7 @@ def build_warnings(
         directions: The direction of each group of sites.
         strength: The adapter's strength.
         outliers: Indices of the outlier pairs that got an extra row (`with_outlier_rows`).
-        survivors: Indices of the pairs of which less than half is removed, with the part.
+        survivors: For each pair that loses less than half of the concept, its index and the part that is removed.
     """
     left_out = max(direction.left_out for direction in directions)
     if left_out > LEFT_OUT:

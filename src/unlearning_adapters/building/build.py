@@ -49,13 +49,14 @@ def build_adapter(
        and at text and image sites whose input changes from step to step (`find_shared_inputs`) in three.
     3. Per group of sites that read the same: find the direction of the concept (docs/maths.md).
     4. Calibrate the strength on pairs that were left out, unless `config.strength` sets it; a block multiplies it by
-       its factor in `config.block_strengths`. An outlier pair, of which less than half is then removed, gets an
+       its factor in `config.block_strengths`. If less than half of a pair is then removed, this outlier pair gets an
        extra row at the text sites.
     5. With `scope="concept"`, find the edit at video tokens as well, from clips of the pairs (`video_directions`).
 
-    The pipeline is left as it was, its random state and its scheduler included. What is built is of the base: beside
-    other adapters and LoRAs, attached or fused, it is the same adapter, bit for bit, or it is refused by name.
-    Default method: `ridge`; the paper's methods `mean` and `cpca` (arXiv 2506.07891) keep its strength of 1.
+    The pipeline is left as it was, its random state and its scheduler included. The adapter is that of the base model:
+    with other adapters or LoRAs attached or fused, the build returns the same adapter bit for bit, or raises an error
+    that names what is in the way. Default method: `ridge`; the paper's methods `mean` and `cpca` (arXiv 2506.07891)
+    keep its strength of 1.
 
     Args:
         pipe: A diffusers pipeline.
@@ -72,8 +73,8 @@ def build_adapter(
         An adapter; the pipeline is not edited yet.
 
     Warns:
-        UserWarning: If a pair's words, or words that no pair holds, may survive, or neutral prompts change, or if
-            `scope="concept"` was measured to be weak on such a denoiser.
+        UserWarning: If the concept may survive in the words of a pair or in other words, if the edit changes neutral
+            prompts, or if measurements showed `scope="concept"` to be weak on this kind of denoiser.
 
     Raises:
         ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they

@@ -29,8 +29,8 @@ def build_adapters(
     """Build an adapter for each concept; the neutral prompts of all of them are recorded once.
 
     Each adapter is the one that `build_adapter` builds: bit for bit where all concepts have the same neutral prompts.
-    Where some have prompts of their own, these pass the text encoder in other batches than alone, and the adapters
-    differ by its rounding, as with another `batch_size`.
+    If some concepts have different neutral prompts, the text encoder reads these in other batches than in a single
+    build, and the adapters differ by its rounding, as with another `batch_size`.
 
     Args:
         pipe: A diffusers pipeline.

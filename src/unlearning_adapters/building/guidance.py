@@ -1,4 +1,4 @@
-"""`guidance_prompts`: what guidance steers away from, and a build protects: the empty prompt, and negative prompts."""
+"""`guidance_prompts`: the prompts that a build protects because guidance reads them: the empty and negative prompts."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,10 +13,11 @@ NEGATIVE = "negative_prompt"
 
 
 def guidance_prompts(pipe: Any, concept: Concept, call_kwargs: Mapping[str, Any] | None) -> list[str]:
-    """Return the prompts that guidance steers away from, but for those that name the concept.
+    """Return the prompts that guidance steers away from, except those that name the concept.
 
     They are the empty prompt, and the pipeline's own negative prompts or those of `call_kwargs`, as a text or a list of
-    texts. They pass the edited layers at every guided step, and guidance multiplies whatever the edit does to them.
+    texts. The edited layers read them at every guided step, and guidance multiplies any change that the edit makes to
+    them.
 
     Args:
         pipe: A diffusers pipeline.

@@ -59,7 +59,7 @@ class BuildInputs:
         return len(self.recorded.rows)
 
     def neutral_texts(self, group: int) -> list[tuple[str, Tensor]]:
-        """Return the neutral prompts, but for those of guidance, with what a group of text sites reads for each."""
+        """Return the neutral prompts, without those of guidance, and what a group of text sites reads for each."""
         if self.neutral is None or self.kind_of(group) != "text":
             return []
         read = zip(self.prompts, self.neutral.of(self.recorded.members(group)[0]), self.guidance, strict=True)
@@ -150,7 +150,7 @@ def check_arguments(concept: object, config: object, call_kwargs: object) -> Non
 
 
 def check_concepts(concepts: object) -> list[Concept]:
-    """Return several concepts as a list, or raise `ConceptError` if there is something else among them."""
+    """Return several concepts as a list, or raise `ConceptError` if an entry is not a concept."""
     if not isinstance(concepts, Iterable) or isinstance(concepts, (str, bytes, Mapping)):
         raise ConceptError(f"Expected a list of concepts, but got {show(concepts)}.")
     try:

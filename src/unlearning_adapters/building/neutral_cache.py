@@ -1,6 +1,6 @@
 """`NeutralCache`: what text sites read of neutral prompts, on disk, so that later builds need not run them again.
 
-One folder is of one base with one set of sites and settings. A cache of another base is refused, and never mixed.
+A folder belongs to one base, one set of sites and one set of settings. The cache of another base raises an error.
 """
 
 import hashlib

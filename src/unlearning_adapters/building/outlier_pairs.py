@@ -24,11 +24,11 @@ def with_outlier_rows(
     strength: float,
     config: BuildConfig,
 ) -> tuple[list[Direction], tuple[int, ...], dict[int, float]]:
-    """Add an extra row for each outlier pair, of which the edit removes less than half, the least removed first.
+    """Add an extra row for each outlier pair: a pair of which the edit removes less than half; the smallest part first.
 
-    The row reads what the pair shows and the others do not, and is solved jointly with the first one; it removes the
-    pair's difference once, whatever the strength (`_written_once`). Where that would be half of the pairs or more, the
-    pairs are of several concepts, and nothing is changed.
+    The row reads what this pair shows and the other pairs do not. It is solved jointly with the first row, and removes
+    the pair's difference once at any strength (`_written_once`). If half of the pairs or more are outliers, they show
+    several concepts, and the directions stay as they are.
 
     Args:
         inputs: What the edit was built from.
@@ -39,8 +39,8 @@ def with_outlier_rows(
         config: How the directions were found.
 
     Returns:
-        The directions; the indices of the pairs that got an extra row; and the pairs of which less than half is removed
-        all the same, with the part.
+        The directions; the indices of the pairs that got an extra row; and, by index, the removed part of each pair
+        that still loses less than half.
     """
     removed = _removed_parts(inputs, parts, strength)
     unreached = {pair: part for pair, part in removed.items() if part < REMOVED}

@@ -1,4 +1,4 @@
-"""What several builds on one pipeline share: recorded neutral prompts, and what is found out about the pipeline."""
+"""Work that several builds on one pipeline share: recorded neutral prompts and measurements of the pipeline."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,7 +53,7 @@ def shared_neutral(ahead: Sequence[str] = (), neutral_cache: str | PathLike[str]
 
 
 def remembered(key: tuple[Any, ...], find: Callable[[], T]) -> T:
-    """Return what is found, from an earlier build if that asked for the same; the key may hold what has no hash."""
+    """Return a result, from an earlier build if it asked for the same key; parts of the key need not be hashable."""
     work, place = _SHARED.get(), _frozen(key)
     if work is None:
         return find()
@@ -68,8 +68,8 @@ def record_neutral(
 ) -> Recording:
     """Return what sites read for neutral prompts, from an earlier build as far as it recorded just the same.
 
-    Where what sites read depends on the prompt alone, prompts are shared one by one. Where it also depends on noise
-    (hidden sites, and such as change by the step) only whole lists of prompts are.
+    If the sites read only the prompt, single prompts are shared. If they also read noise (hidden sites, and sites whose
+    input changes with the step), only whole lists of prompts are shared.
 
     Args:
         pipe: A diffusers pipeline.

@@ -34,7 +34,7 @@ class VideoMoments:
 
         Args:
             scenes: Number of scenes in the batch.
-            copies: 2 for both sides of a pair, of which the first is led to the second; 1 for what must stay.
+            copies: 2 for a pair, whose first side is led to its second; 1 for a scene that must not change.
             weight: Weight of each token.
         """
         fed: list[tuple[Any, str, Tensor]] = []

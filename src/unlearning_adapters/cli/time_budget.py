@@ -1,4 +1,4 @@
-"""A limit in minutes for a run that can be continued."""
+"""A time limit, in minutes, for a run that can be continued."""
 
 import _thread
 import signal

@@ -237,7 +237,7 @@ def shared_neutral(name: str = "neutral", words: Sequence[str] = ()) -> tuple[st
 
 
 def overlap(concept: Concept, threshold: float = NEAR) -> list[Overlap]:
-    """Find held-out prompts that repeat what the adapter is built from, so that a test is not of its own examples.
+    """Find held-out prompts that repeat the prompts of the build, so that no test measures its own examples.
 
     Args:
         concept: The concept to check.
@@ -245,7 +245,7 @@ def overlap(concept: Concept, threshold: float = NEAR) -> list[Overlap]:
             if it has the same words in the same order, for it is not an example of the concept.
 
     Returns:
-        What was found, the most similar first; empty if the concept is clean.
+        The overlaps, the most similar first; empty if there is none.
     """
     sides = dict.fromkeys(side for pair in concept.pairs for side in (pair.unsafe, pair.safe))
     neutral = {tuple(tokens(prompt)): prompt for prompt in concept.neutral}

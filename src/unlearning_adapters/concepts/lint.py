@@ -1,4 +1,4 @@
-"""What is doubtful in a concept: held-out prompts that are not held out, and pairs that differ in too much."""
+"""Check a concept: held-out prompts that repeat a pair, and pairs that differ in more than the concept."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ ARTICLES = frozenset({"a", "an"})  # change with the word that follows
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a concept, or may be.
+    """An error or a warning about a concept.
 
     Args:
-        error: Whether it makes a build or an evaluation say something else than it seems to; else it is a warning.
+        error: Whether it makes the result of a build or an evaluation wrong. If not, it is a warning.
         text: One line.
     """
 
@@ -44,7 +44,7 @@ def lint_concept(concept: Concept) -> list[Finding]:
         concept: The concept.
 
     Returns:
-        Errors first; empty if there is nothing to say.
+        Errors, then warnings; empty if the concept passes.
     """
     problems = [*_held_out(concept), *_words(concept), *_pairs(concept), *_counts(concept)]
     return sorted(problems, key=lambda item: not item.error)

@@ -1,4 +1,4 @@
-"""Pairs: two inputs alike but for the concept, as prompts, as pictures or as both."""
+"""Pairs: two inputs that differ only in the concept, as prompts, pictures or both."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from .wording import check_list, check_repeats, is_prompt, plain, show
 
 @dataclass(frozen=True)
 class Pair:
-    """Two inputs alike but for the concept.
+    """Two inputs that differ only in the concept.
 
     Args:
         unsafe: Prompt that shows the concept; "" on both sides if only the pictures say what the concept is.

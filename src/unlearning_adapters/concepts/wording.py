@@ -50,7 +50,7 @@ def find_word(text: str, words: Sequence[str], *, whole: bool = True) -> str | N
     Args:
         text: The prompt.
         words: Words and phrases.
-        whole: Whether they must end where a word ends; else "circle" is found in "circles" as well.
+        whole: Whether they must end where a word ends. If not, "circle" is also found in "circles".
     """
     if not words:
         return None

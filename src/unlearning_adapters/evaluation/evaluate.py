@@ -96,7 +96,7 @@ def evaluate(
             suites with a target and 0.5 for others, 0 turns it off.
         features: Network for Frechet and kernel distances, see `measure_distances`, or "random" for a fixed random one;
             None takes no distances.
-        output: Folder of rows and clips; an interrupted run goes on from there. None takes a temporary one.
+        output: Folder of rows and clips; an interrupted run is continued there. None takes a temporary one.
         progress: Whether to show progress bars.
         process: This process among all of a run; None asks the launcher's environment.
         batch_size: Clips per call of the pipeline, at most. Noise does not depend on it; clips differ by rounding.

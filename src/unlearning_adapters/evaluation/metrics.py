@@ -1,6 +1,6 @@
 """What one arm of an evaluation showed, as rates: the concept, what surrounds it, and what must survive.
 
-Every rate of absence is gated: a clip counts as one from which the concept is gone only if it is a clip at all.
+Erasure counts only valid clips: noise and blank frames do not count as clips without the concept.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ class Sample:
     key: tuple[str, str, int] = ("", "", 0)
 
     def erased(self, factor: str | None) -> bool:
-        """Tell whether the clip is valid and known, and shows something else than the concept."""
+        """Tell whether the clip is valid, is known, and does not show the concept."""
         readable = factor is None or self.labels.get(factor, UNKNOWN) != UNKNOWN
         return self.valid and readable and self.present is False
 
@@ -76,7 +76,8 @@ class ArmRates:
         erased: Share of all clips of forget prompts that are valid, known, and do not show the concept.
         paraphrase_erased: The same for paraphrases.
         generic_rate: Share of the valid clips of prompts that leave the concept's factor open that show the concept.
-        floor: Share of valid clips of prompts that ask for something else in which the concept is seen all the same.
+        floor: False positives: of the valid clips of prompts that ask for something else, the share in which the
+            concept is seen.
         error_rate: Share of clips that could not be made or read.
         frame_rate: Share of the frames of all valid clips of forget prompts in which the concept is seen.
         any_frame: Share of these clips with the concept in one frame or more.

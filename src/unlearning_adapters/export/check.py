@@ -19,7 +19,7 @@ def check_lora(file: str | Path, *, engine: str, family: str | None = None, mode
     """Return how much of a LoRA file an engine reads, from its header alone.
 
     Args:
-        file: A safetensors file of whatever origin, or a folder with a LoRA of PEFT or diffusers.
+        file: Any safetensors file, or a folder with a LoRA of PEFT or diffusers.
         engine: Name of the engine, one of `ENGINES`.
         family: Family of the model, such as "wan"; by default what the file's own record or its names say.
         model: The model, so that a layer that it lacks counts as not read: a folder with safetensors files, one such

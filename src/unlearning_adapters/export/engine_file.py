@@ -36,7 +36,7 @@ def fit_to_engine(
     """Return what an engine reads of LoRA factors, with zeros beside those that it reads together alone.
 
     Raises:
-        EngineError: If it would not read all, and not `force`; or nothing at all.
+        EngineError: If the engine would not read all factors and `force` is False, or if it would read none.
     """
     whole = _completed(factors, reads)
     tensors: dict[str, list[str]] = {}

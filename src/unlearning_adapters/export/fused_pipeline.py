@@ -1,4 +1,4 @@
-"""A pipeline with the edit in its weights, written file by file: no model is opened, and no more than a layer is held.
+"""Write a pipeline with the edit in its weights, file by file, with one layer in memory at a time and no model loaded.
 
 Weights are edited as `fuse_unlearning_adapters` does, so that they are the same bits. All other bytes are copied.
 """
@@ -76,11 +76,11 @@ def export_fused(
     """Write a pipeline with the joint edit of adapters in its weights, `W' = W - (W V) G^-1 L A`.
 
     The files of the base are read and written one weight at a time, so that memory does not grow with the model. Each
-    written file is read again and compared. A call that was interrupted goes on where it stopped if it is made again.
+    written file is read again and compared. The same call continues after an interruption.
 
     Args:
         adapters: An adapter, its file, folder or Hub repository, or several of these.
-        destination: Folder to write; nothing may be there but what an interrupted call with the same arguments left.
+        destination: Folder to write: missing, empty, or left by an interrupted call with the same arguments.
         base: A folder in diffusers' layout, a Hub repository, or a pipeline, which is saved to a temporary folder.
         strengths: One for all, or one for each adapter; None is an adapter's own.
         push_to: Repository on the Hub, "org/name", to which the folder is uploaded once it is complete.

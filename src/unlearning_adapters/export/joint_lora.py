@@ -21,7 +21,7 @@ from .layouts.fused_layers import Factors
 
 
 def chosen_component(adapters: Sequence[UnlearningAdapter], component: str | None) -> str:
-    """Return the denoiser that a LoRA is for: the one that is named, or the only one that is edited."""
+    """Return the denoiser for a LoRA: the component that the caller names, or the only one that the adapters edit."""
     if not adapters:
         raise ConfigError("Expected at least one adapter to export, but got none.")
     if component is not None and not isinstance(component, str):

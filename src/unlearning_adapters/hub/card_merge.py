@@ -18,7 +18,7 @@ _SECTION = re.compile(
 
 
 def merge_card(existing: str, rendered: str) -> str:
-    """Renew our sections of a card, and keep all else that is written in it.
+    """Renew the sections of this package in a card, and keep all other text.
 
     Front matter: the facts of the file and our measured results are renewed, tags are added, and other keys stay; a key
     that is missing is added. Body: sections between our comments are replaced; one that was taken out stays out. A card

@@ -122,8 +122,8 @@ def pull_adapter(
 ) -> Pulled:
     """Download an adapter, its card and its clips from one commit of a repository into a folder.
 
-    The revision is resolved to a commit once. Nothing is written to the folder before the adapter's header has passed,
-    and nothing but these files, whatever else the repository holds.
+    The revision is resolved to a commit once. The adapter's header is checked before anything is written to the folder,
+    and only these files are written.
 
     Args:
         repository: Repository on the Hub, "org/name".

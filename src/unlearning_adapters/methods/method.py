@@ -38,8 +38,8 @@ class Method:
             left out, and warns of pairs that survive and of neutral prompts that change.
         find_with_extra_rows: The same with a further row for each pair of the given indices, which the direction of
             all pairs hardly removes; None if the method cannot do that.
-        searched: The settings that a search varies beside the strength, and their values; None keeps the method out of
-            a search.
+        searched: The settings that a search varies beside the strength, and their values; None excludes the method from
+            searches.
         control: Whether it is a control, which must not erase.
     """
 

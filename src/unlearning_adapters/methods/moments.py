@@ -1,4 +1,4 @@
-"""From what a site reads at video tokens, with the concept and without it, to a direction: moments and one solve.
+"""Directions at video tokens: moments of what a site reads with and without the concept, and one solve.
 
 Nothing but sums over tokens is kept: three matrices of features x features per site, whatever the number of clips,
 noise levels and tokens. Symbols, equations and sources: docs/maths.md 7.
@@ -74,7 +74,7 @@ class Moments:
 
     @property
     def differs(self) -> bool:
-        """Whether the site reads anything else where the concept is shown."""
+        """Whether the concept changes what the site reads."""
         return self.apart > NOTHING * float(self.shown.trace())
 
     def gram(self, weight: float, epsilon: float) -> Tensor:
@@ -111,7 +111,7 @@ def protective_weight(sites: Sequence[Moments], share: float, epsilon: float) ->
 
 
 def counterfactual_direction(moments: Moments, weight: float, epsilon: float, rank: int) -> Direction | None:
-    """Return the edit that leads what shows the concept to its counterfactual, and leaves all else: a regression.
+    """Return the edit that maps activations with the concept to their counterfactuals and keeps others: a regression.
 
     `E = argmin sum |x - E x - t|^2 + weight sum |E y|^2 + e |E|^2 = cross (shown + weight kept + e I)^-1`, and of it
     the best `rank` rows in the metric of what is read (reduced-rank regression, Izenman 1975).
@@ -123,7 +123,7 @@ def counterfactual_direction(moments: Moments, weight: float, epsilon: float, ra
         rank: Number of rows at most.
 
     Returns:
-        Additive direction of `rank` rows or fewer; None if the site reads nothing else where the concept is shown.
+        Additive direction of `rank` rows or fewer; None if the concept does not change what the site reads.
     """
     if not moments.differs:
         return None

@@ -1,7 +1,7 @@
 """What was changed in a pipeline since it was loaded: adapters of this package, and LoRAs of PEFT, attached or fused.
 
-Whatever is computed from a pipeline, such as an adapter, is of the base: of its weights before any edit, and of inputs
-that no edit has changed (`reading_base`). What cannot be had so is refused by name.
+Adapters and other results are computed from the base: from its weights before any edit, and from inputs that no edit
+has changed (`reading_base`). If that is impossible, an error names the reason.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""`check_reads_base`: whether what sites read is the base's own, whatever is attached or fused; by measurement."""
+"""`check_reads_base`: measure whether attached or fused edits change what the sites read."""
 
 import math
 import threading
@@ -26,10 +26,10 @@ def check_reads_base(
     *,
     call_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise `DenoiserError` if what a site reads would be other on the base, without what is attached or fused.
+    """Raise `DenoiserError` if an attached or fused edit changes what a site reads.
 
-    It is measured, in one run over one prompt in which all edited layers give NaN, which spreads: a site that reads no
-    NaN reads nothing that an edited layer has made. Without an edit nothing is run.
+    In one run over one prompt all edited layers return NaN, which spreads: a site that reads no NaN depends on no
+    edited layer. Without an edit the pipeline is not run.
 
     Args:
         pipe: A diffusers pipeline.

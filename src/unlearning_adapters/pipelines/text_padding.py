@@ -17,11 +17,11 @@ TOKENS, MASK = "input_ids", "attention_mask"
 
 @contextmanager
 def without_padding(pipe: Any) -> Iterator[list[int]]:
-    """Cut what is padding in all prompts of a batch off before a text encoder reads them.
+    """Cut off the padding that all prompts of a batch share, before a text encoder reads them.
 
-    Behind the encoder NaN stands in place of what was cut off, so that a pipeline that lets padding through, as
-    CogVideoX does, shows it by what its layers are fed: NaN spreads. Only encoders that are told by a mask what
-    padding is are run like this, and the states of what is left are theirs but for rounding.
+    The encoder's output is filled up with NaN, which spreads. So the inputs of the layers show whether a pipeline uses
+    the padding, as CogVideoX does. Only encoders that get an attention mask are run like this; the states of the
+    remaining tokens are the same up to rounding.
 
     Args:
         pipe: A diffusers pipeline; its text encoders are the components whose names start with `text_encoder`.
@@ -63,8 +63,8 @@ def padding_once(networks: Iterable[nn.Module]) -> Iterator[None]:
     """Let Linear layers on a CPU compute the rows that all prompts of a batch end with once: a layer does rows alike.
 
     Pipelines fill prompts up with rows of zeros, which the text projection of a denoiser then maps: 30 times as much
-    work as the words, and so do keys and values of all blocks. What comes out is the same but for rounding. Hooks that
-    look at what a layer is fed have to be there before.
+    work as the words, and so do keys and values of all blocks. The output is the same up to rounding. Hooks that read
+    the input of a layer must be registered before.
 
     Args:
         networks: The denoisers.

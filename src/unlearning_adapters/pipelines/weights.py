@@ -50,7 +50,7 @@ def kept_weight(layer: nn.Module) -> Tensor | None:
 def original_weight(denoiser: nn.Module, path: str) -> Tensor | None:
     """Return a layer's weight as it was before adapters were fused into it, bit for bit; otherwise as `kept_weight`.
 
-    All that is computed from weights starts here: stock factors, Gram matrices, the check of the base.
+    Stock factors, Gram matrices and the check of the base are computed from it.
 
     Args:
         denoiser: The network that the path starts from.
@@ -67,7 +67,7 @@ def original_weight(denoiser: nn.Module, path: str) -> Tensor | None:
 
 
 def is_in_a_file(denoiser: nn.Module, path: str) -> bool:
-    """Whether diffusers' group offloading keeps a layer's weight in a file, and memory that means nothing in its place.
+    """Whether diffusers' group offloading keeps a layer's weight in a file; the tensor in memory is then meaningless.
 
     Args:
         denoiser: The network that the path starts from.
@@ -89,7 +89,7 @@ def is_in_a_file(denoiser: nn.Module, path: str) -> bool:
 def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | None:
     """Return what a layer's original weight makes of rows, `rows @ W.T`, or None if the weight is out of reach.
 
-    Quantised weights are asked through the layer's own forward, in whatever way they are stored; hooks take no part.
+    For quantised weights the layer's own forward is called, without its hooks.
 
     Args:
         denoiser: The network that the path starts from.

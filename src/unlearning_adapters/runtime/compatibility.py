@@ -24,8 +24,8 @@ ROWS_COMPARED = 64  # of each weight, spread over it: enough to tell, and none i
 def check_sites(pipe: Any, adapter: UnlearningAdapter) -> dict[str, dict[str, Direction]]:
     """Return an adapter's directions by component and path, if the pipeline has all of its sites.
 
-    Of an adapter for several denoisers those are left out that the pipeline has not loaded, as a run of Wan 2.2 with
-    one expert at a time: what is not there does not know the concept.
+    Denoisers that the pipeline has not loaded are left out, such as the second expert of Wan 2.2: a missing network
+    cannot show the concept.
 
     Raises:
         SiteError: If sites are missing; the text says how many of how many.
@@ -80,7 +80,8 @@ def warn_of_partial_cover(pipe: Any, adapter: UnlearningAdapter) -> None:
 def warn_of_other_base(pipe: Any, adapter: UnlearningAdapter) -> None:
     """Warn if the weights are not those that the adapter was built on, or its file was changed.
 
-    Only a warning: directions mean much the same on a fine-tuned base, and the edit is made from the weights at hand.
+    It is only a warning, since directions mean nearly the same on a fine-tuned base, and the edit uses the weights at
+    hand.
 
     Args:
         pipe: A diffusers pipeline.

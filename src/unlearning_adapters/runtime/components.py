@@ -17,9 +17,9 @@ WANTED = (
 
 
 def for_components(pipe: Any, adapter: UnlearningAdapter, components: Components | None) -> UnlearningAdapter:
-    """Return the part of an adapter that was asked for, made for the denoisers that it goes to.
+    """Return the chosen components of an adapter, renamed for the denoisers that they are loaded on.
 
-    A part that goes to another denoiser than the file says has no stock factors, which are of the other's weights.
+    A part for another denoiser than the file names has no stock factors, since these depend on the weights.
 
     Args:
         pipe: A diffusers pipeline.
@@ -66,7 +66,7 @@ def for_components(pipe: Any, adapter: UnlearningAdapter, components: Components
 def with_strengths(adapter: UnlearningAdapter, strengths: Mapping[str, float]) -> UnlearningAdapter:
     """Return an adapter whose default is another strength, which may differ by component.
 
-    A file has one strength, and a gain for each site: the strength is the largest, and the gains make the others of it.
+    A file has one strength, which is the largest, and a gain for each site, which scales it to the others.
 
     Args:
         adapter: The adapter.

@@ -1,4 +1,4 @@
-"""Whether a pipeline runs the denoisers that were edited, and none beside them that an adapter on it should edit."""
+"""Check that a pipeline runs the denoisers that were edited, and no unedited denoiser that an adapter was made for."""
 
 import threading
 import warnings
@@ -44,7 +44,7 @@ _memories: "WeakKeyDictionary[Any, Memory]" = WeakKeyDictionary()
 
 
 def check_coverage(pipe: Any) -> None:
-    """Warn once, or raise if `strict` is set, if a denoiser that this pipeline runs is not edited and should be.
+    """Warn once, or raise if `strict` is set, if this pipeline runs a denoiser that should be edited and is not.
 
     It should be if the one in its place was edited, when the pipeline was called last or an adapter was loaded, or if
     an adapter on another denoiser of the pipeline was made for it too.

@@ -1,4 +1,4 @@
-"""Brings the hooks and weights of denoisers in line with the adapters that they carry: all of them, or none.
+"""Change the hooks and weights of denoisers to match the adapters that they carry: on all denoisers, or on none.
 
 A change is planned first, for all denoisers of a pipeline, without touching anything, and what can be refused is
 refused there. Then it is carried out, and carried back if it fails midway; weights come back bit for bit.
@@ -93,7 +93,7 @@ class Editor:
         return {path: name for name, item in reversed(items.items()) for path in item.directions}
 
     def make_plan(self, stack: Stack) -> Plan:
-        """Return what a stack would mean; raise if it cannot be, and change nothing."""
+        """Return the plan of a stack, without changing anything; raise if the stack is impossible."""
         if self.hooks.moved():
             self.sync()
         plan = plan_of(stack)
@@ -101,7 +101,7 @@ class Editor:
         return plan
 
     def carry_out(self, plan: Plan) -> None:
-        """Bring weights and hooks in line with a plan that was checked, from whatever state they are in."""
+        """Change weights and hooks, from any state, to match a plan that was checked."""
         in_weight = self._in_weight(plan)
         self._restore(self._outdated(plan))
         self._fuse({path: edit for path, edit in in_weight.items() if path not in self.records}, plan)
@@ -184,7 +184,7 @@ class Editor:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def sync(self) -> None:
-        """Bring weights and hooks in line with what others did since: LoRAs that came, went, or were fused.
+        """Adapt weights and hooks to changes by other code: LoRAs that were added, removed or fused.
 
         Raises:
             FuseError: If an edit can neither stay in a weight nor be taken out, since the weight is offloaded.

@@ -30,11 +30,11 @@ def load_unlearning_adapter(
     strict: bool = False,
     **options: Unpack[SourceOptions],
 ) -> str:
-    """Attach an adapter to the pipeline; it acts at once, beside those that act already, and touches no weight.
+    """Attach an adapter to the pipeline. It acts at once, together with the active adapters, and changes no weight.
 
-    The joint edit is `x' = x - V G^-1 L A x` (docs/maths.md 5): each concept's own read-out is scaled by 1 minus its
-    own strength, in whatever order adapters are loaded. If adapters were disabled, they act again. An attached edit is
-    no part of what `pipe.save_pretrained` writes, which warns of it: fuse it first.
+    The joint edit is `x' = x - V G^-1 L A x` (docs/maths.md 5): each concept's read-out is scaled by 1 minus its
+    strength, and the order of loading does not matter. If adapters were disabled, they act again.
+    `pipe.save_pretrained` does not write an attached edit, and warns: fuse it first.
 
     Args:
         pipe: A diffusers pipeline.
@@ -45,9 +45,9 @@ def load_unlearning_adapter(
         components: Components of the file that are taken, as `["transformer_2"]`, or where each part of it goes, as
             `{"transformer": "transformer_2"}` or `{"transformer": ["transformer", "transformer_2"]}` for an adapter of
             one denoiser on the other, or on both. None takes all: of those that the pipeline has not loaded, a warning.
-        strict: Whether a call fails with `DenoiserError` in which a layer is not called whose edit acts, or another
-            denoiser runs than the one that was edited. It is a warning otherwise, once for each cause, unless the
-            environment variable UNLEARNING_ADAPTERS_STRICT is 1.
+        strict: Whether a call fails with `DenoiserError` if it skips a layer that is edited, or runs another denoiser
+            than the edited one. Otherwise there is one warning for each cause, unless the environment variable
+            UNLEARNING_ADAPTERS_STRICT is 1.
         **options: `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder`, see `SourceOptions`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a denoiser carries, as plain data: the adapters that are loaded, active and fused, and their joint edits.
+"""`Stack`, the adapters of one denoiser as plain data: which are loaded, active and fused, and their joint edits.
 
 Where some adapters are fused and others attached, the input gets what makes weight and input together the joint edit
 of all (`remainder.py`), so that the edit is the same, whatever is fused; a stack for which there is no such edit of the

@@ -1,7 +1,7 @@
-"""Pipelines whose calls are known while they run, so that nobody changes their denoisers meanwhile.
+"""Track the running calls of pipelines, so that no verb changes their denoisers meanwhile.
 
-A call of a pipeline has no beginning and no end that its denoiser could see. So `__call__` of the pipeline classes is
-wrapped, once, when the verbs become their methods; it does what it did, in the same thread.
+A denoiser cannot see where the call of a pipeline begins and ends. So `__call__` of the pipeline classes is wrapped
+once, when the verbs become their methods; the call itself stays the same, in the same thread.
 """
 
 import functools
@@ -17,7 +17,7 @@ TRACKED = "_unlearning_adapters_tracked"
 
 
 def track_calls(pipeline_class: Any) -> None:
-    """Let the calls of a pipeline class, and of all classes that are or will be made from it, be known."""
+    """Track the calls of a pipeline class and of all its present and future subclasses."""
     for each in _with_subclasses(pipeline_class):
         _track(each)
 

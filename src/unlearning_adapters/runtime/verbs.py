@@ -79,7 +79,7 @@ def unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str], strength:
         AdapterNameError: If there is no adapter of that name.
         ConfigError: If a strength is out of range, is for a component that the adapter does not edit, or their number
             is not that of the names.
-        FuseError: If a fused adapter would not act as it does, or no edit of the input makes the others act beside it.
+        FuseError: If that would change a fused adapter, or no edit of the input makes the others act beside it.
         DenoiserError: If a part of a denoiser is compiled.
 
     Example:

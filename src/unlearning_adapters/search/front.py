@@ -1,4 +1,4 @@
-"""Full generation for the front of a search alone: judged on ShapeWorld, as clips to look at elsewhere."""
+"""Generate full clips for the front of a search: judged on ShapeWorld, written as files for other pipelines."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a search is judged by: prompts that no build saw, and for each the same sentence without the concept.
+"""The prompts that judge a search: prompts that no build saw, each with the same sentence without the concept.
 
 The words that carry the concept, and what takes their place, are read off the pairs: where two sides differ, the one
 side holds a phrase of the concept and the other its replacement.

@@ -46,7 +46,7 @@ class SearchResult:
     Args:
         concept: Name of the concept.
         trials: All trials that were measured, also those of earlier runs.
-        front: Those that no other beats in both aims, the one that leaves least first.
+        front: The trials that no other trial beats in both aims, sorted by leftover.
         best: The one of the front that was chosen, and saved.
         tests: Score on the test prompts of each trial of the front; empty if there are none.
         interrupted: Whether Ctrl-C ended it before all trials were run.

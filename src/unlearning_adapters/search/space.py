@@ -135,7 +135,7 @@ def trials_of(records: Sequence[Any]) -> tuple[Trial, ...]:
 
 
 def pareto_front(study: Any) -> tuple[Trial, ...]:
-    """Return the trials that no other beats in both aims, the one that leaves least first; of equal ones the first.
+    """Return the trials that no other trial beats in both aims, sorted by leftover; of equal trials, the first.
 
     Args:
         study: An `optuna.Study` that minimises leftover and drift.

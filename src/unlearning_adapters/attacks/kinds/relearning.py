@@ -1,7 +1,7 @@
 """Teach the concept again: a LoRA of rank 4 on a few clips of it, and the rate after each number of steps.
 
-Everything that was forgotten can be taught, also to a model that never knew it. What the curve tells is how fast, and
-only beside the curve of a gold model, which never saw the concept.
+Training can teach any concept, even to a model that never knew it. The curve shows how fast. Compare it with the curve
+of a gold model, which never saw the concept.
 """
 
 from typing import Any

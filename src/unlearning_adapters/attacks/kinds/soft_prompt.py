@@ -1,11 +1,10 @@
-"""Learn a soft prompt against the edited model: vectors that no word stands for, behind prompts without the concept.
+"""Learn a soft prompt against the edited model: vectors appended to prompts that do not name the concept.
 
 The attack of Pham et al. 2023 (arXiv 2308.01508) and of PROBE (arXiv 2603.21547), without the tokenizer: k vectors are
 set behind the prompt's embedding and optimised by the denoiser's own training loss on clips of the concept that the
 base made. Where all prompts are padded to one length they take the place of padding, for such pipelines (CLIP, joint
-attention) read no longer ones. The prompts leave the concept open, so that all that brings it back is what was
-learned. A soft prompt can also conjure what a model never saw, so that the rate means little without the same attack
-on a gold model.
+attention) read no longer ones. The prompts leave the concept open, so only the learned vectors can bring it back. A
+soft prompt can also create what a model never saw. Compare the rate with that of the same attack on a gold model.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +43,7 @@ def soft_prompt(subject: Subject, target: Target, examples: Examples, budget: Bu
 
 
 def learn(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[Tensor, list[float]]:
-    """Return k vectors (k, width) and the loss before each step; no vectors without steps.
+    """Return k vectors (k, width) and the loss before each step; with 0 steps, return an empty tensor of vectors.
 
     Raises:
         EvaluationError: If there are no clips to learn from.

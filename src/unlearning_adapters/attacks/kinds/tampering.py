@@ -1,8 +1,8 @@
 """Tamper with the fused weights: round trips through narrow number types, merging a LoRA, subtracting the edit.
 
-The last one restores the concept, by construction: the published file holds the edit, W' = W + B A, so that whoever has
-it and the fused weights has W' - B A = W, up to rounding. It is here to say so, and as the proof that this measurement
-would see a concept that came back.
+Subtracting the edit always restores the concept: the published file holds the edit, W' = W + B A, so anyone who has the
+file and the fused weights can compute W' - B A = W, up to rounding. This attack states that limit, and proves that the
+measurement sees a concept that comes back.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Start from a clip of the concept instead of noise: video-to-video, at several noise levels.
 
-At a low noise level every model keeps what it is given, also one that never saw the concept, so that a single number
-misleads: the curve is read beside that of the base.
+At a low noise level every model keeps the clip that it starts from, even a model that never saw the concept. A single
+number therefore misleads: compare the curve with that of the base.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The conditions of a run: all that decides what is generated."""
+"""The conditions of a run: everything that determines the clips."""
 
 import hashlib
 import json
@@ -19,7 +19,8 @@ UNSAID = {"batch": 1}  # older runs have no batches, and do not say so
 def conditions_of(pipe: Any, suite: Suite, batch: int = 1) -> dict[str, Any]:
     """Return all that decides what is generated, as plain JSON types.
 
-    Two arms, or two runs, can be compared only if these are the same. Versions of libraries are no part of the hash.
+    Two arms, or two runs, can be compared only if these are the same. The hash does not include the versions of
+    libraries.
 
     Args:
         pipe: The pipeline.

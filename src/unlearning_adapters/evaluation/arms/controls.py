@@ -21,7 +21,7 @@ WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64} 
 def random_arm(adapter: UnlearningAdapter, strength: float | None = None, fused: bool = False, seed: int = 0) -> Arm:
     """Return the arm of a random direction, as strong as the adapter and at the same sites.
 
-    If it erases as much as the adapter does, then any edit would have done, and the adapter has shown nothing.
+    If it erases as much as the adapter, then any edit of this size erases, and the adapter's result proves nothing.
     """
     control = random_adapter(adapter, seed)
     return adapter_arm(control, strength, fused, "control", "control: random direction", seed=seed)
@@ -67,8 +67,8 @@ def destroyed_arm(share: float = 0.5, seed: int = 0) -> Arm:
     """Return the arm of a destroyed model: a random part of the denoiser's weights changes its sign.
 
     That adds noise of the size of the weights, -2 W at random places, and changes no norm. Signs are turned back when
-    the arm ends, bit for bit and without a copy of the model. A model that is gone shows no concept either: if this
-    arm counts as erased, then the detectors count rubbish as success.
+    the arm ends, bit for bit and without a copy of the model. A destroyed model does not show the concept either. If
+    this arm counts as erased, the detectors count rubbish as success.
 
     Args:
         share: Share of the weights whose sign changes, above 0 and at most 1.

@@ -45,8 +45,8 @@ class ClipRequest:
     def joins(self, other: "ClipRequest") -> bool:
         """Tell whether one call can make both clips.
 
-        They need the same call arguments, compared by identity where they are no JSON. A clip with a picture is alone:
-        pipelines differ in whether they take one picture for all prompts or one for each.
+        They need equal call arguments; arguments that JSON cannot hold must be the same object. A clip with a picture
+        is alone: pipelines differ in whether they take one picture for all prompts or one for each.
         """
         if self.image or other.image:
             return False
@@ -190,7 +190,7 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
 def check_batch(pipe: Any, size: int) -> None:
     """Raise `EvaluationError` if `size` is not a number of clips, or the pipeline's call takes no lists.
 
-    A call that does not say what it takes is tried: `check_count` checks the result.
+    If the signature of the call does not tell, the call is tried, and `check_count` checks its result.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise EvaluationError(f"Expected the batch to be a whole number of clips from 1, but got {size!r}.")

@@ -1,4 +1,4 @@
-"""One evaluation in several processes, as `accelerate launch` or `torchrun` start them: who does what."""
+"""How several processes, started by `accelerate launch` or `torchrun`, share one evaluation."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Run the arms of an evaluation: generate, look, write a row per clip, from where an earlier run stopped."""
+"""Run the arms of an evaluation: generate each clip, run the detectors, write a row. A stopped run is continued."""
 
 import hashlib
 import json

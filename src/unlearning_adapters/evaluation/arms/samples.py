@@ -27,8 +27,8 @@ def read_samples(
 ) -> list[Sample]:
     """Return what each clip of an arm shows, in the order of the suite.
 
-    What a prompt asks for counts only in the factors that some detector labels: no clip could be right in the others.
-    A clip is valid if no detector says otherwise. A clip that could not be made, or that a detector failed on, is an
+    A prompt's truth counts only in the factors that a detector labels, since no clip could be right in the others. A
+    clip is valid if no detector says otherwise. A clip that could not be made, or that a detector failed on, is an
     error: it is not valid, and it stays in the count.
 
     Args:

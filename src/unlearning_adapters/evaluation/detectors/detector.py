@@ -1,4 +1,4 @@
-"""What looks at clips: the protocol of a detector, and how detectors are found by name.
+"""The protocol of detectors, which look at clips, and how a detector is loaded by name.
 
 A detector is at its core a plain callable, `detect(frames)`, that gets a uint8 clip (frames, height, width, 3), RGB, as
 it was generated and before any encoding. It returns a number for the clip, a number per frame, labels by factor, or a
@@ -82,7 +82,7 @@ class Detector:
             all), "motion" (how much moves) or "quality" (any number that is compared between arms).
         threshold: Score from which the concept counts as seen in a frame.
         min_share: Share of the frames that must reach the threshold for the clip to count; 0 means one frame.
-        sees_prompt: Whether it is told the prompt. Such a detector can be led by it, and the report says so.
+        sees_prompt: Whether it is told the prompt. The prompt can bias such a detector, and the report says so.
         version: Version of what it runs.
         settings: What else decides its results: preset, classes, hash of its weights, channel order, resizing.
     """

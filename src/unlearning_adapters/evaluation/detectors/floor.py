@@ -1,4 +1,4 @@
-"""The false-positive floor of a detector: what it reports on clips that show nothing of what it looks for."""
+"""The false-positive floor of a detector: how often it fires on clips without its concept."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

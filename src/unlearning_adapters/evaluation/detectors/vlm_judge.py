@@ -36,9 +36,8 @@ def vlm_judge(
 ) -> Detector:
     """Return the judge; its score is 1 for "yes" and 0 for "no".
 
-    Anything else that the model says is an error of that clip: it stays in the count. The model decodes greedily
-    (temperature 0). The judge does not see the prompt, unless `show_prompt` is set: then it can be led by it, and the
-    report says so.
+    Any other answer is an error of that clip, which stays in the count. The model decodes greedily (temperature 0). The
+    judge does not see the prompt, unless `show_prompt` is set: then the prompt can bias it, and the report says so.
 
     Args:
         model: Path or Hub id of a model of the kind image-text-to-text, or a loaded one.
@@ -115,7 +114,7 @@ def read_answer(answer: str) -> bool:
     """Return whether an answer is "yes"; case, spaces, quotes, stars and a closing full stop do not count.
 
     Raises:
-        EvaluationError: If it is neither "yes" nor "no", and nothing else beside it.
+        EvaluationError: If it is not exactly "yes" or "no".
     """
     word = answer.strip(" \t\r\n*\"'`.!").casefold()
     if word not in ("yes", "no"):

@@ -7,7 +7,7 @@ NOT_APPLICABLE = "n/a"
 
 
 def rate_of(arm: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return a rate of an arm with its counts and interval, whatever its place in the report."""
+    """Return a rate of an arm with its counts and interval, from any part of the report."""
     if key in arm["counts"]:
         hits, count = arm["counts"][key]
         return {"value": arm[key], "hits": hits, "count": count, "interval": arm["intervals"][key]}

@@ -1,4 +1,4 @@
-"""Whether a report is valid: reasons for which it is void, and cautions that belong beside its numbers."""
+"""The verdict of a report: reasons that make it void, and cautions to read with its numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

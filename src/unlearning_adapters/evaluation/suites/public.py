@@ -209,7 +209,7 @@ def _files(name: str, path: Path) -> list[Path]:
 
 
 def _rows(path: Path, source: PromptSource, name: str) -> list[dict[str, Any]]:
-    """Return the rows of a file as mappings, whatever its form."""
+    """Return the rows of a file as mappings, from CSV, JSON or plain text."""
     stream: Any = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
     with stream as file:
         text = file.read().decode("utf-8-sig")

@@ -52,7 +52,7 @@ class PromptSet:
             it), "neighbour" (near things that must survive), "unrelated" (anything else) or "generic" (they leave the
             concept's factor open, such as "a circle" where the concept is red).
         prompts: The prompts.
-        held_out: Whether the adapter was built without them.
+        held_out: Whether they are held out, that is, not used by the build.
         source: File that they were read from, with its checksum; "" if they are the suite's own.
     """
 

@@ -1,4 +1,4 @@
-"""What an engine is, as far as LoRA files go: which names it reads of which model, and how it is told to; no torch."""
+"""`Engine`: which names of LoRA layers a program reads for each model, and how it loads a file; imports no torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

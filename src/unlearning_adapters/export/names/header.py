@@ -44,7 +44,7 @@ class AnyHeader:
 
 
 def read_any_header(path: Path) -> AnyHeader:
-    """Read the header of a safetensors file of whatever kind.
+    """Read the header of any safetensors file.
 
     Raises:
         AdapterNotFoundError: If there is no such file.

@@ -34,7 +34,7 @@ class PipelineCall:
 
     Args:
         pipe: The pipeline.
-        notes: What others keep for the length of the call, each under a key of its own.
+        notes: Values that other modules keep until the call ends, each under its key.
     """
 
     pipe: Any
@@ -47,7 +47,8 @@ class Change:
 
     Args:
         thread: The thread that changes.
-        writing: Whether it has begun. Before, it waits for the calls that run, and lets go on what they need.
+        writing: Whether the thread changes weights now. Before that, it waits for running calls, and lets their inner
+            calls pass.
     """
 
     thread: int
@@ -102,7 +103,7 @@ def lock_of(denoiser: nn.Module) -> CallLock:
 def in_call(pipe: Any) -> Iterator[PipelineCall]:
     """Make a call of a pipeline: no other thread changes its denoisers meanwhile; wait if one does.
 
-    A call inside of another one waits only while a thread writes: the outer one may be what that thread waits for.
+    An inner call waits only while a thread writes, since a thread that does not write yet may wait for the outer call.
     """
     thread, call = threading.get_ident(), PipelineCall(pipe)
     with _news:
@@ -173,7 +174,7 @@ def changing(denoisers: Sequence[nn.Module]) -> Iterator[None]:
     """Wait for the calls of denoisers that run in other threads, and let others wait until the change is over.
 
     Args:
-        denoisers: What is changed; several are locked in one order, whatever the order here.
+        denoisers: The denoisers to change; they are always locked in the same order.
     """
     with held(denoisers), ExitStack() as stack:
         locks = [lock for lock in _in_order(denoisers) if lock.change is None]  # others: of this very thread

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Fitting:
-    """The arguments of a build's runs: those that the user gives, and of others the first with which the pipeline runs.
+    """The arguments of a build's runs: those of the user, completed by the first ones with which the pipeline runs.
 
     Args:
         pipe: A diffusers pipeline.

@@ -1,4 +1,4 @@
-"""In what surroundings adapters act: versions, devices, number types, and what else changes a pipeline."""
+"""Describe what a pipeline runs on: versions, devices, number types, and other changes to the pipeline."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

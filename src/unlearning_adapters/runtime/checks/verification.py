@@ -54,7 +54,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is known to be wrong: no problem, and no site that is not edited or has another weight."""
+        """Whether no problem is known, each site is edited, and each fused weight is unchanged."""
         return not self.problems and all(check.ok for check in self.sites)
 
     @property

@@ -1,6 +1,6 @@
 """Fused edits: `W' = W - (W mix) read`, written into weights and taken out again bit for bit.
 
-What is done to several weights is done to all or to none, whatever interrupts it.
+Several weights are fused or restored together: all of them or, after any interruption, none.
 """
 
 from collections.abc import Sequence
@@ -142,7 +142,7 @@ def is_whole(record: WeightRecord) -> bool:
 
 
 def looks_fused(linear: nn.Module, sample: Tensor) -> bool:
-    """Whether a few rows, all of which a LoRA would change, are as fusing left them; True if none can be compared."""
+    """Whether a few rows, which any LoRA would change, are still as fused; True if no row can be compared."""
     weight = kept_weight(linear)
     if weight is None or not is_plain(weight) or weight.is_meta or weight.dtype != sample.dtype:
         return True

@@ -1,4 +1,4 @@
-"""Fused weights that something else changed since: whether one is as fusing left it, and how its edit is taken out."""
+"""Fused weights that other code has changed: detect the change, and take the edit out."""
 
 from typing import Any
 

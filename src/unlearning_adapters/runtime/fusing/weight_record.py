@@ -1,7 +1,7 @@
 """What is kept of a weight that is fused: common to both kinds of record.
 
-A record is made before its weight is touched, and knows of each block whether it may be edited. So whatever interrupts
-fusing or restoring, at whatever line, what was begun can be taken back or brought to its end.
+A record is made before its weight is touched, and knows of each block whether it may be edited. So after an
+interruption at any line, fusing or restoring can be undone or completed.
 """
 
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""What goes around a layer whose edit acts, and how a user learns of it: by a warning, or by an error."""
+"""Detect code that goes around an edited layer, and warn or raise."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ CURE = "Call fuse_unlearning_adapters(), which edits the weights, or take away w
 
 
 def is_strict(strict: bool) -> bool:
-    """Whether an edit that does not act is an error: if that was asked for, or the environment says so."""
+    """Whether an edit that does not act is an error: by the caller's choice, or by the environment variable."""
     return strict or os.environ.get(STRICT, "0").lower() not in ("", "0", "false", "no", "off")
 
 

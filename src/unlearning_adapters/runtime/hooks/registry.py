@@ -1,7 +1,7 @@
-"""How our hooks come into a module's registry of diffusers and leave it, without a trace and without harm to others.
+"""Add our hooks to a module's `HookRegistry` of diffusers, and remove them without a trace and without harm to others.
 
-Other libraries put functions of their own around a module's `forward`, before us and after us: accelerate's offloading,
-cache-dit, patches for float8. Whatever came after us stays when we leave.
+Other libraries also wrap a module's `forward`, before us and after us: accelerate's offloading, cache-dit, patches for
+float8. Wrappers that came after ours stay when ours is removed.
 """
 
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def unregister(module: nn.Module) -> None:
 
 
 def is_covered(module: nn.Module) -> bool:
-    """Whether others put a forward of their own in front of our hook on a module, which may not call it."""
+    """Whether other code replaced the forward of a module after our hook, and may not call the hook."""
     hook: Any = registered(module)
     return hook is not None and _next_above(module, module.__dict__["_diffusers_hook"]) is not hook.forward
 

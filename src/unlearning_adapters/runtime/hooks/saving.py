@@ -8,7 +8,7 @@ SAVING = "save_pretrained"
 
 
 def warn_of_saving(names: Sequence[str]) -> None:
-    """Warn, on behalf of the line that saves, that attached adapters are no part of a checkpoint.
+    """Warn, at the line of the caller that saves, that a checkpoint does not contain attached adapters.
 
     Offloading and LoRA loading ask for a state dict too, and it is right for them; so only a `save_pretrained` among
     the callers counts.

@@ -1,4 +1,4 @@
-"""What several directions do together at one site: the joint edit, how it acts on inputs and weights, and as a LoRA.
+"""The joint edit of several directions at one site: how it acts on inputs and weights, and its LoRA factors.
 
 With the reads stacked as `A` (m x in), the writes as the columns of `V` (in x m), `G = A V` and `L = diag(strengths)`:
 
@@ -65,7 +65,7 @@ class StackReport:
 
     Args:
         merged: Pairs (stronger, weaker) of near-duplicates: the weaker one acts at the strength of the stronger one.
-        absorbed: Directions of which a row was left out because the others already remove it.
+        absorbed: Directions with a row that was left out because the others already remove it.
     """
 
     merged: tuple[tuple[int, int], ...] = ()
@@ -73,7 +73,7 @@ class StackReport:
 
 
 def stack_directions(directions: Sequence[Direction], strengths: Sequence[float]) -> StackedEdit:
-    """Return the joint edit of several directions at one site, the same bit for bit in whatever order they come.
+    """Return the joint edit of several directions at one site; their order does not change a bit of it.
 
     `x' = x - V G^-1 L A x` (docs/maths.md 5; a joint projection where all strengths are 1). Rows are taken from the
     strongest to the weakest, and:

@@ -91,7 +91,7 @@ class Solution(NamedTuple):
 
 
 def solve(directions: Sequence[Direction], strengths: Sequence[float]) -> Solution:
-    """Return the joint solve of several directions; the same bit for bit in whatever order they come.
+    """Return the joint solve of several directions; their order does not change a bit of it.
 
     Args:
         directions: One or more directions of one width.

@@ -1,4 +1,4 @@
-"""What the input of a site needs where some adapters are fused: the rest of the joint edit, or that there is none.
+"""The edit of a site's input when some adapters are fused: the rest of the joint edit, or None if there is none.
 
 The weight holds the edit F of the fused adapters, `W' = W (I - F)`, and the joint edit of all adapters is E. The input
 has to be edited by the R that makes both together the joint edit:

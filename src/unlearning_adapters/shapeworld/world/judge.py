@@ -1,4 +1,4 @@
-"""The judge: says what a clip shows by explaining it as a scene (analysis by synthesis), and says so when it cannot.
+"""The judge explains a clip as a scene (analysis by synthesis), and reports clips that no scene explains.
 
 A clip is explained as a plain background plus one or two flat bodies. Each factor is read off that explanation and is
 "unknown" as soon as it fits no value clearly; a clip that has no such explanation at all (noise, blank, destroyed) is
