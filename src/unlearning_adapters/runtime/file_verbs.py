@@ -1,5 +1,7 @@
 """The verbs that bring an adapter from a file to a pipeline, and back: load, save, push."""
 
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from .compatibility import check_sites, warn_of_other_base, warn_of_partial_cove
 from .components import Components, for_components, with_strengths
 from .coverage import remember_edited
 from .editor import change_stacks
-from .names import check_loaded, check_new_name, default_name
-from .pipeline_editors import editors_of, loaded_names, locked_editors
+from .pipeline_editors import check_loaded, editors_of, loaded_names, locked_editors
 from .stack import Loaded
 from .strengths import Strength, by_component
+
+MAX_LENGTH = 100  # of a name
 
 
 def load_unlearning_adapter(
@@ -141,3 +144,23 @@ def _as_it_acts(pipe: Any, adapter_name: str | None) -> UnlearningAdapter:
         items = {part: editor.stack.loaded[name] for part, editor in editors.items() if name in editor.stack.loaded}
         strengths = {component: item.strength for component, item in items.items()}
         return with_stock_factors(pipe, with_strengths(next(iter(items.values())).adapter, strengths))
+
+
+def check_new_name(name: str, loaded: Sequence[str]) -> None:
+    """Raise `AdapterNameError` if an adapter cannot get a name; the rules are PEFT's, so that names mean the same."""
+    if not isinstance(name, str) or not name.strip() or "." in name or len(name) > MAX_LENGTH:
+        raise AdapterNameError(
+            f"Expected an adapter name of 1 to {MAX_LENGTH} characters without '.', but got {name!r:.{MAX_LENGTH}}."
+        )
+    if name in loaded:
+        raise AdapterNameError(
+            f"An unlearning adapter {name!r} is loaded already. Pass another `adapter_name`, change its strength with "
+            f"set_unlearning_adapters, or delete it first."
+        )
+
+
+def default_name(concept: str, loaded: Sequence[str]) -> str:
+    """Return the name of a concept, made valid, and made unique by a number."""
+    stem = concept.replace(".", "-").strip()[: MAX_LENGTH - 10] or "adapter"
+    numbered = (f"{stem}_{number}" for number in count(2))
+    return next(name for name in chain([stem], numbered) if name not in loaded)

@@ -1,10 +1,11 @@
-"""The editors of a pipeline's denoisers, and what is on all of them together."""
+"""The editors of a pipeline's denoisers, and checks of the adapters on them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
-from unlearning_adapters.errors import FuseError
+from unlearning_adapters.errors import AdapterNameError, FuseError
 from unlearning_adapters.pipelines.running.call_lock import held
 from unlearning_adapters.pipelines.sites import denoisers
 
@@ -31,6 +32,15 @@ def locked_editors(pipe: Any) -> Iterator[dict[str, Editor]]:
 def loaded_names(editors: Mapping[str, Editor]) -> list[str]:
     """Return the names of all adapters that are loaded, in the order of loading."""
     return list(dict.fromkeys(name for editor in editors.values() for name in editor.stack.loaded))
+
+
+def check_loaded(names: Sequence[str], loaded: Sequence[str]) -> None:
+    """Raise `AdapterNameError` if there is no adapter of a name."""
+    for name in names:
+        if not isinstance(name, str) or name not in loaded:
+            near = get_close_matches(str(name), loaded, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Loaded are: {', '.join(loaded) or 'none'}."
+            raise AdapterNameError(f"There is no unlearning adapter {name!r} on this pipeline. {hint}")
 
 
 def check_not_fused(editors: Mapping[str, Editor], names: Sequence[str], done: str) -> None:

@@ -5,7 +5,7 @@ anything, so that a call that fails leaves no trace.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,8 +22,7 @@ from .file_verbs import push_unlearning_adapter as push_unlearning_adapter
 from .file_verbs import save_unlearning_adapter as save_unlearning_adapter
 from .fusing.record_choice import COPY_SHARE, Record, RecordChoice
 from .hooks.scope import current_scope, entered
-from .names import as_names, check_loaded
-from .pipeline_editors import check_not_fused, editors_of, loaded_names, locked_editors
+from .pipeline_editors import check_loaded, check_not_fused, editors_of, loaded_names, locked_editors
 from .stack import Stack
 from .status import AdapterStatus, status_by_name
 from .strengths import Strengths, strength_by_name
@@ -283,6 +282,20 @@ def install(pipeline_class: type) -> None:
                 f"Call unlearning_adapters.{verb.__name__}(pipe, ...) instead.",
                 stacklevel=2,
             )
+
+
+def as_names(adapter_names: str | Sequence[str]) -> list[str]:
+    """Return one name or several as a list, or raise `AdapterNameError` if one comes twice or is no text."""
+    several = isinstance(adapter_names, Iterable) and not isinstance(adapter_names, (str, bytes))
+    try:
+        names: list[str] = list(adapter_names) if several else [adapter_names]  # type: ignore[list-item]
+    except TypeError:  # an array or tensor of no dimension
+        names = [adapter_names]  # type: ignore[list-item]
+    if not all(isinstance(name, str) for name in names):
+        raise AdapterNameError(f"Expected the name of an adapter, or several as a list, but got {adapter_names!r:.80}.")
+    if len(set(names)) != len(names):
+        raise AdapterNameError(f"Expected each adapter once, but got {', '.join(map(repr, names))}.")
+    return names
 
 
 def _check_not_compiled(pipe: Any) -> None:

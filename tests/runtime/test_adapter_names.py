@@ -1,7 +1,9 @@
 import pytest
 
 from unlearning_adapters.errors import AdapterNameError
-from unlearning_adapters.runtime.names import as_names, check_loaded, check_new_name, default_name
+from unlearning_adapters.runtime.file_verbs import check_new_name, default_name
+from unlearning_adapters.runtime.pipeline_editors import check_loaded
+from unlearning_adapters.runtime.verbs import as_names
 
 
 def test_one_name_or_several():
