@@ -78,12 +78,12 @@ def save_clip(frames: Clip, path: str | Path, fps: float = 8) -> Path:
         raise ConfigError(f"Clips are saved as .mp4 files, but got {str(path)!r}. Give a path that ends in .mp4.")
     if not 0 < fps <= 240:
         raise ConfigError(f"Expected `fps` to be from 1 to 240, but got {fps!r}.")
-    enlarged = _even(_enlarge(check_clip(frames)))
+    video = _even(_enlarge(check_clip(frames)))
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"fps": fps, "codec": "libx264", "quality": QUALITY, "macro_block_size": 2}
     writer: Any = imageio.get_writer(path, format="FFMPEG", **options)
     with writer as file:
-        for frame in enlarged:
+        for frame in video:
             file.append_data(frame)
     return path
 

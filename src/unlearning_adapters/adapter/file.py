@@ -203,13 +203,13 @@ def _site_tensors(tensors: Mapping[str, Tensor], site: str, header: FileHeader, 
 
     read, factor = tensors[read_key(site)].float(), tensors[factor_key(site)].float()
     write = tensors[write_key(site)].float() if write_key(site) in tensors else read
-    used = read.any(dim=1) | write.any(dim=1)
-    rank = int(used.sum())
+    nonzero = read.any(dim=1) | write.any(dim=1)
+    rank = int(nonzero.sum())
     if not rank:
         raise bad_file(name, f"the site {site!r} has no direction, only zeros")
-    if not used[:rank].all() or factor[:, rank:].any():
+    if not nonzero[:rank].all() or factor[:, rank:].any():
         raise bad_file(name, f"the padding of the site {site!r} is not zero rows at the end of A and V, and zero in B")
-    if rank < len(used):
+    if rank < len(nonzero):
         orthogonal = write is read
         read, factor = read[:rank].clone(), factor[:, :rank].contiguous()
         write = read if orthogonal else write[:rank].clone()

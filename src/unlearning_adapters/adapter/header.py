@@ -249,8 +249,8 @@ def _is_pair(value: Any, low: int) -> bool:
 
 def _check_sites(shapes: Mapping[str, tuple[int, int]], sites: Sequence[str], name: str) -> int:
     """Check that every site has its tensors, in shapes that fit, and that there are no others; return the rank."""
-    expected = {key(site) for site in sites for key in (read_key, factor_key, write_key)}
-    unknown = next((key for key in shapes if key not in expected), None)
+    keys = {key(site) for site in sites for key in (read_key, factor_key, write_key)}
+    unknown = next((key for key in shapes if key not in keys), None)
     if unknown is not None:
         raise bad_file(name, f"the tensor {shorten(unknown)} belongs to no site of its record")
     ranks = set()

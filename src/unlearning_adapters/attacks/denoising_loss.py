@@ -69,8 +69,8 @@ class Denoising:
         noisy, timestep, target = (self._flow if self.kept is None else self._diffusion)(clean, noise, generator)
         call = {**self.others, self.latents: noisy, "timestep": timestep, "encoder_hidden_states": embeds}
         output = self.network(**call)
-        predicted = output[0] if isinstance(output, tuple) else output.sample
-        error: Tensor = (predicted.float() - target.float()).square().mean()
+        prediction = output[0] if isinstance(output, tuple) else output.sample
+        error: Tensor = (prediction.float() - target.float()).square().mean()
         return error
 
     def _flow(self, clean: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -154,10 +154,10 @@ class Subject:
         check_embeds(self.pipe)
         parameters = inspect.signature(self.pipe.encode_prompt).parameters
         # The two that older pipelines demand, and newer ones know already.
-        needed = {"device": self.pipe._execution_device, "num_images_per_prompt": 1}
+        required = {"device": self.pipe._execution_device, "num_images_per_prompt": 1}
         demanded = {
-            name: needed[name]
-            for name in needed
+            name: required[name]
+            for name in required
             if name in parameters and parameters[name].default is inspect.Parameter.empty
         }
         options = {"do_classifier_free_guidance": False, **demanded, **self.call}
@@ -213,7 +213,7 @@ def _copy(name: str, network: Any) -> Any:
     if odd:
         raise EvaluationError(f"The weight {name}.{odd[0]} is quantised or offloaded and cannot be copied.")
     with torch.random.fork_rng(devices=[]):  # a fresh network draws weights, which are replaced at once
-        copied = type(network).from_config(network.config)
-    copied.to(next(iter(network.parameters())).device)
-    copied.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
-    return copied.eval().requires_grad_(False)
+        copy = type(network).from_config(network.config)
+    copy.to(next(iter(network.parameters())).device)
+    copy.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
+    return copy.eval().requires_grad_(False)

@@ -178,7 +178,7 @@ def _lora_factors(pipe: Any, directions: Mapping[str, Direction], strength: floa
 
 def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sites: Iterable[str]) -> AdapterInfo:
     networks = denoisers(pipe)
-    used = dict.fromkeys(site.split(".", 1)[0] for site in sites)
+    components = dict.fromkeys(site.split(".", 1)[0] for site in sites)
     return AdapterInfo(
         concept=concept.name,
         method=config.method,
@@ -187,7 +187,7 @@ def _info(pipe: Any, concept: Concept, config: BuildConfig, strength: float, sit
         base_model=base_model_of(pipe),
         base_revision=base_revision_of(next(iter(networks.values()))),
         pipeline=type(pipe).__name__,
-        denoisers={name: type(networks[name]).__name__ for name in used},
+        denoisers={name: type(networks[name]).__name__ for name in components},
         pairs_hash=concept.pairs_hash,
         versions={name: version_of(name) for name in ("unlearning-adapters", "torch", "diffusers")},
         description=concept.description or f"Makes the model forget {concept.name}.",

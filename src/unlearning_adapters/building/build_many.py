@@ -52,12 +52,12 @@ def build_adapters(
     Example:
         >>> red, circle = build_adapters(pipe, [load_concept("shapeworld-red"), load_concept("shapeworld-circle")])
     """
-    chosen = check_concepts(concepts)
-    for each in chosen:
+    checked = check_concepts(concepts)
+    for each in checked:
         check_arguments(each, config, call_kwargs)
-    ahead = [prompt for each in chosen for prompt in each.neutral]
+    ahead = [prompt for each in checked for prompt in each.neutral]
     with reading(denoisers(pipe).values()), shared_neutral(ahead, neutral_cache):
         return [
-            build_adapter(pipe, each, config, progress=progress and len(chosen) == 1, call_kwargs=call_kwargs)
-            for each in tqdm(chosen, desc="Concepts", unit="concept", disable=not progress or len(chosen) == 1)
+            build_adapter(pipe, each, config, progress=progress and len(checked) == 1, call_kwargs=call_kwargs)
+            for each in tqdm(checked, desc="Concepts", unit="concept", disable=not progress or len(checked) == 1)
         ]

@@ -100,10 +100,10 @@ def video_directions(
         for scenes in (twins,) if neutral is None else (twins, neutral):
             _read(pipe, scenes, config, call_kwargs, moments, bar)
     directions = _solved(moments, config)
-    acting = [site for site in sites if site.name in directions]
-    present = {site.block for site in acting}
+    edit_sites = [site for site in sites if site.name in directions]
+    present = {site.block for site in edit_sites}
     factors = {block: factor for block, factor in (config.block_strengths or {}).items() if block in present}
-    scaled = with_block_strengths(directions, acting, factors)
+    scaled = with_block_strengths(directions, edit_sites, factors)
     divisor = strength if config.strength is None else 1.0
     return {name: replace(direction, gain=direction.gain / divisor) for name, direction in scaled.items()}
 

@@ -213,7 +213,7 @@ def _record(
         ),
     )
     seeds = [config.seed + index for index in range(len(pairs))]
-    recorded = fitting.run(
+    recording = fitting.run(
         lambda given: record(
             pipe,
             [pair.unsafe for pair in pairs] + [pair.safe for pair in pairs],
@@ -229,7 +229,7 @@ def _record(
     guidance = guidance_prompts(pipe, concept, call_kwargs) if concept.neutral else []
     prompts, images = _neutral_inputs(concept, pairs, guidance)
     if not prompts:
-        return BuildInputs(tuple(pairs), tuple(sites), recorded, None)
+        return BuildInputs(tuple(pairs), tuple(sites), recording, None)
     neutral = record_neutral(
         pipe,
         prompts,
@@ -237,14 +237,14 @@ def _record(
         images=images,
         seed=config.seed,
         max_rows=max(1, NEUTRAL_HIDDEN_ROWS // len(prompts)) if hidden else NEUTRAL_TEXT_ROWS,
-        leaders=recorded.leaders,
-        padded=recorded.padded,
+        leaders=recording.leaders,
+        padded=recording.padded,
         call_kwargs=fitting.arguments,
         description="Neutral prompts",
         **settings,
     )
     guided = tuple(prompt in guidance for prompt in prompts)
-    return BuildInputs(tuple(pairs), tuple(sites), recorded, neutral, guided, tuple(prompts))
+    return BuildInputs(tuple(pairs), tuple(sites), recording, neutral, guided, tuple(prompts))
 
 
 def _neutral_inputs(concept: Concept, pairs: Sequence[Pair], guidance: Sequence[str]) -> tuple[list[str], list[Any]]:

@@ -56,15 +56,16 @@ class NeutralCache:
         if not self.file.exists():
             return {}
         try:
-            with safe_open(self.file, framework="pt") as stored:
-                header = stored.metadata() or {}
+            with safe_open(self.file, framework="pt") as tensors:
+                header = tensors.metadata() or {}
                 if header.get("format") != FORMAT:
                     raise ConfigError(f"{str(self.file)!r:.300} is not a neutral cache. {_CURE}")
                 self._check(json.loads(header["made_with"]), made)
                 prompts, groups = json.loads(header["prompts"]), json.loads(header["groups"])
-                names = sorted(stored.keys(), key=lambda name: int(name.rpartition(".")[2]))
+                names = sorted(tensors.keys(), key=lambda name: int(name.rpartition(".")[2]))
                 rows, lengths = (
-                    [stored.get_tensor(name) for name in names if name.startswith(part)] for part in ("rows", "lengths")
+                    [tensors.get_tensor(name) for name in names if name.startswith(part)]
+                    for part in ("rows", "lengths")
                 )
             return _parted(prompts, groups, rows, lengths, header["padded"] == "true")
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
@@ -154,14 +155,14 @@ def _fingerprint(pipe: Any, sites: Sequence[Site]) -> str:
     The weights of the sites themselves are left out, in which an adapter or a LoRA may be fused, and what LoRAs add.
     """
     digest = hashlib.sha256()
-    own = {f"{site.name}." for site in sites}
+    prefixes = {f"{site.name}." for site in sites}
     networks = denoisers(pipe)
     for component, module in sorted(pipe.components.items()):
         if not isinstance(module, nn.Module) or not (component in networks or component.startswith("text_encoder")):
             continue
         for path, weight in module.named_parameters():
             name = f"{component}.{path}".replace(".base_layer", "").replace("._orig_mod", "")
-            if "lora_" in name or any(name.startswith(site) for site in own):
+            if "lora_" in name or any(name.startswith(site) for site in prefixes):
                 continue
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(_some_values(weight.detach()))
@@ -191,5 +192,5 @@ def _parted(
 
 
 def _short(value: Any) -> str:
-    said = repr(value)
-    return said if len(said) <= 60 else f"{said[:57]}..."
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -42,12 +42,12 @@ def with_outlier_rows(
         The directions; the indices of the pairs that got an extra row; and, by index, the removed part of each pair
         that still loses less than half.
     """
-    removed = _removed_parts(inputs, parts, strength)
-    unreached = {pair: part for pair, part in removed.items() if part < REMOVED}
+    shares_by_pair = _removed_parts(inputs, parts, strength)
+    unreached = {pair: part for pair, part in shares_by_pair.items() if part < REMOVED}
     edited, shares, outliers, survivors = list(directions), list(parts), list[int](), unreached
     find = METHODS[config.method].find_with_extra_rows
     while survivors and find is not None:
-        if 2 * (len(outliers) + 1) >= len(removed):
+        if 2 * (len(outliers) + 1) >= len(shares_by_pair):
             return list(directions), (), unreached
         outliers.append(min(survivors, key=survivors.__getitem__))
         for group in range(inputs.groups):
@@ -57,8 +57,8 @@ def with_outlier_rows(
                     rows = inputs.rows(group)
                     edited[group] = _written_once(find(rows, config, places), strength)
                 shares[group] = pair_shares(rows, edited[group])
-        removed = _removed_parts(inputs, shares, strength)
-        survivors = {pair: part for pair, part in removed.items() if part < REMOVED and pair not in outliers}
+        shares_by_pair = _removed_parts(inputs, shares, strength)
+        survivors = {pair: part for pair, part in shares_by_pair.items() if part < REMOVED and pair not in outliers}
     return edited, tuple(outliers), {}
 
 

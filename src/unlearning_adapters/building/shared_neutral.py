@@ -59,8 +59,8 @@ def remembered(key: tuple[Any, ...], find: Callable[[], T]) -> T:
         return find()
     if place not in work.remembered:
         work.remembered[place] = find()
-    made: T = work.remembered[place]
-    return made
+    result: T = work.remembered[place]
+    return result
 
 
 def record_neutral(
@@ -91,10 +91,10 @@ def record_neutral(
         )
     if work is None or pictures:
         return record(pipe, prompts, sites, images=images, **settings)
-    given = {name: value for name, value in settings.items() if name not in SHOWN}
+    options = {name: value for name, value in settings.items() if name not in SHOWN}
     if by_prompt:
-        return _record_by_prompt(work, pipe, prompts, sites, given, settings)
-    key = id(pipe), tuple(prompts), tuple(sites), _frozen(given)
+        return _record_by_prompt(work, pipe, prompts, sites, options, settings)
+    key = id(pipe), tuple(prompts), tuple(sites), _frozen(options)
     if key not in work.recordings:
         work.recordings[key] = record(pipe, prompts, sites, images=images, **settings)
     return work.recordings[key]
@@ -110,16 +110,16 @@ def _record_by_prompt(
 ) -> Recording:
     del given["seed"]  # the noise does not matter
     key = id(pipe), tuple(sites), _frozen(given)
-    made = made_with(pipe, sites, given) if work.cache is not None and key not in work.prompts else {}
+    origin = made_with(pipe, sites, given) if work.cache is not None and key not in work.prompts else {}
     if key not in work.prompts:
-        work.prompts[key] = {} if work.cache is None else work.cache.read(made)
-    held = work.prompts[key]
-    missing = [prompt for prompt in dict.fromkeys((*prompts, *work.ahead)) if prompt not in held]
-    if not held.keys() >= set(prompts):
-        held.update(_alone(missing, record(pipe, missing, sites, **settings)))
+        work.prompts[key] = {} if work.cache is None else work.cache.read(origin)
+    by_prompt = work.prompts[key]
+    missing = [prompt for prompt in dict.fromkeys((*prompts, *work.ahead)) if prompt not in by_prompt]
+    if not by_prompt.keys() >= set(prompts):
+        by_prompt.update(_alone(missing, record(pipe, missing, sites, **settings)))
         if work.cache is not None:
-            work.cache.write(made or made_with(pipe, sites, given), held)
-    return _together([held[prompt] for prompt in prompts])
+            work.cache.write(origin or made_with(pipe, sites, given), by_prompt)
+    return _together([by_prompt[prompt] for prompt in prompts])
 
 
 def _alone(prompts: Sequence[str], recording: Recording) -> dict[str, Recording]:

@@ -37,12 +37,12 @@ class VideoMoments:
             copies: 2 for a pair, whose first side is led to its second; 1 for a scene that must not change.
             weight: Weight of each token.
         """
-        fed: list[tuple[Any, str, Tensor]] = []
+        inputs: list[tuple[Any, str, Tensor]] = []
         with ExitStack() as stack:
-            calls = count_calls(stack, self.pipe, self.networks, lambda *_: fed.clear())
+            calls = count_calls(stack, self.pipe, self.networks, lambda *_: inputs.clear())
             for name, module in self.modules.items():
                 if self.leaders.get(name, name) == name:
-                    on_input(stack, module, self._reader(name, calls, fed, (scenes, copies), weight))
+                    on_input(stack, module, self._reader(name, calls, inputs, (scenes, copies), weight))
             yield
 
     def _reader(

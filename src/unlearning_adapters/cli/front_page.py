@@ -23,16 +23,16 @@ def write_front_page(folder: Path, record: Mapping[str, Any]) -> Path:
     Returns:
         Its path.
     """
-    made, trials = record["clips"], {trial["number"]: trial for trial in record["trials"]}
+    clips, trials = record["clips"], {trial["number"]: trial for trial in record["trials"]}
     heads = ["base"]
-    for item in made["front"]:
+    for item in clips["front"]:
         trial = trials[item["number"]]
         mark = ", chosen" if item["number"] == record["best"] else ""
         heads.append(f"trial {item['number']}: left {trial['leftover']:.2f}, drift {trial['drift']:.3f}{mark}")
-    columns = [made["base"], *(item["files"] for item in made["front"])]
+    columns = [clips["base"], *(item["files"] for item in clips["front"])]
     rows = [
         (prompt, [_video(column[place], f"{prompt}, {head}") for head, column in zip(heads, columns, strict=True)])
-        for place, prompt in enumerate(made["prompts"])
+        for place, prompt in enumerate(clips["prompts"])
     ]
     style, script = (path.read_text(encoding="utf-8") for path in (STYLE, SCRIPT))
     title = escape(f"{record['concept']}: the front")
@@ -58,8 +58,8 @@ def chosen_trial(front: Sequence[Any], number: int) -> Any:
     for trial in front:
         if trial.number == number:
             return trial
-    known = ", ".join(str(trial.number) for trial in front)
-    raise ConfigError(f"The front has no trial {number}. It has: {known}.")
+    numbers = ", ".join(str(trial.number) for trial in front)
+    raise ConfigError(f"The front has no trial {number}. It has: {numbers}.")
 
 
 def _video(file: str, label: str) -> str:

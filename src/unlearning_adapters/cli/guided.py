@@ -109,10 +109,10 @@ def resumed(words: Sequence[str], ask: Callable[[str, str], str]) -> list[str]:
     changed = list(words)
     if answer == MORE:
         option = "--trials" if command == "search" else "--seeds"
-        asked = (
+        question = (
             "Settings to try, with those before" if command == "search" else "Seeds of each prompt, with those before"
         )
-        changed = _with_option(words, (option,), ask(asked, more))
+        changed = _with_option(words, (option,), ask(question, more))
     if answer == OVER:
         number = next(number for number in range(2, 1000) if not folder.with_name(f"{folder.name}-{number}").exists())
         changed = _with_option(words, OUTPUT, str(folder.with_name(f"{folder.name}-{number}")))

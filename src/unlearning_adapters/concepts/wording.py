@@ -72,8 +72,8 @@ def leave_out(text: str, words: Sequence[str], replacement: str = "") -> str:
     choices = "|".join(phrases)
     if not choices:
         return text
-    changed, count = re.subn(rf"(?<!\w)(?:{choices})(?!\w)", lambda _: replacement, text, flags=re.IGNORECASE)
-    return " ".join(changed.split()) or text if count else text
+    shorter, count = re.subn(rf"(?<!\w)(?:{choices})(?!\w)", lambda _: replacement, text, flags=re.IGNORECASE)
+    return " ".join(shorter.split()) or text if count else text
 
 
 def is_prompt(value: object) -> bool:

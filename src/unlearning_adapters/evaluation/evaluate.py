@@ -114,11 +114,11 @@ def evaluate(
     """
     edit = load_adapter(adapter) if isinstance(adapter, (str, Path)) else adapter
     prompts = as_suite(edit, suite)
-    watching = default_detectors(prompts) if detectors is None else as_detectors(detectors)
+    observers = default_detectors(prompts) if detectors is None else as_detectors(detectors)
     plan = EvaluationPlan(
         pipe=pipe,
         suite=prompts,
-        detectors=with_validity(watching),
+        detectors=with_validity(observers),
         arms=plan_arms(edit, arms or {}, controls, fused, strengths),
         seeds=seeds,
         gate=gate,
@@ -159,19 +159,19 @@ def rescore(
     store, record = Store(folder), read_record(folder)
     suite = suite_from_dict(record["suite"])
     if detectors is None:
-        watching = tuple(_described(item) for item in record["detectors"])
+        observers = tuple(_described(item) for item in record["detectors"])
     else:
-        watching = with_validity(as_detectors(detectors))
-        look_again(store, suite, watching, progress)
+        observers = with_validity(as_detectors(detectors))
+        look_again(store, suite, observers, progress)
     for name, value in (thresholds or {}).items():
-        if name not in [detector.name for detector in watching]:
-            names = ", ".join(detector.name for detector in watching)
+        if name not in [detector.name for detector in observers]:
+            names = ", ".join(detector.name for detector in observers)
             raise EvaluationError(f"No detector of this run is named {name!r}. Its detectors: {names}.")
-        watching = tuple(replace(item, threshold=value) if item.name == name else item for item in watching)
-    record |= {"detectors": [detector.describe() for detector in watching]}
+        observers = tuple(replace(item, threshold=value) if item.name == name else item for item in observers)
+    record |= {"detectors": [detector.describe() for detector in observers]}
     record |= {} if gate is None else {"gate": gate}
     write_record(Path(folder), record)
-    return make_report(record, store.rows(), suite, watching, _distances(store, suite, features))
+    return make_report(record, store.rows(), suite, observers, _distances(store, suite, features))
 
 
 def as_suite(adapter: UnlearningAdapter | None, suite: Suite | Concept | str | Path | None) -> Suite:
@@ -216,22 +216,22 @@ def plan_arms(
     Raises:
         EvaluationError: If nothing is edited, or a name is taken.
     """
-    planned = {BASE: base_arm()}
+    plan = {BASE: base_arm()}
     if adapter is not None:
-        planned[EDITED] = adapter_arm(adapter, fused=fused)
+        plan[EDITED] = adapter_arm(adapter, fused=fused)
         for value in strengths:
-            planned[f"strength-{value:g}"] = adapter_arm(adapter, value, fused, "sweep", f"strength {value:g}")
+            plan[f"strength-{value:g}"] = adapter_arm(adapter, value, fused, "sweep", f"strength {value:g}")
     for name, arm in others.items():
-        if name in (*planned, AGAIN):
+        if name in (*plan, AGAIN):
             raise EvaluationError(f"The name {name!r} of an arm is taken. Give it another one.")
-        planned[name] = arm
-    if not any(arm.part == "edited" for arm in planned.values()):
+        plan[name] = arm
+    if not any(arm.part == "edited" for arm in plan.values()):
         raise EvaluationError("Nothing is measured: give an adapter, or an arm with the part 'edited'.")
     if controls:
         if adapter is not None:
-            planned.setdefault(RANDOM, random_arm(adapter, fused=fused))
-        planned.setdefault(DESTROYED, destroyed_arm())
-    return planned
+            plan.setdefault(RANDOM, random_arm(adapter, fused=fused))
+        plan.setdefault(DESTROYED, destroyed_arm())
+    return plan
 
 
 def _evaluate(plan: EvaluationPlan, folder: Path) -> Report:
@@ -240,10 +240,10 @@ def _evaluate(plan: EvaluationPlan, folder: Path) -> Report:
     store, cases = Store(folder, process.index), list(suite.cases(plan.seeds))
     record = _open_record(plan, folder, conditions)
     run = Run(plan.pipe, suite, detectors, store, conditions["hash"], process, plan.progress, plan.batch)
-    repeated = _repeated(cases, plan.batch, process.count)
+    repeats = _repeated(cases, plan.batch, process.count)
     again = replace(base_arm(), part="reference", title="base, once more")
     for name, arm in {**plan.arms, AGAIN: again}.items():
-        arm_cases: list[Case] = repeated if name == AGAIN else cases
+        arm_cases: list[Case] = repeats if name == AGAIN else cases
         run_arm(run, name, arm, arm_cases)
         process.wait()
         record["arms"][name] = {

@@ -55,10 +55,10 @@ class Sample:
 
         A clip that is not valid is not right.
         """
-        expected = self.truth if factor is None else {name: v for name, v in self.truth.items() if name == factor}
-        if not expected:
+        truth = self.truth if factor is None else {name: v for name, v in self.truth.items() if name == factor}
+        if not truth:
             return None
-        return self.valid and all(self.labels.get(name) == value for name, value in expected.items())
+        return self.valid and all(self.labels.get(name) == value for name, value in truth.items())
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,9 @@ def base_of(parts: Sequence[UnlearningAdapter], component: str) -> dict[str, str
                 f"{_text(first)} and {_text(other)}. Pass the pipeline that the LoRA is for as `base`."
             )
     for part in parts:
-        lacking = [site for site in part.sites if site not in part.lora_B]
-        if lacking or not part.strength:
-            problem = "strength 0 in its file" if lacking == [] else f"no stock factor for {lacking[0]}"
+        sites = [site for site in part.sites if site not in part.lora_B]
+        if sites or not part.strength:
+            problem = "strength 0 in its file" if sites == [] else f"no stock factor for {sites[0]}"
             raise FuseError(
                 f"The LoRA of the adapter {part.info.concept!r} cannot be computed without its base: it has {problem}. "
                 "Pass the pipeline that the LoRA is for as `base`."

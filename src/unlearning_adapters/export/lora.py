@@ -128,15 +128,15 @@ def export_lora(
     if layout is not None:
         layout_named(layout)
     sources: list[Any] = list(adapters) if isinstance(adapters, (list, tuple)) else [adapters]
-    loaded = [item if isinstance(item, UnlearningAdapter) else load_adapter(item) for item in sources]
-    component = chosen_component(loaded, component)
-    amounts = chosen_strengths(loaded, strengths)
-    parts = [part_of(adapter, component) for adapter in loaded]
+    members = [item if isinstance(item, UnlearningAdapter) else load_adapter(item) for item in sources]
+    component = chosen_component(members, component)
+    amounts = chosen_strengths(members, strengths)
+    parts = [part_of(adapter, component) for adapter in members]
     made_for = base_of(parts, component) if base is None else base_named(base, component)
-    denoiser, concepts = made_for["denoiser"], tuple(adapter.info.concept for adapter in loaded)
+    denoiser, concepts = made_for["denoiser"], tuple(adapter.info.concept for adapter in members)
     reads = None if program is None else reads_of(program, _family(denoiser, program.title))
     names = layout_named(layout or (reads.layouts[0] if reads else "diffusers"))
-    expert = _expert(loaded, denoiser, component)
+    expert = _expert(members, denoiser, component)
     path = place_of(destination, names, lora_name(concepts, expert) if engine not in (None, "diffusers") else None)
     if base is not None:
         parts = [rendered(base, part, component) for part in parts]
@@ -144,26 +144,26 @@ def export_lora(
     warn_of_near_duplicates(parts, amounts)
     for file, scale in (loras or {}).items():
         factors = with_style(factors, joint_mixes(parts, amounts), read_lora(file, denoiser, scale))
-    fitted = EngineFile(factors, None, ())
+    fit = EngineFile(factors, None, ())
     if program is not None and reads is not None:
-        fitted = fit_to_engine(factors, program, reads, names, denoiser, force)
-    by_layer = factors_in(names, denoiser, fitted.factors)
+        fit = fit_to_engine(factors, program, reads, names, denoiser, force)
+    by_layer = factors_in(names, denoiser, fit.factors)
     record = {
         "export_version": EXPORT_VERSION,
         "layout": names.name,
         "engine": engine or "",
         "component": component,
         **made_for,
-        "adapters": [_origin(adapter, strength) for adapter, strength in zip(loaded, amounts, strict=True)],
+        "adapters": [_origin(adapter, strength) for adapter, strength in zip(members, amounts, strict=True)],
         "loras": [{"file": Path(file).name, "scale": float(scale)} for file, scale in (loras or {}).items()],
-        "left_out": list(fitted.left_out),
+        "left_out": list(fit.left_out),
         "versions": {"unlearning-adapters": version_of("unlearning-adapters")},
     }
     rank, tensors = write_lora(path, names, by_layer, record)
     usage = "" if program is None or reads is None else instructions(program, reads, {expert: path}, names.folder)
     return ExportedLora(
         path, component, names.name, made_for["base_model"], concepts, amounts, len(by_layer), rank,
-        "" if program is None else program.name, len(tensors), fitted.keys_read, fitted.left_out, expert, usage,
+        "" if program is None else program.name, len(tensors), fit.keys_read, fit.left_out, expert, usage,
     )  # fmt: skip
 
 

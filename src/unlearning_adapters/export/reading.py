@@ -92,8 +92,8 @@ def read_keys(
             sorting.dropped[name] = "it belongs to no layer that is read"
     if engine.strict and sorting.dropped:
         first, why = next(iter(sorting.dropped.items()))
-        refused = f"{engine.title} refuses a file with a tensor that it does not know: {first} ({why})"
-        return Reading(engine, family, (), dict.fromkeys(names, refused), ())
+        refusal = f"{engine.title} refuses a file with a tensor that it does not know: {first} ({why})"
+        return Reading(engine, family, (), dict.fromkeys(names, refusal), ())
     read_names = {tensor for tensors in sorting.tensors.values() for tensor in tensors}
     layers = dict.fromkeys(path for layer in sorting.tensors for path in sorting.layers[layer])
     notes = (f"the file has {len(alphas)} alphas, and {engine.title} scales by {engine.alpha}",) if alphas else ()

@@ -60,7 +60,7 @@ def render_card(
     """
     if not REPOSITORY.fullmatch(repository):
         raise ConfigError(f"Expected a Hub repository as 'org/name', but got {repository!r}.")
-    measured = None if result is None else Measured.from_result(result, info.method)
+    measurement = None if result is None else Measured.from_result(result, info.method)
     body = _template().render(
         info=info,
         repository=Markup(repository),
@@ -70,13 +70,13 @@ def render_card(
         sites=sites,
         gains=gains,
         gain_span=" to ".join(dict.fromkeys(f"{gain:.3g}" for gain in (min(gains), max(gains)))) if gains else "",
-        measured=measured,
+        measured=measurement,
         rates={rate: Markup(title) for rate, title in RATES.items()},
         concept=concept,
         buildable=Markup(info.concept if re.fullmatch(r"[\w.-]+", info.concept) else "CONCEPT"),
         gallery=bool(widget),
     )
-    front = _front_matter(info, repository, measured, license, widget)
+    front = _front_matter(info, repository, measurement, license, widget)
     return f"---\n{front.to_yaml(original_order=ORDER)}\n---\n\n{body}"
 
 

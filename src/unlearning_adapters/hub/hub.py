@@ -100,8 +100,8 @@ def push_adapter(
             *(CommitOperationAdd(f"{CLIPS}/{clip.name}", clip) for _, clip in examples),
         ]
         if result is not None:
-            measured = Measured.from_result(result, adapter.info.method)
-            changes.append(CommitOperationAdd(RESULTS, result_file(adapter.info, measured).encode()))
+            measurement = Measured.from_result(result, adapter.info.method)
+            changes.append(CommitOperationAdd(RESULTS, result_file(adapter.info, measurement).encode()))
         elif RESULTS in files:
             changes.append(CommitOperationDelete(RESULTS))
         info = api.create_commit(

@@ -42,8 +42,8 @@ def cure_direction(forget: Tensor, retain: Tensor, *, sharpness: float = 2.0) ->
         )
     basis, gains = _soft_projector(exact_rows(forget), sharpness)
     retain_basis, kept_gains = _soft_projector(exact_rows(retain).to(basis.device), sharpness)
-    used = gains > ZERO_GAIN * gains.max()  # prompts that say the same span fewer directions than there are
-    basis, gains = basis[used], gains[used]
+    significant = gains > ZERO_GAIN * gains.max()  # prompts that say the same span fewer directions than there are
+    basis, gains = basis[significant], gains[significant]
     read = basis - ((basis @ retain_basis.T) * kept_gains) @ retain_basis
     return additive(read, basis * gains[:, None], forget.device)
 

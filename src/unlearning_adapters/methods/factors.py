@@ -41,8 +41,8 @@ def of_matrix(matrix: Tensor, rank: int, device: torch.device) -> Direction:
     """Return a matrix `V^T A` of low rank as reads and writes."""
     left, singular, right = torch.linalg.svd(matrix)
     energy = singular.square().cumsum(0) / singular.square().sum()
-    used = min(rank, MAX_RANK, int((energy < KEPT_ENERGY).sum()) + 1)
-    return _of_components(left, singular, right, used, device)
+    count = min(rank, MAX_RANK, int((energy < KEPT_ENERGY).sum()) + 1)
+    return _of_components(left, singular, right, count, device)
 
 
 def _fewest_rows(read: Tensor, write: Tensor, device: torch.device) -> Direction:
@@ -54,8 +54,8 @@ def _fewest_rows(read: Tensor, write: Tensor, device: torch.device) -> Direction
     (into, inner), (out, outer) = torch.linalg.qr(read.T), torch.linalg.qr(write.T)
     left, singular, right = torch.linalg.svd(outer @ inner.T)
     rounding = torch.finfo(singular.dtype).eps * max(read.shape) * singular[0]
-    used = min(MAX_RANK, max(1, int((singular > rounding).sum())))
-    return _of_components(out @ left, singular, right @ into.T, used, device)
+    count = min(MAX_RANK, max(1, int((singular > rounding).sum())))
+    return _of_components(out @ left, singular, right @ into.T, count, device)
 
 
 def _of_components(left: Tensor, singular: Tensor, right: Tensor, used: int, device: torch.device) -> Direction:

@@ -107,14 +107,14 @@ def cpca_direction(
 
 def _within(r: Tensor, basis: Tensor, kind: str) -> Tensor:
     """Return the unit vector along `U_k U_k^T r` for a basis with orthonormal rows."""
-    projected = (basis @ r) @ basis
-    length, whole = float(projected.norm()), float(r.norm())
+    projection = (basis @ r) @ basis
+    length, whole = float(projection.norm()), float(r.norm())
     if not length > SAME_ROWS * whole:
         raise ConceptError(
             f"Nothing of the refusal vector lies in the {len(basis)} {kind} components (length {length:.2e} of "
             f"{whole:.2e}): use more components or a lower contrast."
         )
-    return projected / length
+    return projection / length
 
 
 def _mean(rows: GroupRows, _config: BuildConfig, _generator: torch.Generator) -> Direction:

@@ -251,8 +251,8 @@ def ridge_solve(
     count, features = rows.shape
     if count >= features:
         dense = rows.T @ rows if shared is None else shared.outer(rows, factor)
-        solved: Tensor = _solve(dense, ridge, targets.T, positive=shared is not None)
-        return solved.T
+        solution: Tensor = _solve(dense, ridge, targets.T, positive=shared is not None)
+        return solution.T
     inner = rows @ rows.T if shared is None else shared.inner(rows, factor)
     inside = _solve(inner, ridge, rows @ targets.T, positive=shared is not None)
     return (targets - inside.T @ rows) / ridge
@@ -302,11 +302,11 @@ def _solve(products: Tensor, ridge: float, targets: Tensor, *, positive: bool) -
     """Return `(products + ridge I)^-1 targets`; products is overwritten. By Cholesky if positive but for rounding."""
     products.diagonal().add_(ridge)
     if positive:
-        root, failed = torch.linalg.cholesky_ex(products)
-        if not int(failed):
+        root, failure = torch.linalg.cholesky_ex(products)
+        if not int(failure):
             return torch.cholesky_solve(targets, root)
-    solved: Tensor = torch.linalg.solve(products, targets)
-    return solved
+    solution: Tensor = torch.linalg.solve(products, targets)
+    return solution
 
 
 def _distances(unsafe: Tensor, safe: Tensor) -> Tensor:

@@ -87,10 +87,10 @@ def ridge_direction(
         write = torch.cat([write, exact_rows(further).to(write.device)])
     moment = _moment_rows(exact_rows(rows), weights)
     factor = 1.0 if weights is None else 1 / float(weights.sum())
-    solved = ridge_solve(moment, write, epsilon * float(moment.square().sum()) / moment.shape[1], shared, factor)
+    solution = ridge_solve(moment, write, epsilon * float(moment.square().sum()) / moment.shape[1], shared, factor)
     if landing is not None:
         write = torch.cat([exact_rows(landing).to(write.device)[None], write[1:]])
-    return oblique(torch.linalg.solve(solved @ write.T, solved), write, r.device)
+    return oblique(torch.linalg.solve(solution @ write.T, solution), write, r.device)
 
 
 def _moment_rows(rows: Tensor, weights: Tensor | None) -> Tensor:

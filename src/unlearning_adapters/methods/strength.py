@@ -35,11 +35,11 @@ def calibrate_strength(differences: Sequence[Sequence[Tensor]], build: Callable[
     """
     if len(differences) < 2:
         return 1.0
-    needed = []
+    strengths = []
     for left_out, steps in enumerate(differences):
         others = build(tuple(index for index in range(len(differences)) if index != left_out))
-        needed.append(1 / min(max(concept_share(others.read[0], steps), 1 / MAX_CALIBRATED_STRENGTH), 1.0))
-    return float(torch.tensor(needed, dtype=torch.float64, device="cpu").quantile(COVERED_PAIRS))
+        strengths.append(1 / min(max(concept_share(others.read[0], steps), 1 / MAX_CALIBRATED_STRENGTH), 1.0))
+    return float(torch.tensor(strengths, dtype=torch.float64, device="cpu").quantile(COVERED_PAIRS))
 
 
 def concept_share(read: Tensor, steps: Sequence[Tensor]) -> float:

@@ -100,14 +100,14 @@ def rece_direction(
     identity = torch.eye(tokens.shape[1], dtype=torch.float64, device=tokens.device)
     quadratic = exact_rows(gram).to(tokens.device)
     penalty = search * quadratic.trace() / len(quadratic)
-    edit, erased = identity, tokens
+    edit, targets = identity, tokens
     for _ in range(rounds + 1):
-        scale = _relative_size(tokens) / _relative_size(erased)  # undoes that `_uce` goes by what it erases
-        step = _uce(erased, guides, preserved, ridge * scale, erase, keep)
+        scale = _relative_size(tokens) / _relative_size(targets)  # undoes that `_uce` goes by what it erases
+        step = _uce(targets, guides, preserved, ridge * scale, erase, keep)
         read, write = (exact_rows(rows.float()) for rows in step)  # a round attacks the edit as a file holds it
         edit = edit @ (identity - write.T @ read)
-        pulled = edit.T @ quadratic
-        erased = torch.linalg.solve(penalty * identity + pulled @ edit, pulled @ tokens.T).T
+        product = edit.T @ quadratic
+        targets = torch.linalg.solve(penalty * identity + product @ edit, product @ tokens.T).T
     return of_matrix(identity - edit, (rounds + 1) * len(tokens), concepts.device)
 
 

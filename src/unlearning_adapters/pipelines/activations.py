@@ -111,8 +111,8 @@ def record(
     if not prompts or not sites:
         raise ConfigError(f"Expected prompts and sites, but got {len(prompts)} prompts and {len(sites)} sites.")
     first = {site.name: tuple(range(steps if site.kind == "hidden" else 1)) for site in sites}
-    needed = {**first, **{name: tuple(wanted) for name, wanted in (calls or {}).items()}}
-    check_no_cache(denoisers(pipe), 1 + max(max(wanted) for wanted in needed.values()))
+    calls_by_site = {**first, **{name: tuple(wanted) for name, wanted in (calls or {}).items()}}
+    check_no_cache(denoisers(pipe), 1 + max(max(wanted) for wanted in calls_by_site.values()))
     run = PartialRun(pipe, call_kwargs, any_video=all(site.kind != "hidden" for site in sites))
     seeds = [seed + index for index in range(len(prompts))] if isinstance(seed, int) else list(seed)
     pictures = list(images) if images is not None and run.image else [None] * len(prompts)
@@ -122,7 +122,7 @@ def record(
     read_padding = padded
     with tqdm(total=len(inputs), desc=description, unit="prompt", disable=not progress) as bar:
         while True:
-            taps = _Taps(run, sites, needed, max_rows, leaders, len(inputs), read_padding)
+            taps = _Taps(run, sites, calls_by_site, max_rows, leaders, len(inputs), read_padding)
             if _gather(run, taps, inputs, size, bar):
                 return taps.recording()
             # Some denoisers join all prompts of a batch to one sequence of tokens, and some are fed padding.
@@ -186,15 +186,15 @@ class _Taps:
     @contextmanager
     def placed(self, chosen: Sequence[int]) -> Iterator[None]:
         """Hook a run over some prompts, given by index: after the first run, only one site of each group."""
-        watched = [site for site in self.sites if self.leaders.get(site.name, site.name) == site.name]
-        self.waiting = {(site.name, call) for site in watched for call in self.needed[site.name]}
+        hooked_sites = [site for site in self.sites if self.leaders.get(site.name, site.name) == site.name]
+        self.waiting = {(site.name, call) for site in hooked_sites for call in self.needed[site.name]}
         self.fed: dict[tuple[Any, ...], tuple[Tensor, str]] = {}
         self.chosen = chosen
         with ExitStack() as stack:
             if not self.padded:
                 self.cut = stack.enter_context(without_padding(self.pipe))
             calls = count_calls(stack, self.pipe, self.networks, self._end_call)
-            for site in watched:
+            for site in hooked_sites:
                 on_input(stack, self.modules[site.name], self._reader(site, calls))
             stack.enter_context(padding_once(self.networks.values()))
             try:

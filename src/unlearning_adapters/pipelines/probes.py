@@ -51,10 +51,10 @@ def measure_sites(pipe: Any, kind: str, *, call_kwargs: Mapping[str, Any] | None
     for name, values in base.items():
         if not is_finite(values):
             raise DenoiserError(explain_not_finite(run, name, PROBES[0], 0, pictures[0]))
-    changed = {"seed": (PROBES[0], 1, pictures[0]), "text": (PROBES[1], 0, pictures[0])}
+    variants = {"seed": (PROBES[0], 1, pictures[0]), "text": (PROBES[1], 0, pictures[0])}
     if kind == "image":
-        changed["image"] = (PROBES[0], 0, pictures[1])
-    probes = {name: _probe(pipe, run, sites, *inputs) for name, inputs in changed.items()}
+        variants["image"] = (PROBES[0], 0, pictures[1])
+    probes = {name: _probe(pipe, run, sites, *inputs) for name, inputs in variants.items()}
     return tuple(
         Site(site.component, site.module, site.in_features, site.out_features, kind)
         for site in sites
@@ -143,20 +143,20 @@ def find_shared_inputs(
         At most three calls of each moving site, and of sites that have at least two calls.
     """
     networks = denoisers(pipe)
-    cached = any(getattr(network, "is_cache_enabled", False) for network in networks.values())
-    if cached or any(site.kind == "hidden" for site in sites):
+    has_cache = any(getattr(network, "is_cache_enabled", False) for network in networks.values())
+    if has_cache or any(site.kind == "hidden" for site in sites):
         return SharedInputs({}, {})
     run = PartialRun(pipe, few_steps(call_kwargs), any_video=True)
-    used = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
+    networks_read = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
     for padded in (False, True):
         with ExitStack() as stack:
             cut = [] if padded else stack.enter_context(without_padding(pipe))
-            probe = _Probe(used, cut)
+            probe = _Probe(networks_read, cut)
             calls = count_calls(stack, pipe, probe.networks, probe.end)
             _stop_at_vae(stack, pipe, calls)
             for site in sites:
                 on_input(stack, site_module(pipe, site.name), probe.reader(site, calls))
-            stack.enter_context(padding_once(used.values()))
+            stack.enter_context(padding_once(networks_read.values()))
             try:
                 run([prompt], [seed], image if run.image else None)
             except PipelineError:
@@ -176,10 +176,10 @@ def few_steps(call_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     Args:
         call_kwargs: Arguments; a schedule among them is left as it is.
     """
-    given = dict(call_kwargs or {})
-    if isinstance(given.get(STEPS), int) and not SCHEDULE & set(given):
-        given[STEPS] = min(given[STEPS], FEW_STEPS)
-    return given
+    arguments = dict(call_kwargs or {})
+    if isinstance(arguments.get(STEPS), int) and not SCHEDULE & set(arguments):
+        arguments[STEPS] = min(arguments[STEPS], FEW_STEPS)
+    return arguments
 
 
 def _stop_at_vae(stack: ExitStack, pipe: Any, calls: Counter[str]) -> None:

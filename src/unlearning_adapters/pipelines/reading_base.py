@@ -64,7 +64,7 @@ def _reads_nan(
 ) -> str | None:
     """Return the name of a site that reads what edited layers have made, or None."""
     run = PartialRun(pipe, call_kwargs, any_video=all(site.kind != "hidden" for site in sites))
-    waiting = {(site.name, call) for site in sites for call in calls.get(site.name, (0,))}
+    pending = {(site.name, call) for site in sites for call in calls.get(site.name, (0,))}
     behind: list[str] = []
     thread = threading.get_ident()
 
@@ -72,18 +72,18 @@ def _reads_nan(
         return _as_nan(output) if threading.get_ident() == thread else output
 
     def end(component: str, count: int) -> None:
-        waiting.difference_update([key for key in waiting if key[0].startswith(f"{component}.") and key[1] < count])
-        if not waiting:
+        pending.difference_update([key for key in pending if key[0].startswith(f"{component}.") and key[1] < count])
+        if not pending:
             raise StopRun
 
     def reader(site: Site, counted: Counter[str]) -> Callable[[Tensor], None]:
         def read(tensor: Tensor) -> None:
             key = (site.name, counted[site.component] - 1)
-            if key in waiting:
-                waiting.discard(key)
+            if key in pending:
+                pending.discard(key)
                 if not is_finite(tensor):
                     behind.append(site.name)
-                if behind or not waiting:
+                if behind or not pending:
                     raise StopRun
 
         return read

@@ -29,12 +29,12 @@ def without_padding(pipe: Any) -> Iterator[list[int]]:
     Yields:
         How many tokens were cut off in each call that had some, filled as the calls are made.
     """
-    saved: list[int] = []
+    lengths: list[int] = []
     with ExitStack() as stack:
         for name, component in pipe.components.items():
             if name.startswith("text_encoder") and isinstance(component, nn.Module):
-                _shorten(stack, component, saved)
-        yield saved
+                _shorten(stack, component, lengths)
+        yield lengths
 
 
 def _shorten(stack: ExitStack, encoder: nn.Module, saved: list[int]) -> None:

@@ -41,9 +41,9 @@ def kept_weight(layer: nn.Module) -> Tensor | None:
     if weight.is_meta:
         hook: Any = layer.__dict__.get("_hf_hook")
         for inner in hook.hooks if isinstance(hook, SequentialHook) else (hook,):
-            stored = _stored(getattr(inner, "weights_map", None), "weight")
-            if stored is not None:
-                return stored
+            value = _stored(getattr(inner, "weights_map", None), "weight")
+            if value is not None:
+                return value
     return weight
 
 

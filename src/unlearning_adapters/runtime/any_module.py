@@ -102,15 +102,15 @@ def wrap_denoiser(
 
 def _call_signature(run: Run) -> inspect.Signature:
     """Return the arguments that a call of the pipeline accepts: `prompt`, `generator`, and those of the callable."""
-    expected = "Expected `run` to be a callable of (module, prompts, generators) and of further arguments with defaults"
+    text = "Expected `run` to be a callable of (module, prompts, generators) and of further arguments with defaults"
     if not callable(run):
-        raise ConfigError(f"{expected}, but got {type(run).__name__}.")
+        raise ConfigError(f"{text}, but got {type(run).__name__}.")
     parameters = list(inspect.signature(run).parameters.values())
     first, rest = parameters[:3], parameters[3:]
     bare = [item.name for item in rest if item.default is item.empty and item.kind not in (item.VAR_KEYWORD,)]
     bare = [name for name in bare if name != "images"]
     if len(first) < 3 or any(item.kind not in POSITIONAL for item in first) or bare:
-        raise ConfigError(f"{expected}, but got {getattr(run, '__name__', run)}{inspect.signature(run)}.")
+        raise ConfigError(f"{text}, but got {getattr(run, '__name__', run)}{inspect.signature(run)}.")
     names = ["prompt", "generator"]
     accepted = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
     for item in rest:

@@ -142,11 +142,11 @@ def with_stock_factors(pipe: Any, adapter: UnlearningAdapter) -> UnlearningAdapt
 
 
 def _check_widths(adapter: UnlearningAdapter, site: str, layer: Any) -> None:
-    built = [adapter.directions[site].in_features, None]
+    widths = [adapter.directions[site].in_features, None]
     live = [int(layer.in_features), int(layer.out_features)]
     if site in adapter.lora_B:
-        built[1] = int(adapter.lora_B[site].shape[0])
-    for width, expected, actual in zip(("in_features", "out_features"), built, live, strict=True):
+        widths[1] = int(adapter.lora_B[site].shape[0])
+    for width, expected, actual in zip(("in_features", "out_features"), widths, live, strict=True):
         if expected is not None and expected != actual:
             raise BaseMismatchError(
                 f"The adapter {adapter.info.concept!r} does not fit: it was built for {width} = {expected} at {site}, "

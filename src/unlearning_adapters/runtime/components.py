@@ -96,7 +96,7 @@ def _targets(components: Any) -> dict[str, tuple[str, ...]]:
         targets = {name: (name,) for name in components}
     else:
         targets = {}
-    listed = all(isinstance(places, (list, tuple)) and places for places in targets.values())
-    if not targets or not listed or not all(isinstance(name, str) for places in targets.values() for name in places):
+    all_lists = all(isinstance(places, (list, tuple)) and places for places in targets.values())
+    if not targets or not all_lists or not all(isinstance(name, str) for places in targets.values() for name in places):
         raise ConfigError(f"{WANTED}, but got {components!r:.80}.")
     return {source: tuple(places) for source, places in targets.items()}

@@ -225,11 +225,11 @@ class Editor:
         for path in {**plan.attached, **plan.fused}:
             check_site(self.denoiser, path)
             check_not_empty(self.denoiser, path)
-        outdated = self._outdated(plan)
-        for path in outdated:
+        changes = self._outdated(plan)
+        for path in changes:
             check_not_empty(self.denoiser, path)
             self._check_in_memory(path)
-        fused = [fused_weight(self._linear(path), self.records[path][1], path) for path in outdated]
+        fused = [fused_weight(self._linear(path), self.records[path][1], path) for path in changes]
         check_unchanged([item for item in fused if is_whole(item.record)])
         if self.scopes and not self._same_weights(plan):
             raise FuseError(
@@ -241,7 +241,7 @@ class Editor:
                 raise FuseError(changed_since_fused(path))
         owners: dict[int, str] = {}
         for path, edit in plan.fused.items():
-            if path in self.records and path not in outdated:
+            if path in self.records and path not in changes:
                 weight = self._weight(path)
             else:
                 self._check_in_memory(path)

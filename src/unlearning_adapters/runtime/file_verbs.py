@@ -82,8 +82,8 @@ def load_unlearning_adapter(
         check_new_name(name, loaded_names(editors))
         changes = []
         for component, part in check_sites(pipe, source).items():
-            given = strengths[component]
-            amount = source.strength if given is None else source.allowed_strength(given)
+            choice = strengths[component]
+            amount = source.strength if choice is None else source.allowed_strength(choice)
             editor, item = editors[component], Loaded(source, part, amount, amount)
             changes.append((editor, editor.stack.with_adapter(name, item, strict)))
         warn_of_partial_cover(pipe, source)
@@ -162,5 +162,5 @@ def check_new_name(name: str, loaded: Sequence[str]) -> None:
 def default_name(concept: str, loaded: Sequence[str]) -> str:
     """Return the name of a concept, made valid, and made unique by a number."""
     stem = concept.replace(".", "-").strip()[: MAX_LENGTH - 10] or "adapter"
-    numbered = (f"{stem}_{number}" for number in count(2))
-    return next(name for name in chain([stem], numbered) if name not in loaded)
+    others = (f"{stem}_{number}" for number in count(2))
+    return next(name for name in chain([stem], others) if name not in loaded)

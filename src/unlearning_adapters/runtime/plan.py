@@ -58,9 +58,9 @@ def plan_of(stack: Stack) -> Plan:
 
 def warn_of_near_duplicates(before: Plan, plan: Plan) -> None:
     """Warn of adapters that remove nearly the same direction, if the plan before had them not."""
-    known = {frozenset(pair) for pair in before.near_duplicates}
+    earlier = {frozenset(pair) for pair in before.near_duplicates}
     for (strong, weak), layers in plan.near_duplicates.items():
-        if frozenset((strong, weak)) not in known:
+        if frozenset((strong, weak)) not in earlier:
             warnings.warn(
                 f"The adapters {strong!r} and {weak!r} remove nearly the same direction at {layers} of "
                 f"{len(plan.stack.paths)} sites; they act there as one, at the larger strength "

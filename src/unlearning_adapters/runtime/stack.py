@@ -92,9 +92,9 @@ class Stack:
 
     def without(self, names: Iterable[str]) -> "Stack":
         """Return the stack without some adapters."""
-        gone = set(names)
-        loaded = {name: item for name, item in self.loaded.items() if name not in gone}
-        return replace(self, loaded=loaded, active=tuple(name for name in self.active if name not in gone))
+        removal = set(names)
+        loaded = {name: item for name, item in self.loaded.items() if name not in removal}
+        return replace(self, loaded=loaded, active=tuple(name for name in self.active if name not in removal))
 
     def with_active(self, strengths: Mapping[str, float | None], strict: bool | None = None) -> "Stack":
         """Return the stack in which just these adapters act; None is the strength with which one was loaded.
@@ -109,10 +109,10 @@ class Stack:
         """
         loaded = dict(self.loaded)
         for name in self.fused:
-            now, asked = loaded[name].strength, strengths.get(name, 0.0)
-            if asked not in (None, now):
+            now, choice = loaded[name].strength, strengths.get(name, 0.0)
+            if choice not in (None, now):
                 raise FuseError(
-                    f"The adapter {name!r} is fused at strength {now:g} and cannot be set to {asked:g}. "
+                    f"The adapter {name!r} is fused at strength {now:g} and cannot be set to {choice:g}. "
                     "Call unfuse_unlearning_adapters() first."
                 )
         here = {name: strength for name, strength in strengths.items() if name in loaded}

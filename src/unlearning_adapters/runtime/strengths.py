@@ -54,8 +54,8 @@ def by_component(strength: Strength, components: Sequence[str], name: str) -> di
                 f"The strengths of {name!r} name {component!r:.80}, but it edits {', '.join(components) or 'nothing'}. "
                 "Give a strength for these, or one number for all."
             )
-    given = {key: None if value is None else check_strength(value) for key, value in strength.items()}
-    return {component: given.get(component) for component in components}
+    strengths = {key: None if value is None else check_strength(value) for key, value in strength.items()}
+    return {component: strengths.get(component) for component in components}
 
 
 def _for_each(strengths: Any, count: int) -> list[Strength]:

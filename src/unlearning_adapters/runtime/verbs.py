@@ -56,8 +56,8 @@ def set_unlearning_adapters(
     names = as_names(adapter_names)
     with locked_editors(pipe) as editors:
         check_loaded(names, loaded_names(editors))
-        wanted = strength_by_name(names, strengths, _carried(editors))
-        change_stacks([(editor, editor.stack.with_active(wanted[name], strict)) for name, editor in editors.items()])
+        by_editor = strength_by_name(names, strengths, _carried(editors))
+        change_stacks([(editor, editor.stack.with_active(by_editor[name], strict)) for name, editor in editors.items()])
 
 
 @contextmanager
@@ -89,8 +89,8 @@ def unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str], strength:
     _check_not_compiled(pipe)
     with locked_editors(pipe) as editors:
         check_loaded(names, loaded_names(editors))
-        wanted = strength_by_name(names, strength, _carried(editors))
-        scopes = open_scopes([(editor, editor.stack.with_active(wanted[name])) for name, editor in editors.items()])
+        by_editor = strength_by_name(names, strength, _carried(editors))
+        scopes = open_scopes([(editor, editor.stack.with_active(by_editor[name])) for name, editor in editors.items()])
     try:
         with entered({editor.hooks.state: scope for editor, scope in scopes}):
             yield

@@ -76,7 +76,7 @@ def split_concept(concept: Concept) -> Split:
             f"Expected the concept {concept.name!r} to have at least 2 pairs whose prompts differ, so that one can be "
             f"held out of the build, but it has {len(pairs)}. Add pairs."
         )
-    used = min(DEFAULT_PAIRS, len(pairs) - max(1, len(pairs) // 4))
+    count = min(DEFAULT_PAIRS, len(pairs) - max(1, len(pairs) // 4))
     neutral = concept.neutral[:: max(1, len(concept.neutral) // (2 * SIDE))][: min(2 * SIDE, len(concept.neutral) // 2)]
     retain = [_alternate(concept.neighbours, SIDE // 2), _alternate(neutral, SIDE)]
     if not any(len(first) for first, _ in retain):
@@ -85,15 +85,15 @@ def split_concept(concept: Concept) -> Split:
             "else an edit changes, but it has none. Add `neutral: shared`."
         )
     phrases = _replacements(pairs)
-    with_concept = [_held_out(pair.unsafe, pair.safe, phrases, concept.words) for pair in pairs[used:]]
+    with_concept = [_held_out(pair.unsafe, pair.safe, phrases, concept.words) for pair in pairs[count:]]
     evaluation = [_held_out(prompt, None, phrases, concept.words) for prompt in concept.evaluation]
-    validating, testing = _alternate([item for item in evaluation if item.safe], SIDE)
+    validation, test = _alternate([item for item in evaluation if item.safe], SIDE)
     return Split(
-        replace(concept, pairs=pairs[:used], neutral=tuple(p for p in concept.neutral if p not in neutral)),
+        replace(concept, pairs=pairs[:count], neutral=tuple(p for p in concept.neutral if p not in neutral)),
         ProxyPrompts(
-            (*with_concept, *validating)[: 2 * SIDE], tuple(prompt for first, _ in retain for prompt in first)
+            (*with_concept, *validation)[: 2 * SIDE], tuple(prompt for first, _ in retain for prompt in first)
         ),
-        ProxyPrompts(tuple(testing), tuple(prompt for _, second in retain for prompt in second)),
+        ProxyPrompts(tuple(test), tuple(prompt for _, second in retain for prompt in second)),
     )
 
 

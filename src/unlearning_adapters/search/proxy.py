@@ -133,9 +133,9 @@ class Proxy:
             left = [(self._again(call) * call.probe).sum(dim=1) - call.offset for call in calls]
             leftover += torch.stack(left).sum(dim=0).tolist()
         for calls in self.retain:
-            moved = torch.stack([(self._again(call) - call.probe).square().sum(dim=1) for call in calls]).sum(dim=0)
+            distance = torch.stack([(self._again(call) - call.probe).square().sum(dim=1) for call in calls]).sum(dim=0)
             whole = torch.stack([call.offset.square() for call in calls]).sum(dim=0)
-            drift += (moved / whole).sqrt().tolist()
+            drift += (distance / whole).sqrt().tolist()
         return Score(tuple(leftover), tuple(drift))
 
     def _batches(self, count: int, make: Callable[[range], list[_ProbedCall]]) -> list[list[_ProbedCall]]:
@@ -215,10 +215,10 @@ def _telling(unsafe: Tensor, safe: Tensor) -> Tensor:
     gap = (unsafe - safe[0]).double()
     _, size, basis = torch.linalg.svd((safe[1:] - safe[0]).double(), full_matrices=False)
     basis = basis[size > SAME * gap.norm()]
-    telling = gap - (basis @ gap) @ basis
-    if not float(telling.norm()) > SAME * float(unsafe.norm()):
+    component = gap - (basis @ gap) @ basis
+    if not float(component.norm()) > SAME * float(unsafe.norm()):
         return torch.zeros_like(unsafe)
-    scaled: Tensor = telling / telling.square().sum()
+    scaled: Tensor = component / component.square().sum()
     return scaled.float()
 
 

@@ -259,7 +259,7 @@ def _try_settings(search: Search, study: Any, folder: Path, trials: int) -> bool
     """Run trials until there are enough; return whether Ctrl-C ended them."""
     count = len(_measured(study))
     _write_lines(folder / LINES, _measured(study))
-    failed = 0
+    failures = 0
     with tqdm(
         total=trials, initial=min(count, trials), desc="Trials", unit="trial", disable=not search.progress
     ) as bar:
@@ -273,8 +273,8 @@ def _try_settings(search: Search, study: Any, folder: Path, trials: int) -> bool
                 study.tell(trial, [score.most_leftover, score.mean_drift])
             except ConceptError:  # such settings find no direction in these pairs
                 study.tell(trial, state=load_optuna().trial.TrialState.FAIL)
-                failed += 1
-                if failed > trials:
+                failures += 1
+                if failures > trials:
                     raise
                 continue
             except KeyboardInterrupt:

@@ -61,10 +61,10 @@ def suggest(trial: Any, blocks: Sequence[int], pairs: int, seed: int, one_streng
         seed: Seed of the build.
         one_strength: Whether all blocks have the same strength.
     """
-    searched = {name: method.searched for name, method in METHODS.items() if method.searched is not None}
-    method = trial.suggest_categorical("method", tuple(searched))
+    ranges = {name: method.searched for name, method in METHODS.items() if method.searched is not None}
+    method = trial.suggest_categorical("method", tuple(ranges))
     settings: dict[str, Any] = {"method": method, "strength": trial.suggest_float("strength", *STRENGTH)}
-    settings |= {name: _value(trial, name, values) for name, values in searched[method].items()}
+    settings |= {name: _value(trial, name, values) for name, values in ranges[method].items()}
     # Without a choice of its own nearly no trial would take all blocks, which is the default.
     if len(blocks) > 1 and not trial.suggest_categorical("every_block", (True, False)):
         ends = [trial.suggest_int(name, 0, len(blocks) - 1) for name in ("one_end", "other_end")]
@@ -149,8 +149,12 @@ def choose(front: Sequence[Trial], erased: float = ERASED) -> Trial:
 
     Both aims are shares, of the concept and of what a prompt does, so that their plain distance is meaningful.
     """
-    gone = [trial for trial in front if trial.leftover <= erased]
-    return min(gone, key=lambda trial: trial.drift) if gone else min(front, key=lambda trial: hypot(*trial.place))
+    candidates = [trial for trial in front if trial.leftover <= erased]
+    return (
+        min(candidates, key=lambda trial: trial.drift)
+        if candidates
+        else min(front, key=lambda trial: hypot(*trial.place))
+    )
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:

@@ -69,8 +69,8 @@ def co_occurring(subject: Subject, target: Target, examples: Examples, budget: B
             f"The suite of {target.concept!r} has no set named 'together', of prompts with two things."
         )
     detectors = tuple(_any_body(detector, target) for detector in subject.detectors)
-    watching = replace(subject, detectors=detectors)
-    return (AttackPoint.of("beside another", watching.look(target.together, target)),)
+    observer = replace(subject, detectors=detectors)
+    return (AttackPoint.of("beside another", observer.look(target.together, target)),)
 
 
 def _any_body(detector: Detector, target: Target) -> Detector:

@@ -31,10 +31,10 @@ def resurrection(subject: Subject, target: Target, examples: Examples, budget: B
     """
     if not len(examples.latents):
         raise EvaluationError(f"There are no clips of {target.concept!r} to teach it from: it has no pairs.")
-    copied = subject.on(plain_copy(subject.pipe))
-    denoising = denoising_of(copied, examples.latents)
-    parameters = add_lora(copied.pipe, budget.seed)
-    embeds = copied.encode([request.text for request in examples.requests]).detach()
+    student = subject.on(plain_copy(subject.pipe))
+    denoising = denoising_of(student, examples.latents)
+    parameters = add_lora(student.pipe, budget.seed)
+    embeds = student.encode([request.text for request in examples.requests]).detach()
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     generator = torch.Generator().manual_seed(budget.seed)
     points, step, last = [], 0, None
@@ -48,7 +48,7 @@ def resurrection(subject: Subject, target: Target, examples: Examples, budget: B
             last = loss.item()
         subject.cost.steps += steps - step
         step = steps
-        points.append(AttackPoint.of(f"{steps} steps", copied.look(target.named, target), last))
+        points.append(AttackPoint.of(f"{steps} steps", student.look(target.named, target), last))
     return tuple(points)
 
 

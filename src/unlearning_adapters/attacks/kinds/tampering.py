@@ -34,15 +34,13 @@ def tampering(subject: Subject, target: Target, examples: Examples, budget: Budg
     }
     points = []
     for setting, change in changes.items():
-        copied = plain_copy(subject.pipe)
-        largest = change_weights(copied, change)
-        points.append(AttackPoint.of(setting, subject.on(copied).look(target.named, target), largest))
+        copy = plain_copy(subject.pipe)
+        largest = change_weights(copy, change)
+        points.append(AttackPoint.of(setting, subject.on(copy).look(target.named, target), largest))
     if subject.adapter is not None:
-        copied = plain_copy(subject.pipe)
-        largest = subtract_edit(copied, subject.adapter)
-        points.append(
-            AttackPoint.of("published edit subtracted", subject.on(copied).look(target.named, target), largest)
-        )
+        copy = plain_copy(subject.pipe)
+        largest = subtract_edit(copy, subject.adapter)
+        points.append(AttackPoint.of("published edit subtracted", subject.on(copy).look(target.named, target), largest))
     return tuple(points)
 
 
@@ -89,9 +87,9 @@ def subtract_edit(pipe: Any, adapter: UnlearningAdapter) -> float:
     Raises:
         EvaluationError: If the adapter holds no stock factors, which every saved file does.
     """
-    lacking = [site for site in adapter.sites if site not in adapter.lora_B]
-    if lacking:
-        raise EvaluationError(f"The adapter has no stock factor for {lacking[0]}. Save it, and attack its file.")
+    sites = [site for site in adapter.sites if site not in adapter.lora_B]
+    if sites:
+        raise EvaluationError(f"The adapter has no stock factor for {sites[0]}. Save it, and attack its file.")
     largest = 0.0
     for site, direction in adapter.directions.items():
         weight: Any = site_module(pipe, site).weight

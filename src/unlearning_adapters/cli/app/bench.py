@@ -70,10 +70,10 @@ class Bench:
             ConfigError: If the pipeline takes no prompt.
         """
         self.check_takes_text()
-        acting = [(adapter, strength) for adapter, strength in edits if strength]
-        if not acting:
+        active = [(adapter, strength) for adapter, strength in edits if strength]
+        if not active:
             return [self._of_base(job, *request) for request in requests]
-        with self.taken(job) as pipe, attached(pipe, acting):
+        with self.taken(job) as pipe, attached(pipe, active):
             return [self._make(prompt, seed) for prompt, seed in requests]
 
     def check_takes_text(self) -> None:

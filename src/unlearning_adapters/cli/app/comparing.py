@@ -68,18 +68,18 @@ def compare_grid(
     Returns:
         "html" that plays all, and "seconds".
     """
-    asked = [line.strip() for line in prompts.splitlines() if line.strip()]
-    if not asked or len(asked) > MOST_PROMPTS:
-        raise ConfigError(f"Expected 1 to {MOST_PROMPTS} prompts, one on each line, but got {len(asked)}.")
+    texts = [line.strip() for line in prompts.splitlines() if line.strip()]
+    if not texts or len(texts) > MOST_PROMPTS:
+        raise ConfigError(f"Expected 1 to {MOST_PROMPTS} prompts, one on each line, but got {len(texts)}.")
     if not edits:
         raise ConfigError("No adapter is switched on. Build one in the tab Forget, or switch one on.")
     start, single = time.perf_counter(), len(edits) == 1
     columns = []
     for factor in STRENGTHS:
-        acting = [(adapter, factor * (1.0 if single else value)) for _, adapter, value in edits]
-        columns.append(bench.clips(job, [(prompt, seed) for prompt in asked], acting))
+        active = [(adapter, factor * (1.0 if single else value)) for _, adapter, value in edits]
+        columns.append(bench.clips(job, [(prompt, seed) for prompt in texts], active))
     rows = []
-    for place, prompt in enumerate(asked):
+    for place, prompt in enumerate(texts):
         films = [
             video(column[place], session.folder, f"{prompt}, {factor:g}")
             for factor, column in zip(STRENGTHS, columns, strict=True)

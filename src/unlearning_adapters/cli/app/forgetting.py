@@ -88,10 +88,10 @@ def remarks(typed: Sequence[str], embedded: bool) -> str:
     except UnlearningError as error:
         findings = [Finding(True, one_line(error))]
     # Held-out prompts and neighbours are for the evaluation, and this form has no field for them.
-    shown = [item for item in findings if "of `evaluation`" not in item.text and "of `neighbours`" not in item.text]
-    if not shown:
+    notable = [item for item in findings if "of `evaluation`" not in item.text and "of `neighbours`" not in item.text]
+    if not notable:
         return "<p class='ua-good'>Nothing to remark.</p>"
-    rows = (f"<li class='ua-{'bad' if item.error else 'doubt'}'>{escape(item.text)}</li>" for item in shown)
+    rows = (f"<li class='ua-{'bad' if item.error else 'doubt'}'>{escape(item.text)}</li>" for item in notable)
     return f"<ul class='ua-remarks'>{''.join(rows)}</ul>"
 
 
@@ -110,9 +110,9 @@ def build(bench: Bench, session: Session, concept: Concept, settings: Mapping[st
     """
     start, texts = time.perf_counter(), list[str]()
     config = BuildConfig(**settings)
-    own = bench.call if config.scope == "concept" else prompt_length(bench.call)
+    call = bench.call if config.scope == "concept" else prompt_length(bench.call)
     with bench.taken(job) as pipe, collected_warnings(texts):
-        adapter = build_adapter(pipe, concept, config, progress=False, call_kwargs=own)
+        adapter = build_adapter(pipe, concept, config, progress=False, call_kwargs=call)
     job.tick()
     name = session.add(Entry(adapter, concept, texts))
     return {"name": name, "adapter": adapter, "warnings": texts, "seconds": time.perf_counter() - start}

@@ -52,8 +52,8 @@ class Measurement:
         bench.check_takes_text()
         self.bench, self.entry, self.controls = bench, entry, controls
         self.suite = suite_for(_suite(entry, clips), bench.pipe, **bench.call)
-        named = as_detectors(list(detectors)) if detectors else default_detectors(self.suite)
-        self.detectors = with_validity(named)
+        chosen_detectors = as_detectors(list(detectors)) if detectors else default_detectors(self.suite)
+        self.detectors = with_validity(chosen_detectors)
         self.folder = session.folder / "measurement"
         self.arms = plan_arms(entry.adapter, {}, controls)
         self.total = len(self.arms) * len(list(self.suite.cases()))
@@ -83,12 +83,12 @@ class Measurement:
         """Return the report of what there is; None before the first clip."""
         try:
             record, rows = read_record(self.folder), Store(self.folder).rows()
-            begun = {key[0] for key in rows}
+            arms = {key[0] for key in rows}
             for name, arm in self.arms.items():
-                if name in begun and name not in record["arms"]:
+                if name in arms and name not in record["arms"]:
                     details = {"title": arm.title, "part": arm.part, "details": dict(arm.details)}
                     record["arms"][name] = {**details, "call": dict(arm.call), "cases": 0}
-            return make_report(record, rows, self.suite, self.detectors) if "base" in begun else None
+            return make_report(record, rows, self.suite, self.detectors) if "base" in arms else None
         except (UnlearningError, OSError):  # a line that is being written, or nothing yet
             return None
 

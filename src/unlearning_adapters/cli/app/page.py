@@ -100,7 +100,7 @@ def _own_pairs(bench: Bench, source: gr.Dropdown, file: gr.File) -> list[Any]:
             words = gr.Textbox(OWN_WORDS, label="Its words, separated by commas")
         pairs = gr.Textbox(OWN_PAIRS, label="Pairs, one on each line: with it | without it", lines=5)
         neutral = gr.Textbox("", label="Prompts that must not change, one on each line (empty: a shared set)", lines=2)
-        said = gr.HTML()
+        remarks_box = gr.HTML()
     typed = [name, words, pairs, neutral]
 
     def switch(chosen: str, *texts: str) -> list[Any]:
@@ -109,9 +109,9 @@ def _own_pairs(bench: Bench, source: gr.Dropdown, file: gr.File) -> list[Any]:
     def lint(*texts: str) -> str:
         return remarks(texts, bench.embedded)
 
-    source.change(switch, [source, *typed], [file, own, said], **BARE)
+    source.change(switch, [source, *typed], [file, own, remarks_box], **BARE)
     for box in typed:
-        box.change(lint, typed, said, trigger_mode="always_last", **BARE)
+        box.change(lint, typed, remarks_box, trigger_mode="always_last", **BARE)
     return typed
 
 
@@ -180,23 +180,23 @@ def _measure(bench: Bench, sessions: Sessions, local: bool) -> gr.Dropdown:
     with gr.Accordion("Open an earlier report", open=False, visible=local):
         path = gr.Textbox(label="Folder of the run, or its report.json", placeholder="report")
         look_at = gr.Button("Open", size="sm")
-    found = [status, rates, picture, report]
+    outputs = [status, rates, picture, report]
 
     def run(request: gr.Request, chosen: str, count: int, names: list[str], controlled: bool) -> Iterator[Any]:
-        session, planned = session_of(sessions, request), list[Measurement]()
+        session, jobs = session_of(sessions, request), list[Measurement]()
 
         def begin() -> tuple[Any, str]:
             entry = session.entry(chosen)
-            asked = list(names or []) if local else []
-            planned.append(Measurement(bench, session, entry, min(int(count), max(SIZES)), asked, controlled))
-            return planned[0].run, f"Measuring {chosen}"
+            detector_names = list(names or []) if local else []
+            jobs.append(Measurement(bench, session, entry, min(int(count), max(SIZES)), detector_names, controlled))
+            return jobs[0].run, f"Measuring {chosen}"
 
         def live(job: Job) -> tuple[Any, ...]:
-            made = planned[0].made()
-            text = f"<p class='ua-note' role='status'>{made} of about {planned[0].total} clips ...</p>"
-            return text if made else progress(job), table(planned[0].so_far()), gr.skip(), gr.skip()
+            made = jobs[0].made()
+            text = f"<p class='ua-note' role='status'>{made} of about {jobs[0].total} clips ...</p>"
+            return text if made else progress(job), table(jobs[0].so_far()), gr.skip(), gr.skip()
 
-        yield from follow(session, begin, [gr.skip()] * 3, lambda made: _measured(made, planned[0].folder), live)
+        yield from follow(session, begin, [gr.skip()] * 3, lambda made: _measured(made, jobs[0].folder), live)
 
     def open_report(request: gr.Request, source: str) -> tuple[Any, ...]:
         try:
@@ -206,8 +206,8 @@ def _measure(bench: Bench, sessions: Sessions, local: bool) -> gr.Dropdown:
             return failed(error), gr.skip(), gr.skip(), gr.skip()
         return verdict(made), table(made), gr.update(visible=False), page
 
-    start.click(run, [name, size, detectors, controls], found, **BARE)
-    look_at.click(open_report, path, found, **BARE)
+    start.click(run, [name, size, detectors, controls], outputs, **BARE)
+    look_at.click(open_report, path, outputs, **BARE)
     return name
 
 
@@ -226,7 +226,7 @@ def _share(sessions: Sessions, local: bool) -> gr.Dropdown:
         show = gr.Button("Show the card and the file", min_width=200)
         engine = gr.Dropdown(engine_names(), value="diffusers", label="Engine", min_width=200)
         export = gr.Button("Export for it", min_width=140)
-    said = gr.HTML()
+    message = gr.HTML()
     files = gr.File(label="Files", file_count="multiple", interactive=False, visible=False)
     line = gr.Code(
         label="How to load it there", language=None, interactive=False, visible=False, wrap_lines=True, lines=1
@@ -254,10 +254,10 @@ def _share(sessions: Sessions, local: bool) -> gr.Dropdown:
     def export_for(request: gr.Request, chosen: str, program: str) -> tuple[Any, ...]:
         session = session_of(sessions, request)
         try:
-            written, text = for_engine(session.entry(chosen), session, program)
+            files, text = for_engine(session.entry(chosen), session, program)
         except Exception as error:
             return failed(error), gr.skip(), gr.skip()
-        paths = [str(path) for path in written]
+        paths = [str(path) for path in files]
         return "", gr.update(value=paths, visible=True), gr.update(value=text, visible=True)
 
     def push_it(request: gr.Request, chosen: str, where: str, secret: str, closed: bool) -> tuple[str, str]:
@@ -268,8 +268,8 @@ def _share(sessions: Sessions, local: bool) -> gr.Dropdown:
         except Exception as error:
             return failed(str(error).replace(secret, "***") if secret else error), ""
 
-    show.click(card_of, [name, repository], [said, files, front, body], **BARE)
-    export.click(export_for, [name, engine], [said, files, line], **BARE)
+    show.click(card_of, [name, repository], [message, files, front, body], **BARE)
+    export.click(export_for, [name, engine], [message, files, line], **BARE)
     send.click(push_it, [name, repository, token, private], [pushed, token], **BARE)
     return name
 

@@ -58,10 +58,10 @@ class Session:
         """
         if len(self.entries) >= MOST:
             raise ConfigError(f"This page holds {MOST} adapters, which is the most. Take one off, or open another tab.")
-        wanted = name = entry.adapter.info.concept
+        stem = name = entry.adapter.info.concept
         number = 2
         while name in self.entries:
-            name, number = f"{wanted} ({number})", number + 1
+            name, number = f"{stem} ({number})", number + 1
         self.entries[name] = entry
         self.built += 1
         return name

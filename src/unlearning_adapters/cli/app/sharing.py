@@ -65,9 +65,9 @@ def for_engine(entry: Entry, session: Session, engine: str, strength: float | No
         EngineError: If the engine would not read all of it.
     """
     folder = session.folder / "export" / re.sub(r"\W+", "-", engine)
-    written = export_for_engine(entry.adapter, folder, engine=engine, strengths=strength, force=False)
-    files = [Path(lora.file) for lora in written.loras]
-    return files, written.instructions.replace(f"{folder}/", "").replace(str(folder), ".")
+    export = export_for_engine(entry.adapter, folder, engine=engine, strengths=strength, force=False)
+    files = [Path(lora.file) for lora in export.loras]
+    return files, export.instructions.replace(f"{folder}/", "").replace(str(folder), ".")
 
 
 def push(entry: Entry, repository: str, token: str, private: bool) -> str:

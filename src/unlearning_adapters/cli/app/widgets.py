@@ -127,10 +127,10 @@ class Rows:
                 if not self.local:  # hidden widgets can still be called
                     raise ConfigError("This page opens no files. Install the package, and run `unlearn app`.")
                 name = session.add(Entry(load_adapter(source.strip())))
-                said = f"<p class='ua-good'>{escape(name)} is open.</p>"
+                message = f"<p class='ua-good'>{escape(name)} is open.</p>"
             except Exception as error:
-                said = failed(error)
-            return [said, *self.refreshed(session, values[:MOST], values[MOST:])]
+                message = failed(error)
+            return [message, *self.refreshed(session, values[:MOST], values[MOST:])]
 
         page.load(begin, outputs=self.outputs, show_progress="hidden")
         built.change(grown, state, self.outputs, show_progress="hidden")
@@ -151,11 +151,11 @@ class Rows:
 
     def refreshed(self, session: Session, switches: Sequence[bool], dials: Sequence[float]) -> list[Any]:
         """Return updates of all widgets; adapters that the page knew keep their switches and dials."""
-        known, names = session.shown, list(session.entries)
+        before, names = session.shown, list(session.entries)
         shown, on, strength = [], [], []
         for place in range(MOST):
             there = place < len(names)
-            old = there and place < min(known, len(switches))
+            old = there and place < min(before, len(switches))
             own = min(session.entries[names[place]].adapter.strength, STEEPEST) if there else 1.0
             shown.append(gr.update(visible=there))
             on.append(gr.update(label=names[place] if there else "", value=switches[place] if old else True))

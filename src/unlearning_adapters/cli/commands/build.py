@@ -88,9 +88,9 @@ def build(
     from unlearning_adapters.concepts.concept import load_concept
     from unlearning_adapters.config import BuildConfig
 
-    config, chosen = BuildConfig(**options.given(settings)), [load_concept(concept) for concept in concepts]
-    places = _places(output, [concept.name for concept in chosen])
-    given = {name: opened(value) for name, value in call.items()}
+    config, loaded = BuildConfig(**options.given(settings)), [load_concept(concept) for concept in concepts]
+    places = _places(output, [concept.name for concept in loaded])
+    arguments = {name: opened(value) for name, value in call.items()}
     for place in places:
         file_at(place)  # before the work, not after it
     from unlearning_adapters.building.build_many import build_adapters
@@ -100,11 +100,13 @@ def build(
 
     start = time.perf_counter()
     generation = generation_of(pipe)  # clips for scope="concept" are made as the model is called; words need less
-    own = generation if config.scope == "concept" else prompt_length(generation)
-    adapters = build_adapters(pipe, chosen, config, call_kwargs={**own, **given}, neutral_cache=neutral_cache)
+    call_kwargs = generation if config.scope == "concept" else prompt_length(generation)
+    adapters = build_adapters(
+        pipe, loaded, config, call_kwargs={**call_kwargs, **arguments}, neutral_cache=neutral_cache
+    )
     seconds = time.perf_counter() - start
     results = [_saved(adapter, place) for adapter, place in zip(adapters, places, strict=True)]
-    for each, concept, place in zip(results, chosen, places, strict=True):
+    for each, concept, place in zip(results, loaded, places, strict=True):
         write_record(
             place,
             pipe,
@@ -112,7 +114,7 @@ def build(
             prompts={"pairs": [concept.pairs_hash], "neutral": concept.neutral},
             seeds={"build": config.seed},
             results={"sha256": file_digest(each["file"]), **{key: each[key] for key in ("strength", "rank", "sites")}},
-            part=concept.name if len(chosen) > 1 else "",
+            part=concept.name if len(loaded) > 1 else "",
         )
     text = "\n".join(
         f"{each['file']}: {each['concept']}, {each['method']}, strength {each['strength']:.3g}, rank {each['rank']}, "

@@ -73,7 +73,7 @@ def lint(names: tuple[str, ...]) -> CommandResult:
     from unlearning_adapters.concepts.concept import list_concepts, load_concept
     from unlearning_adapters.concepts.lint import Finding, lint_concept
 
-    checked, lines, errors = [], [], 0
+    results, lines, errors = [], [], 0
     for source in names or list_concepts():
         try:
             concept = load_concept(source)
@@ -82,9 +82,9 @@ def lint(names: tuple[str, ...]) -> CommandResult:
             name, findings = str(source), [Finding(True, str(error))]
         errors += sum(finding.error for finding in findings)
         rows = [{"error": finding.error, "text": finding.text} for finding in findings]
-        checked.append({"name": name, "findings": rows})
+        results.append({"name": name, "findings": rows})
         lines += [f"{name}: {finding}" for finding in findings] or [f"{name}: nothing to say"]
-    return CommandResult({"concepts": checked, "errors": errors}, "\n".join(lines), code=int(errors > 0))
+    return CommandResult({"concepts": results, "errors": errors}, "\n".join(lines), code=int(errors > 0))
 
 
 for action in (command("list", "list the shipped concepts (the default)")(_listed), show, new, lint):

@@ -191,8 +191,10 @@ def _diff(request: EvalOptions) -> CommandResult:
         raise ConfigError(f"Expected two reports, `unlearn eval diff A B`, but got {len(request.subjects) - 1}.")
     before, after = (read_report(source) for source in request.subjects[1:])
     difference = diff_reports(before, after)
-    failed = failures(after, request.fail_under) if request.fail_under else []
-    return CommandResult({**difference.to_dict(), "failures": failed}, difference.to_text(), failure="; ".join(failed))
+    reasons = failures(after, request.fail_under) if request.fail_under else []
+    return CommandResult(
+        {**difference.to_dict(), "failures": reasons}, difference.to_text(), failure="; ".join(reasons)
+    )
 
 
 def _written(report: Any, folder: str, thresholds: dict[str, float]) -> CommandResult:
@@ -205,10 +207,10 @@ def _written(report: Any, folder: str, thresholds: dict[str, float]) -> CommandR
     text = to_markdown(report.data)
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     page = write_page(report, folder)
-    failed = failures(report, thresholds) if thresholds else []
+    reasons = failures(report, thresholds) if thresholds else []
     files = [str(file) for file in (path, path.with_suffix(".md"), page)]
     data = {**{name: value for name, value in report.data.items() if name not in ("samples", "suite")}, "files": files}
-    return CommandResult({**data, "failures": failed}, "\n".join((text, *files)), failure="; ".join(failed))
+    return CommandResult({**data, "failures": reasons}, "\n".join((text, *files)), failure="; ".join(reasons))
 
 
 def _features(name: str | None) -> Any:

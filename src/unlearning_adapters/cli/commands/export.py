@@ -69,13 +69,13 @@ def export(
     pipe = None if base is None else open_pipeline(base, dtype, device)
     amounts = list(strengths) or None
     if engine is not None and component is None:
-        made = export_for_engine(
+        result = export_for_engine(
             adapters, output, engine=engine, strengths=amounts, base=pipe, layout=layout, loras=others, force=force
         )
-        written = [_described(lora) for lora in made.loras]
-        text = "\n".join([*(line for _, line in written), "", f"In {engine}:", made.instructions])
-        data = written[0][0] if len(written) == 1 else {"files": [each for each, _ in written]}
-        return CommandResult({**data, "instructions": made.instructions}, text)
+        loras_data = [_described(lora) for lora in result.loras]
+        text = "\n".join([*(line for _, line in loras_data), "", f"In {engine}:", result.instructions])
+        data = loras_data[0][0] if len(loras_data) == 1 else {"files": [each for each, _ in loras_data]}
+        return CommandResult({**data, "instructions": result.instructions}, text)
     lora = export_lora(
         adapters,
         output,
@@ -134,23 +134,23 @@ def _fused(
     from unlearning_adapters.export.fused_pipeline import export_fused
 
     edits = load_edits(adapters, strengths)  # before the pipeline, which takes longer
-    opened: Any = base if base not in EMBEDDED and dtype is None else open_pipeline(base, dtype, device)
-    made = export_fused(
+    pipeline: Any = base if base not in EMBEDDED and dtype is None else open_pipeline(base, dtype, device)
+    out = export_fused(
         [adapter for adapter, _ in edits],
         folder,
-        base=opened,
+        base=pipeline,
         strengths=[amount for _, amount in edits],
         push_to=push_to,
     )
     data: Mapping[str, Any] = {
-        "folder": str(folder), "base": base, "concepts": list(made.concepts), "strengths": list(made.strengths),
-        "fused": True, "layers": made.layers, "files": made.files, "deviation": made.deviation, "commit": made.commit,
+        "folder": str(folder), "base": base, "concepts": list(out.concepts), "strengths": list(out.strengths),
+        "fused": True, "layers": out.layers, "files": out.files, "deviation": out.deviation, "commit": out.commit,
     }  # fmt: skip
     text = (
-        f"{folder}: {base} without {_named(made.concepts, made.strengths)}, fused into its weights: {made.layers} "
-        f"layers of {made.files} files, at most {made.deviation:.1e} off the exact edit"
+        f"{folder}: {base} without {_named(out.concepts, out.strengths)}, fused into its weights: {out.layers} "
+        f"layers of {out.files} files, at most {out.deviation:.1e} off the exact edit"
     )
-    return CommandResult(dict(data), f"{text}\n{made.commit}" if made.commit else text)
+    return CommandResult(dict(data), f"{text}\n{out.commit}" if out.commit else text)
 
 
 def _named(concepts: Iterable[str], strengths: Iterable[float]) -> str:

@@ -31,8 +31,8 @@ def push(adapter: str, repository: str, result: str | None, **settings: Any) -> 
     """Push an adapter and its card to the Hub; `settings` are arguments of `push_adapter`."""
     from unlearning_adapters.hub.hub import push_adapter
 
-    measured = None if result is None else read_result(result)
-    url = push_adapter(adapter, repository, result=measured, **options.given(settings))
+    measurement = None if result is None else read_result(result)
+    url = push_adapter(adapter, repository, result=measurement, **options.given(settings))
     return CommandResult({"repository": repository, "url": url}, url)
 
 

@@ -112,20 +112,20 @@ def _choice(
     from unlearning_adapters.search.front import show_front
     from unlearning_adapters.search.search import BEST
 
-    changed: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     if look:
-        changed["clips"] = record.get("clips") or show_front(search, result, folder, arguments)
-        page = write_front_page(folder, {**record, **changed})
+        changes["clips"] = record.get("clips") or show_front(search, result, folder, arguments)
+        page = write_front_page(folder, {**record, **changes})
         if choose is None and at_terminal():
-            click.echo(_text({**record, **changed}, folder), err=True)
+            click.echo(_text({**record, **changes}, folder), err=True)
             choose = click.prompt(f"Look at {page}. Which trial", default=record["best"], type=int, err=True)
     if choose is not None:
         trial = chosen_trial(result.front, choose)
         search.adapter(trial.config).save_pretrained(folder / BEST)
-        changed["best"] = trial.number
+        changes["best"] = trial.number
         if look:
-            write_front_page(folder, {**record, **changed})
-    return changed
+            write_front_page(folder, {**record, **changes})
+    return changes
 
 
 def _generation(

@@ -103,26 +103,26 @@ def read_record(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read {str(place)!r}: {error}. Give a {FILE}.") from error
     words = record.get("command") if isinstance(record, dict) else None
-    known = isinstance(record, dict) and record.get("schema") == SCHEMA
-    part = record.get("part", "") if known else ""
+    valid = isinstance(record, dict) and record.get("schema") == SCHEMA
+    part = record.get("part", "") if valid else ""
     if not isinstance(part, str) or Path(part).name != part:
         raise ConfigError(f"{str(place)!r} names a part of its result that is no folder in it.")
-    if not known or not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not words:
+    if not valid or not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not words:
         raise ConfigError(f"{str(place)!r} is no {FILE} of the kind {SCHEMA!r}. Give one that `unlearn` wrote.")
     return dict(record)
 
 
 def with_output(words: Sequence[str], output: str) -> list[str]:
     """Return the words of a command with another output."""
-    changed, skip = [], False
+    result, skip = [], False
     for word in words:
         if skip:
             skip = False
         elif word in OUTPUT:
             skip = True
         elif not word.startswith("--output="):
-            changed.append(word)
-    return [*changed, "-o", output]
+            result.append(word)
+    return [*result, "-o", output]
 
 
 def differences(then: Any, now: Any, name: str = "") -> Iterator[str]:

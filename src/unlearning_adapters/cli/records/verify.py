@@ -47,27 +47,29 @@ def verify(model: str, adapter: str, base: str | None) -> CommandResult:
     """Compare the checkpoint with the base, tensor by tensor."""
     from unlearning_adapters.adapter.adapter import load_adapter
 
-    held = load_adapter(adapter)
-    own, old = folder_tensors(model), base_tensors(base or held.info.base_model)
-    sites = [site_strength(held, site, old, own) for site in held.sites]
-    edited = {f"{site}.weight" for site in held.sites}
-    others = sorted(name for name in own.keys() & old.keys() if name not in edited and _differs(own[name], old[name]))
+    expected = load_adapter(adapter)
+    current, old = folder_tensors(model), base_tensors(base or expected.info.base_model)
+    sites = [site_strength(expected, site, old, current) for site in expected.sites]
+    edited = {f"{site}.weight" for site in expected.sites}
+    others = sorted(
+        name for name in current.keys() & old.keys() if name not in edited and _differs(current[name], old[name])
+    )
     odd = [site.site for site in sites if not site.explained]
     strengths = [site.strength for site in sites]
     low, high = min(strengths), max(strengths)
     holds = not odd and low > 0.01 and high - low <= 0.02 + 0.02 * high
-    lines = [_verdict(held.info.concept, holds, low, high, odd, len(sites))]
+    lines = [_verdict(expected.info.concept, holds, low, high, odd, len(sites))]
     lines += [
         f"  {site}: the difference from the base is not this adapter alone" for site in odd[:SHOWN] if high > 0.01
     ]
     lines.append(
         _listed(f"{len(others)} other tensors differ from the base" if others else "nothing else differs", others)
     )
-    missing = sorted(old.keys() - own.keys())
+    missing = sorted(old.keys() - current.keys())
     if missing:
         lines.append(_listed(f"{len(missing)} tensors of the base are not in it", missing))
     data = {
-        "holds": holds, "concept": held.info.concept, "strength": [low, high],
+        "holds": holds, "concept": expected.info.concept, "strength": [low, high],
         "sites": [asdict(site) for site in sites], "unexplained": odd, "others": others, "missing": missing,
     }  # fmt: skip
     return CommandResult(data, "\n".join(lines), 0 if holds else 1)

@@ -32,7 +32,7 @@ def conditions_of(pipe: Any, suite: Suite, batch: int = 1) -> dict[str, Any]:
     parameter = next(first.parameters())
     scheduler = getattr(pipe, "scheduler", None)
     config = {k: v for k, v in dict(getattr(scheduler, "config", {})).items() if not k.startswith("_")}
-    compared = {
+    conditions = {
         "pipeline": type(pipe).__name__,
         "model": base_model_of(pipe),
         "denoisers": {name: type(network).__name__ for name, network in networks.items()},
@@ -45,14 +45,18 @@ def conditions_of(pipe: Any, suite: Suite, batch: int = 1) -> dict[str, Any]:
         "suite": suite.sha256,
         "batch": batch,
     }
-    return {**compared, "hash": conditions_hash(compared), "versions": {name: version_of(name) for name in LIBRARIES}}
+    return {
+        **conditions,
+        "hash": conditions_hash(conditions),
+        "versions": {name: version_of(name) for name in LIBRARIES},
+    }
 
 
 def conditions_hash(conditions: Mapping[str, Any]) -> str:
     """Return a short hash of conditions, without versions and what older runs do not say."""
-    compared = {
+    relevant = {
         name: value
         for name, value in conditions.items()
         if name not in ("hash", "versions") and (name, value) not in UNSAID.items()
     }
-    return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

@@ -39,13 +39,13 @@ def random_adapter(adapter: UnlearningAdapter, seed: int = 0) -> UnlearningAdapt
         seed: Seed of the rotations.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-    turned: dict[bytes, Direction] = {}
+    rotated: dict[bytes, Direction] = {}
     directions = {}
     for site, direction in adapter.directions.items():
         key = direction.read.cpu().numpy().tobytes() + direction.write.cpu().numpy().tobytes()
-        if key not in turned:
-            turned[key] = turn(direction, generator)
-        same = turned[key]
+        if key not in rotated:
+            rotated[key] = turn(direction, generator)
+        same = rotated[key]
         directions[site] = same if same.gain == direction.gain else replace(same, gain=direction.gain)
     return replace(adapter, info=replace(adapter.info, method="random"), directions=directions, lora_B={})
 

@@ -135,10 +135,10 @@ def look_again(store: Store, suite: Suite, detectors: Sequence[Detector], progre
         progress: Whether to show a progress bar.
     """
     texts = {(part.name, prompt.id): prompt.text for part in suite.sets for prompt in part.prompts}
-    changed = []
+    updates = []
     for row in tqdm(store.rows().values(), desc="rescore", unit="clip", disable=not progress):
         findings = dict(row.found)
         if row.clip:
             findings |= look(detectors, store.load_clip(row), texts[row.set, row.prompt])
-        changed.append(Row(**{**vars(row), "found": findings}))
-    store.replace(changed)
+        updates.append(Row(**{**vars(row), "found": findings}))
+    store.replace(updates)

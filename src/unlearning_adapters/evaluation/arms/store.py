@@ -141,8 +141,8 @@ class Store:
         try:
             if not row.clip:
                 raise FileNotFoundError("the row has none")
-            with np.load(path, allow_pickle=False) as stored:
-                return check_clip(stored["clip"])
+            with np.load(path, allow_pickle=False) as archive:
+                return check_clip(archive["clip"])
         except (OSError, ValueError, KeyError) as error:
             raise EvaluationError(f"Cannot read the clip of {'/'.join(map(str, row.key))}: {error}.") from error
 

@@ -90,17 +90,17 @@ def compare_methods(
     _check(methods, suite)
     golden = {} if gold is None else {GOLD: gold_arm(pipe, gold, suite)}
     length = prompt_length(suite.generation)
-    built, left_out = _built_methods(pipe, concept, methods, folder, length, progress)
+    adapters, left_out = _built_methods(pipe, concept, methods, folder, length, progress)
     arms: dict[str, Arm] = {
         method: adapter_arm(adapter, title=method, build_seconds=seconds)
-        for method, (adapter, seconds) in built.items()
+        for method, (adapter, seconds) in adapters.items()
     }
     if esd is not None:
         arms[ESD] = esd_arm(pipe, concept, suite, esd, folder / ESD, progress)
     arms |= golden
     arms[NEGATIVE] = negative_prompt_arm(suite.words[0])
     arms[ORACLE] = reworded_arm(suite.words)
-    arms[RANDOM] = random_arm(built[DEFAULT if DEFAULT in built else next(iter(built))][0])
+    arms[RANDOM] = random_arm(adapters[DEFAULT if DEFAULT in adapters else next(iter(adapters))][0])
     report = evaluate(
         pipe, None, suite, detectors, arms=arms, gate=gate, output=folder, progress=progress, batch_size=batch_size
     )
@@ -160,24 +160,24 @@ def _built_methods(
     pipe: Any, concept: Concept, methods: Sequence[str], folder: Path, length: dict[str, Any], progress: bool
 ) -> tuple[dict[str, tuple[UnlearningAdapter, float]], dict[str, str]]:
     """Return the adapters that can be built, with their seconds, and why others cannot."""
-    stored = {method: _stored(concept, method, folder) for method in methods}
-    built: dict[str, tuple[UnlearningAdapter, float]] = {}
+    earlier = {method: _stored(concept, method, folder) for method in methods}
+    adapters: dict[str, tuple[UnlearningAdapter, float]] = {}
     errors: dict[str, UnlearningError] = {}
     for method in methods:
         try:
-            built[method] = stored[method] or _built(pipe, concept, method, folder, length, progress)
+            adapters[method] = earlier[method] or _built(pipe, concept, method, folder, length, progress)
         except UnlearningError as error:
             errors[method] = error
     reasons = {method: " ".join(str(error).split()) for method, error in errors.items()}
-    if not built:
+    if not adapters:
         first = next(iter(errors.values()))
         if len(errors) == 1:
             raise first
-        listed = " ".join(f"{method}: {reason}" for method, reason in reasons.items())
-        raise EvaluationError(f"None of the methods can be built. {listed}") from first
+        reasons_text = " ".join(f"{method}: {reason}" for method, reason in reasons.items())
+        raise EvaluationError(f"None of the methods can be built. {reasons_text}") from first
     for method, reason in reasons.items():
         warnings.warn(f"The method {method!r} cannot be built and is left out: {reason}", stacklevel=3)
-    return built, reasons
+    return adapters, reasons
 
 
 def _stored(concept: Concept, method: str, folder: Path) -> tuple[UnlearningAdapter, float] | None:

@@ -54,19 +54,19 @@ def record_calls(
     Raises:
         DenoiserError: If the run called none of the denoisers.
     """
-    recorded: list[Call] = []
+    calls: list[Call] = []
 
     def read(component: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorded.append(Call(component, _copy(args), _copy(kwargs)))
-        if len(recorded) == count:
+        calls.append(Call(component, _copy(args), _copy(kwargs)))
+        if len(calls) == count:
             raise StopRun
 
     with ExitStack() as stack:
         on_call(stack, run.pipe, networks, read)
         run(prompts, seeds, image)
-    if not recorded:
+    if not calls:
         raise DenoiserError(f"A run of {type(run.pipe).__name__} called none of its denoisers.")
-    return recorded
+    return calls
 
 
 def text_of(
@@ -92,8 +92,8 @@ def text_of(
         new if index < len(first.args) and not _same(new, first.args[index]) else _KEPT
         for index, new in enumerate(other.args)
     )
-    changed = {key: new for key, new in other.kwargs.items() if not _same(new, first.kwargs.get(key))}
-    return Call(other.component, args, changed)
+    changes = {key: new for key, new in other.kwargs.items() if not _same(new, first.kwargs.get(key))}
+    return Call(other.component, args, changes)
 
 
 def with_text(call: Call, text: Call) -> Call:

@@ -54,24 +54,24 @@ class Fitting:
         failure: PipelineError | None = None
         before: set[str] = set()
         for size in self._open:
-            said = set[str]()
+            messages = set[str]()
             for self.found in size:
                 with_picture = not self.found.keys().isdisjoint(IMAGE_ARGUMENTS)
                 try:
-                    made = action(self.arguments)
+                    result = action(self.arguments)
                 except PipelineError as error:
                     if failure is None or with_picture == _wants_picture(failure):
                         failure = error
                     no_memory = isinstance(error.__cause__, (MemoryError, torch.OutOfMemoryError))
                     if no_memory or broken_part(self.pipe):
                         raise
-                    said.add(str(error.__cause__))
+                    messages.add(str(error.__cause__))
                 else:
                     self._fits = True
-                    return made
-            if said == before:
+                    return result
+            if messages == before:
                 break
-            before = said
+            before = messages
         assert failure is not None
         raise failure from failure.__cause__
 

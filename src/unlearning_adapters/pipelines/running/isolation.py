@@ -35,8 +35,8 @@ def own_pipeline(pipe: Any, seed: int, *, guidance: bool = False) -> Iterator[An
     Yields:
         The pipeline to call.
     """
-    copied = copy.copy(pipe)
-    vars(copied)["_progress_bar_config"] = {"disable": True}
+    clone = copy.copy(pipe)
+    vars(clone)["_progress_bar_config"] = {"disable": True}
     with ExitStack() as stack:
         stack.enter_context(reading(denoisers(pipe).values()))  # first: whoever waits for a change holds nothing else
         stack.enter_context(_own_random_state(seed))
@@ -44,15 +44,15 @@ def own_pipeline(pipe: Any, seed: int, *, guidance: bool = False) -> Iterator[An
             if hasattr(component, "set_attn_processor"):
                 stack.enter_context(_same_processors(component))
             if hasattr(component, "set_timesteps"):
-                vars(copied)[name] = _own_scheduler(component)
+                vars(clone)[name] = _own_scheduler(component)
             elif hasattr(component, "prepare_models") and hasattr(component, "disable"):
-                vars(copied)[name] = _own_guider(component, modular=hasattr(pipe, "blocks"), guidance=guidance)
+                vars(clone)[name] = _own_guider(component, modular=hasattr(pipe, "blocks"), guidance=guidance)
         try:
-            yield copied
+            yield clone
         finally:
             for name in OFFLOADING:
-                if name in vars(pipe) and name in vars(copied):
-                    vars(pipe)[name] = vars(copied)[name]
+                if name in vars(pipe) and name in vars(clone):
+                    vars(pipe)[name] = vars(clone)[name]
 
 
 @contextmanager
@@ -77,11 +77,9 @@ def _same_processors(network: Any) -> Iterator[None]:
 
 
 def _own_scheduler(scheduler: Any) -> Any:
-    copied = copy.copy(scheduler)
-    vars(copied).update(
-        {name: copy.deepcopy(value) for name, value in vars(copied).items() if name != "_internal_dict"}
-    )
-    return copied
+    clone = copy.copy(scheduler)
+    vars(clone).update({name: copy.deepcopy(value) for name, value in vars(clone).items() if name != "_internal_dict"})
+    return clone
 
 
 def _own_guider(guider: Any, *, modular: bool, guidance: bool) -> Any:
@@ -90,11 +88,11 @@ def _own_guider(guider: Any, *, modular: bool, guidance: bool) -> Any:
     Blocks of modular pipelines fail if their guider is disabled, for they then miss the embedding of the negative
     prompt (diffusers 0.42.1: Wan raises UnboundLocalError, LTX ValueError). There guidance starts after the last step.
     """
-    copied = copy.copy(guider)
+    clone = copy.copy(guider)
     if guidance:
-        return copied
+        return clone
     if modular and hasattr(guider, "_start"):
-        vars(copied).update(_start=1.0, _step=None, _num_inference_steps=None)
+        vars(clone).update(_start=1.0, _step=None, _num_inference_steps=None)
     else:
-        copied.disable()
-    return copied
+        clone.disable()
+    return clone

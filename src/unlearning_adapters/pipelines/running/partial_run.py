@@ -173,8 +173,8 @@ def _opened(picture: Any) -> Image.Image:
     if local and (reason := why_unreadable(Path(place))):
         raise ConceptError(f"The picture {place!r} of the concept cannot be read: {reason}. Check the path.")
     try:
-        opened: Image.Image = load_image(place if isinstance(picture, Path) else picture)
-        return opened
+        image: Image.Image = load_image(place if isinstance(picture, Path) else picture)
+        return image
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConceptError(

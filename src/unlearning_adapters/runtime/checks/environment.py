@@ -44,13 +44,13 @@ def describe_environment(pipe: Any) -> dict[str, Any]:
 def _denoiser(pipe: Any, name: str, denoiser: nn.Module) -> dict[str, Any]:
     layers = [layer for _, layer in linear_layers(denoiser)]
     weights = [weight for layer in layers if isinstance(weight := getattr(base_linear(layer), "weight", None), Tensor)]
-    packed = {type(weight).__name__ for weight in weights if not is_plain(weight) and not is_sharded(weight)}
+    classes = {type(weight).__name__ for weight in weights if not is_plain(weight) and not is_sharded(weight)}
     processors = getattr(denoiser, "attn_processors", {})
     return {
         "class": type(denoiser).__name__,
         "device": _names(weight.device for weight in weights),
         "dtype": _names(weight.dtype for weight in weights),
-        "quantisation": sorted(packed),
+        "quantisation": sorted(classes),
         "sharded": any(is_sharded(weight) for weight in weights),
         "offloading": _offloading(denoiser),
         "cache": _cache(denoiser),
@@ -68,8 +68,8 @@ def _loras(layers: list[nn.Module]) -> dict[str, str]:
         if not is_wrapped(layer):
             continue
         for part in getattr(layer, "adapter_layer_names", ()):
-            held: Any = getattr(layer, part, None)
-            for name in held if isinstance(held, nn.ModuleDict) else ():
+            factors: Any = getattr(layer, part, None)
+            for name in factors if isinstance(factors, nn.ModuleDict) else ():
                 states.setdefault(str(name), "inactive")
         states |= dict.fromkeys(filter(None, [acting_lora(layer)]), "acts")
         states |= dict.fromkeys(filter(None, [fused_lora(layer)]), "fused")

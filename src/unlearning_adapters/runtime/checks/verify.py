@@ -92,9 +92,9 @@ class _Checked:
 
     def sites(self) -> list[SiteCheck]:
         stack = self.plan.stack
-        acting = {name: stack.loaded[name] for name in stack.acting if stack.loaded[name].strength}
-        paths = dict.fromkeys(path for item in acting.values() for path in item.directions)
-        return [self._site(path, tuple(name for name in acting if path in acting[name].directions)) for path in paths]
+        active = {name: stack.loaded[name] for name in stack.acting if stack.loaded[name].strength}
+        paths = dict.fromkeys(path for item in active.values() for path in item.directions)
+        return [self._site(path, tuple(name for name in active if path in active[name].directions)) for path in paths]
 
     def _site(self, path: str, names: tuple[str, ...]) -> SiteCheck:
         editor = self.editor
@@ -177,5 +177,5 @@ class _Checked:
         except Exception:  # a layer that wants its input otherwise; whether the hook was called is still known
             pass
         finally:
-            called, state.call.reached = path in state.call.reached, before
-        return called
+            reached_now, state.call.reached = path in state.call.reached, before
+        return reached_now

@@ -68,17 +68,17 @@ class CopyMemory:
 
 def _memory_for(weights: Sequence[Tensor], regions: list[mmap.mmap]) -> list[Tensor]:
     copies: dict[int, Tensor] = {}
-    waiting: list[int] = []
+    queue: list[int] = []
     for index, weight in enumerate(weights):
         if weight.device.type != "cpu":
             pinned = weight.device.type == "cuda"
             copies[index] = torch.empty(weight.shape, dtype=weight.dtype, device="cpu", pin_memory=pinned)
             continue
-        waiting.append(index)
-        if sum(_padded_bytes(weights[member]) for member in waiting) >= REGION_BYTES:
-            copies |= _divided(waiting, weights, regions)
-            waiting = []
-    copies |= _divided(waiting, weights, regions)
+        queue.append(index)
+        if sum(_padded_bytes(weights[member]) for member in queue) >= REGION_BYTES:
+            copies |= _divided(queue, weights, regions)
+            queue = []
+    copies |= _divided(queue, weights, regions)
     return [copies[index] for index in range(len(weights))]
 
 

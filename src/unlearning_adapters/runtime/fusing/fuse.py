@@ -88,9 +88,9 @@ def new_records(edits: Sequence[tuple[Tensor, StackedEdit]], memory: CopyMemory 
     try:
         copies = memory.take(weights)
     except (MemoryError, OSError, RuntimeError) as error:
-        needed = sum(weight.nbytes for weight in weights)
+        total = sum(weight.nbytes for weight in weights)
         raise FuseError(
-            f"There is no memory for copies of {len(weights)} weights ({needed / 1e9:.2g} GB). Fuse with "
+            f"There is no memory for copies of {len(weights)} weights ({total / 1e9:.2g} GB). Fuse with "
             f'record="compact". ({error})'
         ) from error
     return [WeightCopy(weight, edit, original) for (weight, edit), original in zip(edits, copies, strict=True)]
@@ -204,7 +204,7 @@ def fused_weight(linear: nn.Module, record: WeightRecord, name: str) -> Fused:
 def check_unchanged(items: Sequence[Fused]) -> None:
     """Raise `FuseError` if one of these weights is not, bit for bit, what fusing made of it."""
     columns = [torch.zeros((), dtype=torch.int64, device="cpu")] * len(items)
-    changed, lock = set[int](), Lock()
+    failures, lock = set[int](), Lock()
 
     def compare(number: int, index: int, workspace: Workspace) -> None:
         weight, record, _ = items[number]
@@ -213,12 +213,12 @@ def check_unchanged(items: Sequence[Fused]) -> None:
         with lock:
             columns[number] = columns[number] + sums_of_columns
             if not torch.equal(sums, record.after[rows]):
-                changed.add(number)
+                failures.add(number)
 
-    numbered = [(number, index) for number, item in enumerate(items) for index in range(len(item.record.rows))]
-    side_by_side((partial(compare, *place) for place in numbered), [item.weight for item in items])
+    blocks = [(number, index) for number, item in enumerate(items) for index in range(len(item.record.rows))]
+    side_by_side((partial(compare, *place) for place in blocks), [item.weight for item in items])
     for number, (_, record, name) in enumerate(items):
-        if number in changed or not record.complete or not torch.equal(columns[number], record.columns):
+        if number in failures or not record.complete or not torch.equal(columns[number], record.columns):
             raise FuseError(changed_since_fused(name))
 
 

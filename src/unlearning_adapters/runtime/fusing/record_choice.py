@@ -50,8 +50,8 @@ def free_memory() -> int:
         limit, usage = _numbers(limit_file).get(""), _numbers(usage_file).get("")
         if limit is not None and usage is not None:
             # What the kernel keeps of files is given back on demand.
-            cached = _numbers(limit_file.with_name("memory.stat")).get(cache, 0)
-            free = min(free, max(0, limit - usage + cached))
+            cache_size = _numbers(limit_file.with_name("memory.stat")).get(cache, 0)
+            free = min(free, max(0, limit - usage + cache_size))
     return free
 
 

@@ -33,12 +33,12 @@ class LiveEdit:
 
     def rewrite(self, edit: StackedEdit, on: bool = True) -> None:
         """Take over another edit, in place where the shapes allow it."""
-        held = self.edit
-        if held.read.shape == edit.read.shape and not held.read.is_inference():
-            held.read.copy_(edit.read)
-            held.mix.copy_(edit.mix)
+        current = self.edit
+        if current.read.shape == edit.read.shape and not current.read.is_inference():
+            current.read.copy_(edit.read)
+            current.mix.copy_(edit.mix)
         else:
-            self.edit = StackedEdit(edit.read.clone(), edit.mix.clone()).to(held.read.device)
+            self.edit = StackedEdit(edit.read.clone(), edit.mix.clone()).to(current.read.device)
         self.on = on
 
     def __call__(self, x: Tensor) -> Tensor:

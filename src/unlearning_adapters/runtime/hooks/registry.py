@@ -80,9 +80,9 @@ def _remove(registry: Any, hook: ModelHook) -> None:
     which it so switches off silently: FasterCache on a denoiser, and what layerwise casting does on a LoRA layer.
     """
     above = registry._fn_refs[registry._hook_order.index(HOOK) + 1 :][:1]
-    own = [ref.forward for ref in above if ref.original_forward is not None]
+    forwards = [ref.forward for ref in above if ref.original_forward is not None]
     registry.remove_hook(HOOK, recurse=False)
-    for ref, forward in zip(above, own, strict=False):
+    for ref, forward in zip(above, forwards, strict=False):
         ref.forward, ref.original_forward = forward, _beneath(hook.fn_ref)
 
 

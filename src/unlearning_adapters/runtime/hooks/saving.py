@@ -29,9 +29,9 @@ def warn_of_saving(names: Sequence[str]) -> None:
 
 def _level_of_the_saving_line() -> int | None:
     """Return the `stacklevel`, as of the caller, of the line that called the outermost `save_pretrained`, or None."""
-    frame, level, found = sys._getframe(1), 1, None
+    frame, level, result = sys._getframe(1), 1, None
     while frame.f_back is not None:
         if frame.f_code.co_name == SAVING:
-            found = level + 1
+            result = level + 1
         frame, level = frame.f_back, level + 1
-    return found
+    return result

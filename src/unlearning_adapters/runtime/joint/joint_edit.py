@@ -143,8 +143,8 @@ def apply_edit(x: Tensor, edit: StackedEdit) -> Tensor:
     if edit.rank == 0:
         return x
     with torch.autocast(x.device.type, enabled=False):
-        removed = (x.float() @ edit.read.T) @ edit.mix.T
-        return (x - removed).to(x.dtype)
+        change = (x.float() @ edit.read.T) @ edit.mix.T
+        return (x - change).to(x.dtype)
 
 
 def weight_factor(weight: Tensor, edit: StackedEdit) -> Tensor:
@@ -203,8 +203,8 @@ def stacked_factors(
         )
     rows, mix = solution.rows, torch.from_numpy(solution.mix)
     columns = [outputs[owner][:, number] for owner, number in zip(rows.owner, rows.number, strict=True)]
-    made = torch.stack([column.detach().cpu().double() for column in columns], dim=1) if columns else None
-    left = torch.zeros(*heights, 0, dtype=torch.float32, device="cpu") if made is None else -(made @ mix).float()
+    matrix = torch.stack([column.detach().cpu().double() for column in columns], dim=1) if columns else None
+    left = torch.zeros(*heights, 0, dtype=torch.float32, device="cpu") if matrix is None else -(matrix @ mix).float()
     return torch.from_numpy(rows.read).float(), left
 
 

@@ -101,15 +101,15 @@ def solve(directions: Sequence[Direction], strengths: Sequence[float]) -> Soluti
         ConfigError: If the numbers or widths do not fit, a strength is out of range, or a row is not a direction.
     """
     rows = active_rows(directions, strengths)
-    joint, added = rows.at(np.flatnonzero(~rows.additive)), rows.at(np.flatnonzero(rows.additive))
+    joint, additive = rows.at(np.flatnonzero(~rows.additive)), rows.at(np.flatnonzero(rows.additive))
     plan = plan_rows(joint)
-    acting = joint.at(np.array(plan.acting, dtype=np.int64))
-    size, count = len(acting), len(acting) + len(added)
+    active = joint.at(np.array(plan.acting, dtype=np.int64))
+    size, count = len(active), len(active) + len(additive)
     mix = np.zeros((count, count))
     if size:
-        mix[:size, :size] = np.linalg.solve(acting.read @ acting.write.T, plan.dials)
-    mix[range(size, count), range(size, count)] = added.strength
-    together = [np.concatenate(parts) for parts in zip(vars(acting).values(), vars(added).values(), strict=True)]
+        mix[:size, :size] = np.linalg.solve(active.read @ active.write.T, plan.dials)
+    mix[range(size, count), range(size, count)] = additive.strength
+    together = [np.concatenate(parts) for parts in zip(vars(active).values(), vars(additive).values(), strict=True)]
     owner = joint.owner.tolist()
     merged = {(owner[strong], owner[weak]) for strong, weak in plan.merged}
     return Solution(
@@ -132,26 +132,26 @@ def active_rows(directions: Sequence[Direction], strengths: Sequence[float]) -> 
     amounts = [
         site_strength(strength, direction.gain) for direction, strength in zip(directions, strengths, strict=True)
     ]
-    acting = [owner for owner, amount in enumerate(amounts) if amount > 0]
-    if len(acting) > 1:
-        acting.sort(key=lambda owner: (-amounts[owner], _content(directions[owner])))
-    chosen = [directions[owner] for owner in acting]
-    ranks = [direction.rank for direction in chosen]
+    owners = [owner for owner, amount in enumerate(amounts) if amount > 0]
+    if len(owners) > 1:
+        owners.sort(key=lambda owner: (-amounts[owner], _content(directions[owner])))
+    members = [directions[owner] for owner in owners]
+    ranks = [direction.rank for direction in members]
     empty = np.empty((0, widths[0]))
     read, write = (
-        np.concatenate([empty, *(_array(getattr(direction, part)) for direction in chosen)])
+        np.concatenate([empty, *(_array(getattr(direction, part)) for direction in members)])
         for part in ("read", "write")
     )
     rows = ActiveRows(
-        owner=np.repeat(np.array(acting, dtype=np.int64), ranks),
+        owner=np.repeat(np.array(owners, dtype=np.int64), ranks),
         number=np.concatenate([np.empty(0, np.int64), *map(np.arange, ranks)]),
-        strength=np.repeat(np.array([amounts[owner] for owner in acting]), ranks),
-        additive=np.repeat(np.array([direction.additive for direction in chosen], dtype=bool), ranks),
+        strength=np.repeat(np.array([amounts[owner] for owner in owners]), ranks),
+        additive=np.repeat(np.array([direction.additive for direction in members], dtype=bool), ranks),
         read=read,
         write=write,
     )
-    used = read.any(axis=1) | write.any(axis=1)  # a file pads directions to one rank with rows of zeros
-    rows = rows if used.all() else rows.at(np.flatnonzero(used))
+    nonzero = read.any(axis=1) | write.any(axis=1)  # a file pads directions to one rank with rows of zeros
+    rows = rows if nonzero.all() else rows.at(np.flatnonzero(nonzero))
     _check_units(rows)
     return rows
 
@@ -165,28 +165,28 @@ def plan_rows(rows: ActiveRows) -> SolvePlan:
     count = len(rows)
     gram, near = rows.read @ rows.write.T, _near_duplicates(rows)
     dials, inverse = np.zeros((count, count)), np.zeros((count, count))
-    acting: list[int] = []
+    active: list[int] = []
     merged, absorbed = [], []
     for row in range(count):
-        strength, twins = float(rows.strength[row]), [other for other in acting if near[row, other]]
+        strength, twins = float(rows.strength[row]), [other for other in active if near[row, other]]
         if twins:
             strongest = max(twins, key=lambda other: (dials[other, other], -other))
             strength = max(strength, float(dials[strongest, strongest]))
             merged.append((strongest, row))
-        size = len(acting)
+        size = len(active)
         # What the acting rows read of this row: a_row = shared . A + a rest that reads none of their writes.
-        shared, across = gram[row, acting] @ inverse[:size, :size], gram[acting, row]
+        shared, across = gram[row, active] @ inverse[:size, :size], gram[active, row]
         rest = gram[row, row] - shared @ across
         left = abs(rest / gram[row, row])
         if left >= ABSORBED_BELOW:
             if left < INDEPENDENT_FROM:
-                dials[row, acting] = shared @ dials[np.ix_(acting, acting)] - strength * shared
+                dials[row, active] = shared @ dials[np.ix_(active, active)] - strength * shared
             dials[row, row] = strength
-            acting.append(row)
+            active.append(row)
             _grow(inverse, size, inverse[:size, :size] @ across, shared, rest)
         elif not twins:
             absorbed.append(row)
-    return SolvePlan(acting, dials[np.ix_(acting, acting)], merged, absorbed)
+    return SolvePlan(active, dials[np.ix_(active, active)], merged, absorbed)
 
 
 def _grow(inverse: Array, size: int, column: Array, row: Array, rest: float) -> None:

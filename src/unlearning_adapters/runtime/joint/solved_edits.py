@@ -19,11 +19,11 @@ class SolvedEdits:
         self, path: str, directions: Sequence[Direction], strengths: Sequence[float]
     ) -> tuple[StackedEdit, StackReport]:
         """Return what `solved_edit` returns for a layer."""
-        known = self._by_path.setdefault(path, {})
+        by_key = self._by_path.setdefault(path, {})
         # Directions are compared by identity, and kept alive here, so that no other one takes their place.
         key = tuple(zip(directions, strengths, strict=True))
-        solved = known.pop(key, None) or solved_edit(directions, strengths)
-        known[key] = solved
-        while len(known) > KEPT:
-            del known[next(iter(known))]
-        return solved
+        solution = by_key.pop(key, None) or solved_edit(directions, strengths)
+        by_key[key] = solution
+        while len(by_key) > KEPT:
+            del by_key[next(iter(by_key))]
+        return solution
