@@ -68,11 +68,11 @@ def target_of(suite: Suite, pairs: tuple[tuple[str, str], ...], count: int, fill
         filler: Word that stands in place of the concept's words where they are left out.
     """
     named = _requests(suite, FORGET)[:count]
-    open_ones: tuple[ClipRequest, ...] = ()
+    left_open: tuple[ClipRequest, ...] = ()
     if suite.words:
-        open_ones = tuple(replace(request, text=leave_out(request.text, suite.words, filler)) for request in named)
+        left_open = tuple(replace(request, text=leave_out(request.text, suite.words, filler)) for request in named)
         unchanged = [
-            request.text for request, before in zip(open_ones, named, strict=True) if request.text == before.text
+            request.text for request, before in zip(left_open, named, strict=True) if request.text == before.text
         ]
         if unchanged:
             raise EvaluationError(
@@ -81,7 +81,7 @@ def target_of(suite: Suite, pairs: tuple[tuple[str, str], ...], count: int, fill
             )
     together = tuple(ClipRequest(case.prompt.text, case.seed) for case in suite.cases() if case.set == TOGETHER)
     return Target(
-        suite.name, dict(suite.target), named, _requests(suite, PARAPHRASE)[:count], open_ones, pairs, together[:count],
+        suite.name, dict(suite.target), named, _requests(suite, PARAPHRASE)[:count], left_open, pairs, together[:count],
         suite.words,
     )  # fmt: skip
 

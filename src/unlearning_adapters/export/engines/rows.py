@@ -4,7 +4,6 @@ from unlearning_adapters.export.names.families import FAMILIES
 from unlearning_adapters.export.names.naming import Rows, same
 
 WAN_NATIVE: Rows = tuple(row for row in FAMILIES["wan"].native.rows if row[0].startswith("blocks."))
-WAN_IMAGE_NATIVE: Rows = tuple(row for row in WAN_NATIVE if "add_" in row[0])
 WAN_TEXT_NATIVE: Rows = tuple(row for row in WAN_NATIVE if "add_" not in row[0])
 WAN_ATTENTION_DIFFUSERS: Rows = same("blocks.N.{attn1,attn2}.{to_q,to_k,to_v,to_out.0}")
 WAN_IMAGE_DIFFUSERS: Rows = same("blocks.N.attn2.add_{k,v}_proj")
