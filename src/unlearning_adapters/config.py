@@ -167,22 +167,6 @@ def check_blocks(blocks: object) -> tuple[int, ...]:
     return tuple(int(index) for index in indices if index is not None)
 
 
-def each_strength(strengths: Any, count: int) -> list[float | None]:
-    """Return a strength, or None, for each of some adapters, given one for all or one for each.
-
-    Raises:
-        ConfigError: If it is neither, or their number is another.
-    """
-    if strengths is None or isinstance(strengths, (Real, str)):
-        return [None if strengths is None else check_strength(strengths)] * count  # type: ignore[arg-type]
-    if not isinstance(strengths, (list, tuple)):
-        raise ConfigError(f"Expected one strength, or a list with one for each adapter, but got {strengths!r:.80}.")
-    values = list(strengths)
-    if len(values) != count:
-        raise ConfigError(f"Expected one strength for each of {count} adapters, but got {len(values)} strengths.")
-    return [None if value is None else check_strength(value) for value in values]
-
-
 def _integer(name: str, value: object, low: int, high: int) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
         raise ConfigError(f"Expected `{name}` to be an integer from {low} to {high}, but got {value!r:.80}.")

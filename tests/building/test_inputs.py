@@ -41,6 +41,23 @@ def test_the_words_of_a_negative_prompt_are_moved_less_than_those_of_a_neutral_o
     assert 0 < read["negative"] < read["neutral"]
 
 
+@pytest.mark.parametrize("many", [list, tuple])
+def test_a_list_of_negative_prompts_is_protected_as_a_text_is(many) -> None:
+    text, pipe = "the house in a street", planted_pipeline()
+    reads = [
+        build_adapter(pipe, CONCEPT, BuildConfig(epsilon=0.1), progress=False, call_kwargs={"negative_prompt": given})
+        for given in (text, many([text]))
+    ]
+    assert torch.equal(*(adapter.directions[KEY].read for adapter in reads))
+
+
+def test_negative_prompts_as_embeddings_are_said_to_be_unprotected() -> None:
+    pipe = planted_pipeline()
+    _, embeds = pipe.encode_prompt("", "the house in a street", True, 1, max_sequence_length=16)
+    with pytest.warns(UserWarning, match=r"^`negative_prompt_embeds` is given as embeddings.* Give its text"):
+        build_adapter(pipe, CONCEPT, progress=False, call_kwargs={"negative_prompt_embeds": embeds})
+
+
 @pytest.mark.parametrize(("negative", "words"), [("a red house", ()), ("the Cross in a street", ("cross",))])
 def test_a_negative_prompt_that_names_the_concept_is_not_protected(negative, words) -> None:
     """It often does, such as "nudity": protected, it would forbid the edit what the edit is for."""

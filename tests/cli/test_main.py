@@ -127,7 +127,10 @@ def test_help_tells_the_defaults_of_the_functions(unlearn: Callable[..., Outcome
         (["build", "shapeworld", "red"], "Missing option '-o' / '--output'"),
         (["build", "shapeworld", "red", "-o", "x", "--method", "erase"], "'erase' is not one of 'ridge'"),
         (["build", "shapeworld", "red", "-o", "x", "--blocks", "1-"], "expected block numbers such as 0,4-7, but got"),
-        (["build", "shapeworld", "red", "-o", "x", "--strength", "much"], "'much' is not a valid float"),
+        (
+            ["build", "shapeworld", "red", "-o", "x", "--strength", "much"],
+            "expected a number, or one for each component",
+        ),
         (["build", "shapeworld", "red", "-o", "x", "--blocks", "5-4"], "expected block numbers such as 0,4-7, but got"),
         (["inspect"], "Missing argument 'ADAPTER'"),
         (["apply", "shapeworld", "x", "-o", "x.mp4"], "Missing option '--prompt'"),

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.methods.refusal import (
+    AT_ONCE,
     agreeing_pairs,
     concept_rows,
     counted_rows,
@@ -207,6 +208,30 @@ def test_counted_rows_say_how_often_each_of_them_came() -> None:
     assert torch.equal(rows, torch.stack([first, second])) and counts.tolist() == [3, 1]
     assert counted_rows(torch.zeros(4, FEATURES))[1].tolist() == [4]
     assert [len(part) for part in counted_rows(torch.zeros(0, FEATURES))] == [0, 0]
+
+
+def test_rows_far_larger_than_most_are_told_apart() -> None:
+    """A cell's number is beyond an integer of 32 bits: all such rows would fall into one cell."""
+    small = 1e-6 * torch.eye(FEATURES)
+    large = 1e4 * torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(6))
+    rows, counts = counted_rows(torch.cat([small, large, -large, large]))
+    assert torch.equal(rows, torch.cat([small, large, -large]))
+    assert counts.tolist() == [1] * FEATURES + [2, 2, 2, 1, 1, 1]
+
+
+def test_the_sign_of_a_zero_makes_no_row_another() -> None:
+    row = torch.tensor([1.0, 0.0, 1e-9])
+    assert counted_rows(torch.stack([row, row * torch.tensor([1.0, -1.0, -1.0])]))[1].tolist() == [2]
+
+
+def test_rows_of_more_than_two_to_the_24_numbers_are_counted_in_parts() -> None:
+    """The rows are two rows that are repeated, which takes no memory (2^31 numbers were counted so by hand)."""
+    count, features = 2**12 + 8, 2**11
+    two = torch.randn(2, 1, features, generator=torch.Generator().manual_seed(7))
+    rows = two.expand(2, count, features).reshape(-1, features)
+    assert rows.numel() > AT_ONCE == 2**24
+    kept, counts = counted_rows(rows)
+    assert torch.equal(kept, two[:, 0]) and counts.tolist() == [count, count]
 
 
 def test_exact_rows_are_float64_without_a_gradient() -> None:

@@ -23,9 +23,6 @@ adapter = click.argument("adapter", metavar="ADAPTER", help="an adapter file, it
 adapters = click.argument(
     "adapters", metavar="ADAPTER...", nargs=-1, required=True, help="adapter files, folders or Hub repositories"
 )
-strengths = click.option(
-    "--strength", "strengths", type=float, multiple=True, help="repeat it for each adapter (default: its own)"
-)
 gold = click.option("--gold", metavar="PIPELINE", help="add a pipeline that was trained without the concept")
 gate = click.option(
     "--gate", type=float, metavar="X", help="share of forget prompts that the base must show (default: 0.9 or 0.5)"
@@ -162,6 +159,41 @@ class NameIn(click.ParamType[Any]):
         if value not in names:
             self.fail(f"{value!r} is not one of {', '.join(map(repr, names))}.", param, ctx)
         return value
+
+
+def strength_of(text: str) -> float | dict[str, float]:
+    """Read a strength: a number, or one for each component, such as "transformer=1.2,transformer_2=0.8"."""
+    parts = [part.partition("=") for part in text.split(",")]
+    by_component: dict[str, float] = {}
+    try:
+        if len(parts) == 1 and not parts[0][1]:
+            return float(text)
+        for name, _, number in parts:
+            if not name.strip() or name.strip() in by_component:
+                raise ValueError
+            by_component[name.strip()] = float(number)
+    except ValueError:
+        raise ValueError(
+            f"expected a number, or one for each component, such as transformer=1.2,transformer_2=0.8, but got {text!r}"
+        ) from None
+    return by_component
+
+
+def strength(text: str) -> Decorator:
+    """Return the option `--strength` of one adapter.
+
+    Args:
+        text: Its help.
+    """
+    return click.option(
+        "--strength", type=FromText(strength_of), metavar="X", help=f"{text}; by component: NAME=X,NAME=X"
+    )
+
+
+strengths = click.option(
+    "--strength", "strengths", type=FromText(strength_of), metavar="X", multiple=True,
+    help="repeat it for each adapter (default: its own); by component: NAME=X,NAME=X",
+)  # fmt: skip
 
 
 def listed(read: Callable[[str], Any], example: str) -> FromText:

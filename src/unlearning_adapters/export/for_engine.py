@@ -8,9 +8,10 @@ from typing import Any
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.adapter.missing import is_path
 from unlearning_adapters.errors import ConfigError, EngineError
+from unlearning_adapters.runtime.strengths import Strengths, for_each
 
 from .engines import engine_named
-from .joint_lora import chosen_strengths
+from .joint_lora import strengths_on
 from .layouts import layout_named
 from .lora import ExportedLora, export_lora
 
@@ -33,7 +34,7 @@ def export_for_engine(
     folder: str | Path,
     *,
     engine: str,
-    strengths: float | Sequence[float | None] | None = None,
+    strengths: Strengths = None,
     base: Any = None,
     layout: str | None = None,
     loras: Mapping[str, Mapping[str | Path, float]] | None = None,
@@ -71,17 +72,18 @@ def export_for_engine(
             f"{program.title} {program.version} gives one LoRA to both denoisers of a model, and what is right for "
             f"{components[0]} is wrong for {components[1]}: write a fused checkpoint with export_fused (--fused)."
         )
-    chosen_strengths(loaded, strengths)  # names a wrong number or type of them before anything is written
-    written: list[ExportedLora] = []
-    for component in components:
+    plans = {}
+    for component in components:  # names what is wrong with the strengths before anything is written
         of_it = [adapter for adapter in loaded if component in adapter.components]
+        chosen = zip(loaded, for_each(strengths, len(loaded)), strict=True)
+        amounts = [value for adapter, value in chosen if component in adapter.components]
+        plans[component] = of_it, strengths_on(component, of_it, amounts)
+    written: list[ExportedLora] = []
+    for component, (of_it, amounts_here) in plans.items():
         place = folder if len(components) == 1 else _folder_for(Path(folder), component, engine, layout)
-        amounts = strengths
-        if isinstance(strengths, Sequence):
-            amounts = [value for value, each in zip(strengths, loaded, strict=True) if component in each.components]
         written.append(
             export_lora(
-                of_it, place, component=component, strengths=amounts, base=base, layout=layout, engine=engine,
+                of_it, place, component=component, strengths=amounts_here, base=base, layout=layout, engine=engine,
                 loras=(loras or {}).get(component), force=force,
             )
         )  # fmt: skip

@@ -31,6 +31,7 @@ from unlearning_adapters.errors import (
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.runtime.editor import editor_of
 from unlearning_adapters.runtime.joint.joint_edit import StackedEdit, stack_directions
+from unlearning_adapters.runtime.strengths import Strengths
 
 from .fused_shard import ShardEdit, copy_file, fuse_shard, verify_shard
 from .joint_lora import chosen_strengths
@@ -47,7 +48,7 @@ class FusedPipeline:
     Args:
         folder: The folder, one of diffusers' layout.
         concepts: Concept of each adapter in its weights.
-        strengths: Strength of each adapter.
+        strengths: Strength of each adapter; by component, where that differs.
         layers: Number of weights that were edited; a weight that lies in several files counts in each.
         files: Number of files.
         deviation: Largest distance of an edited weight from the exact edit, as a share of the largest number in it.
@@ -56,7 +57,7 @@ class FusedPipeline:
 
     folder: Path
     concepts: tuple[str, ...]
-    strengths: tuple[float, ...]
+    strengths: tuple[float | Mapping[str, float], ...]
     layers: int
     files: int
     deviation: float
@@ -68,7 +69,7 @@ def export_fused(
     destination: str | Path,
     *,
     base: Any,
-    strengths: float | Sequence[float | None] | None = None,
+    strengths: Strengths = None,
     push_to: str | None = None,
     private: bool | None = None,
     **options: Unpack[HubOptions],
@@ -82,7 +83,8 @@ def export_fused(
         adapters: An adapter, its file, folder or Hub repository, or several of these.
         destination: Folder to write: missing, empty, or left by an interrupted call with the same arguments.
         base: A folder in diffusers' layout, a Hub repository, or a pipeline, which is saved to a temporary folder.
-        strengths: One for all, or one for each adapter; None is an adapter's own.
+        strengths: One for all, or one for each adapter; None is an adapter's own. Each of them may be a dictionary with
+            a strength for each component.
         push_to: Repository on the Hub, "org/name", to which the folder is uploaded once it is complete.
         private: Whether a new repository is private.
         options: How a base on the Hub is read, see `HubOptions`; its token is the one of the upload too.
@@ -110,12 +112,13 @@ def export_fused(
         raise ConfigError(f"Expected `{name}` to be a path, but got {value!r:.80}.")
     if not sources:
         raise ConfigError("Expected at least one adapter to fuse, but got none.")
-    if push_to is not None and not REPOSITORY.fullmatch(push_to):
-        raise ConfigError(f"Expected `push_to` as 'org/name', but got {push_to!r}.")
+    if push_to is not None and not (isinstance(push_to, str) and REPOSITORY.fullmatch(push_to)):
+        raise ConfigError(f"Expected `push_to` as 'org/name', but got {push_to!r:.80}.")
     loaded = [item if isinstance(item, UnlearningAdapter) else load_adapter(item) for item in sources]
-    amounts = chosen_strengths(loaded, strengths)
+    chosen = chosen_strengths(loaded, strengths)
+    amounts = tuple(each if len(set(each.values())) > 1 else next(iter(each.values())) for each in chosen)
     with _folder_of(base, options) as (source, name):
-        edits = _joint_edits(loaded, amounts)
+        edits = _joint_edits(loaded, chosen)
         shards = _shards(source, edits)
         _check_classes(source, loaded)
         plan = _plan(source, loaded, amounts)
@@ -135,13 +138,15 @@ def export_fused(
     )  # fmt: skip
 
 
-def _joint_edits(adapters: Sequence[UnlearningAdapter], strengths: Sequence[float]) -> dict[str, StackedEdit]:
+def _joint_edits(
+    adapters: Sequence[UnlearningAdapter], strengths: Sequence[Mapping[str, float]]
+) -> dict[str, StackedEdit]:
     """Return the joint edit of each site."""
     edits = {}
     for site in dict.fromkeys(site for adapter in adapters for site in adapter.sites):
         here = [
-            (adapter.directions[site], strength)
-            for adapter, strength in zip(adapters, strengths, strict=True)
+            (adapter.directions[site], by_component[site.partition(".")[0]])
+            for adapter, by_component in zip(adapters, strengths, strict=True)
             if site in adapter.directions
         ]
         edit = stack_directions([direction for direction, _ in here], [strength for _, strength in here])
@@ -224,7 +229,7 @@ def _check_classes(source: Path, adapters: Sequence[UnlearningAdapter]) -> None:
                 )
 
 
-def _plan(source: Path, adapters: Sequence[UnlearningAdapter], strengths: Sequence[float]) -> str:
+def _plan(source: Path, adapters: Sequence[UnlearningAdapter], strengths: Sequence[Any]) -> str:
     """Return a digest of everything that the result depends on, so that a call resumes only its own work."""
     digest = hashlib.sha256(repr(strengths).encode())
     for adapter in adapters:

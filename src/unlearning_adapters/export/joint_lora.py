@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
-from unlearning_adapters.config import each_strength
 from unlearning_adapters.errors import BaseMismatchError, ConfigError, FuseError
 from unlearning_adapters.pipelines.base_model import base_model_of, base_revision_of
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.runtime.compatibility import check_sites, with_stock_factors
 from unlearning_adapters.runtime.joint.joint_edit import stack_directions, stack_report, stacked_factors
+from unlearning_adapters.runtime.strengths import Strengths, by_component, for_each
 
 from .layouts.fused_layers import Factors
 
@@ -43,18 +43,29 @@ def chosen_component(adapters: Sequence[UnlearningAdapter], component: str | Non
     return component
 
 
-def chosen_strengths(
-    adapters: Sequence[UnlearningAdapter], strengths: float | Sequence[float | None] | None
-) -> tuple[float, ...]:
-    """Return a strength for each adapter, its own where none is given."""
-    values = each_strength(strengths, len(adapters))
-    amounts = [
-        adapter.strength if strength is None else adapter.allowed_strength(strength)
-        for adapter, strength in zip(adapters, values, strict=True)
-    ]
-    if not any(amounts):
+def chosen_strengths(adapters: Sequence[UnlearningAdapter], strengths: Strengths) -> list[dict[str, float]]:
+    """Return the strength of each adapter by component, its own where none is given."""
+    chosen = []
+    for adapter, strength in zip(adapters, for_each(strengths, len(adapters)), strict=True):
+        given = by_component(strength, adapter.components, adapter.info.concept)
+        own = adapter.strength
+        chosen.append(
+            {name: own if value is None else adapter.allowed_strength(value) for name, value in given.items()}
+        )
+    if not any(value for amounts in chosen for value in amounts.values()):
         raise ConfigError("All strengths are 0, so that there is nothing to export. Give one above 0.")
-    return tuple(amounts)
+    return chosen
+
+
+def strengths_on(component: str, adapters: Sequence[UnlearningAdapter], strengths: Strengths) -> tuple[float, ...]:
+    """Return the strength of each adapter on one denoiser, which all of them edit."""
+    amounts = tuple(amounts[component] for amounts in chosen_strengths(adapters, strengths))
+    if not any(amounts):
+        raise ConfigError(
+            f"All strengths on {component} are 0, so that there is nothing to export for it. Give one above 0, or "
+            "name the other `component`."
+        )
+    return amounts
 
 
 def part_of(adapter: UnlearningAdapter, component: str) -> UnlearningAdapter:

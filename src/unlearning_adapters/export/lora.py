@@ -8,6 +8,7 @@ from typing import Any
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.errors import ConfigError
+from unlearning_adapters.runtime.strengths import Strengths
 
 from .engine_file import EngineFile, fit_to_engine
 from .engines import engine_named, instructions, reads_of
@@ -15,11 +16,11 @@ from .joint_lora import (
     base_named,
     base_of,
     chosen_component,
-    chosen_strengths,
     joint_factors,
     joint_mixes,
     part_of,
     rendered,
+    strengths_on,
     warn_of_near_duplicates,
 )
 from .layouts import layout_named
@@ -78,7 +79,7 @@ def export_lora(
     destination: str | Path,
     *,
     component: str | None = None,
-    strengths: float | Sequence[float | None] | None = None,
+    strengths: Strengths = None,
     base: Any = None,
     layout: str | None = None,
     engine: str | None = None,
@@ -95,7 +96,8 @@ def export_lora(
         adapters: An adapter, its file, folder or Hub repository, or several of these.
         destination: A path that ends in ".safetensors", or a folder; nothing may be there yet.
         component: Which denoiser, such as "transformer_2"; None if the adapters edit just one.
-        strengths: One for all, or one for each adapter; None is an adapter's own.
+        strengths: One for all, or one for each adapter; None is an adapter's own. Each of them may be a dictionary with
+            a strength for each component.
         base: A pipeline of the same architecture whose weights the LoRA is for; None takes the one that the adapters
             were built on, and trusts the stock factors in their files.
         layout: Whose names the tensors have, one of `LAYOUTS` (docs/engines.md); by default those that the engine reads
@@ -130,7 +132,7 @@ def export_lora(
     sources: list[Any] = list(adapters) if isinstance(adapters, (list, tuple)) else [adapters]
     members = [item if isinstance(item, UnlearningAdapter) else load_adapter(item) for item in sources]
     component = chosen_component(members, component)
-    amounts = chosen_strengths(members, strengths)
+    amounts = strengths_on(component, members, strengths)
     parts = [part_of(adapter, component) for adapter in members]
     made_for = base_of(parts, component) if base is None else base_named(base, component)
     denoiser, concepts = made_for["denoiser"], tuple(adapter.info.concept for adapter in members)

@@ -18,6 +18,7 @@ STANDS_OUT = 0.5
 AGREED_SHARE = 0.85  # of the weight of what is written, on the pairs that agree
 # Below this share of the rows' own size two rows are the same up to the rounding of a float32 forward pass.
 SAME_ROWS = 1e-5
+AT_ONCE = 2**24  # numbers of rows that are put on the grid together, so that no copy of all of them is made
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,12 @@ def counted_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     step = 100 * SAME_ROWS * sizes[sizes > 0].median()
     first: dict[bytes, int] = {}
     counts: Counter[int] = Counter()
-    for index, cells in enumerate((rows / step).round().to(torch.int32).cpu().numpy()):
-        counts[first.setdefault(cells.tobytes(), index)] += 1
+    start = 0
+    for part in rows.split(max(1, AT_ONCE // max(1, rows.shape[1]))):
+        # Cells stay floating, as an integer would overflow where a row is 2^31 steps long; + 0 turns -0 into 0.
+        for index, cells in enumerate((part / step).round_().add_(0.0).cpu().numpy(), start):
+            counts[first.setdefault(cells.tobytes(), index)] += 1
+        start += len(part)
     return rows[list(first.values())], torch.tensor(list(counts.values()), dtype=torch.float64, device="cpu")
 
 

@@ -9,6 +9,8 @@ from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.pipelines.sites import denoisers
 
+from .strengths import Strength, by_component
+
 Components = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 WANTED = (
     'Expected `components` to be names of components, or where each part of the file goes, such as {"transformer": '
@@ -85,6 +87,20 @@ def with_strengths(adapter: UnlearningAdapter, strengths: Mapping[str, float]) -
         directions={site: replace(item, gain=item.gain * share[site]) for site, item in scaled.directions.items()},
         lora_B={site: factor * share[site] for site, factor in scaled.lora_B.items()},
     )
+
+
+def at_strength(adapter: UnlearningAdapter, strength: Strength) -> UnlearningAdapter:
+    """Return an adapter whose default is a strength as users give it: a number, or one by component.
+
+    Args:
+        adapter: The adapter.
+        strength: Where it is None, or does not name a component, the adapter's own.
+
+    Raises:
+        ConfigError: If it is out of range, or names a component that the adapter does not edit.
+    """
+    given = by_component(strength, adapter.components, adapter.info.concept)
+    return with_strengths(adapter, {name: adapter.strength if x is None else x for name, x in given.items()})
 
 
 def _targets(components: Any) -> dict[str, tuple[str, ...]]:

@@ -26,7 +26,7 @@ def strength_by_name(
         ConfigError: If one is no strength, names a component that the adapter does not edit, or there is another
             number of strengths than of names.
     """
-    each = dict(zip(names, _for_each(strengths, len(names)), strict=True))
+    each = dict(zip(names, for_each(strengths, len(names)), strict=True))
     values: dict[str, dict[str, float | None]] = {component: {} for component in carried}
     for name, strength in each.items():
         components = [component for component, loaded in carried.items() if name in loaded]
@@ -58,7 +58,12 @@ def by_component(strength: Strength, components: Sequence[str], name: str) -> di
     return {component: strengths.get(component) for component in components}
 
 
-def _for_each(strengths: Any, count: int) -> list[Strength]:
+def for_each(strengths: Any, count: int) -> list[Strength]:
+    """Return the strength of each of some adapters, as it was given: one for all, or one for each.
+
+    Raises:
+        ConfigError: If it is neither, or their number is another.
+    """
     if strengths is None or isinstance(strengths, (Real, str, Mapping)):
         return [strengths] * count  # type: ignore[list-item]
     if not isinstance(strengths, (list, tuple)):

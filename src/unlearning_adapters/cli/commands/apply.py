@@ -31,7 +31,7 @@ def apply(
     adapters: tuple[str, ...],
     prompts: tuple[str, ...],
     output: str,
-    strengths: tuple[float, ...],
+    strengths: tuple[Any, ...],
     fuse: bool,
     seed: int,
     fps: float,
@@ -64,7 +64,7 @@ def apply(
     return CommandResult(data, "\n".join(data["files"]))
 
 
-def load_edits(sources: tuple[str, ...], strengths: tuple[float, ...]) -> list[tuple[Any, float]]:
+def load_edits(sources: tuple[str, ...], strengths: tuple[Any, ...]) -> list[tuple[Any, Any]]:
     """Return each adapter with its strength: the one that is given, or its own.
 
     Raises:

@@ -35,7 +35,7 @@ def site_names(text: str) -> str | tuple[str, ...]:
     help="what prompts say, or also what the model draws where they leave it open (default: word)",
 )
 @click.option("--method", type=click.Choice(METHODS), help="how directions are found (default: ridge)")
-@click.option("--strength", type=float, help="part of the direction that is removed (default: calibrated on the pairs)")
+@options.strength("part of the direction that is removed (default: calibrated on the pairs)")
 @click.option("--rank", type=int, help="directions per site (default: 1)")
 @click.option("--epsilon", type=float, help="regularisation of ridge (default: 0.001)")
 @click.option(
@@ -80,6 +80,7 @@ def build(
     output: str,
     neutral_cache: Path | None,
     call: dict[str, Any],
+    strength: Any,
     dtype: str | None,
     device: str | None,
     **settings: Any,
@@ -88,14 +89,21 @@ def build(
     from unlearning_adapters.concepts.concept import load_concept
     from unlearning_adapters.config import BuildConfig
 
+    by_component = isinstance(strength, dict)
+    settings |= {"strength": None if by_component else strength}
     config, loaded = BuildConfig(**options.given(settings)), [load_concept(concept) for concept in concepts]
     places = _places(output, [concept.name for concept in loaded])
     arguments = {name: opened(value) for name, value in call.items()}
     for place in places:
         file_at(place)  # before the work, not after it
     from unlearning_adapters.building.build_many import build_adapters
+    from unlearning_adapters.pipelines.sites import denoisers
+    from unlearning_adapters.runtime.components import at_strength
+    from unlearning_adapters.runtime.strengths import by_component as check_components
 
     pipe = open_pipeline(pipeline, dtype, device)
+    if by_component:
+        check_components(strength, tuple(denoisers(pipe)), loaded[0].name)  # before the work, not after it
     from unlearning_adapters.shapeworld.models.generate import generation_of, prompt_length
 
     start = time.perf_counter()
@@ -104,6 +112,8 @@ def build(
     adapters = build_adapters(
         pipe, loaded, config, call_kwargs={**call_kwargs, **arguments}, neutral_cache=neutral_cache
     )
+    if by_component:
+        adapters = [at_strength(adapter, strength) for adapter in adapters]
     seconds = time.perf_counter() - start
     results = [_saved(adapter, place) for adapter, place in zip(adapters, places, strict=True)]
     for each, concept, place in zip(results, loaded, places, strict=True):

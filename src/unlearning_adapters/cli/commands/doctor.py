@@ -19,7 +19,7 @@ from unlearning_adapters.cli.open import open_pipeline
 def doctor(
     pipeline: str,
     adapters: tuple[str, ...],
-    strengths: tuple[float, ...],
+    strengths: tuple[Any, ...],
     fuse: bool,
     dtype: str | None,
     device: str | None,

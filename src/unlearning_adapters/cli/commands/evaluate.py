@@ -27,6 +27,7 @@ class EvalOptions:
     threshold: dict[str, float]
     clips: int | None
     seeds: tuple[int, ...] | None
+    strength: Any
     strengths: tuple[float, ...]
     call: dict[str, Any]
     batch: int
@@ -57,6 +58,7 @@ class EvalOptions:
 @click.option(
     "--seeds", type=options.listed(int, "0,1"), metavar="N,N", help="seeds of each prompt (default: one of its own)"
 )
+@options.strength("strength of the adapter (default: its own)")
 @click.option(
     "--strengths",
     type=options.listed(float, "0.5,1"),
@@ -110,8 +112,9 @@ def evaluate(**values: Any) -> CommandResult:
 
 def _evaluate(request: EvalOptions, folder: str) -> CommandResult:
     from unlearning_adapters.adapter.adapter import load_adapter
+    from unlearning_adapters.runtime.components import at_strength
 
-    source, adapter = request.subjects[0], load_adapter(request.subjects[1])
+    source, adapter = request.subjects[0], at_strength(load_adapter(request.subjects[1]), request.strength)
     suite = open_suite(request.suite or adapter.info.concept, request.clips)
     from unlearning_adapters.adapter.source import find_adapter_file
     from unlearning_adapters.evaluation.arms.processes import this_process

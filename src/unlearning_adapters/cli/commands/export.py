@@ -41,7 +41,7 @@ def export(
     output: str,
     engine: str | None,
     component: str | None,
-    strengths: tuple[float, ...],
+    strengths: tuple[Any, ...],
     base: str | None,
     layout: str | None,
     loras: tuple[str, ...],
@@ -123,7 +123,7 @@ def _others(files: tuple[str, ...], scales: tuple[float, ...]) -> dict[str, dict
 
 def _fused(
     adapters: tuple[str, ...],
-    strengths: tuple[float, ...],
+    strengths: tuple[Any, ...],
     base: str,
     folder: Path,
     push_to: str | None,
@@ -153,5 +153,11 @@ def _fused(
     return CommandResult(dict(data), f"{text}\n{out.commit}" if out.commit else text)
 
 
-def _named(concepts: Iterable[str], strengths: Iterable[float]) -> str:
-    return ", ".join(f"{name} ({amount:.3g})" for name, amount in zip(concepts, strengths, strict=True))
+def _named(concepts: Iterable[str], strengths: Iterable[Any]) -> str:
+    return ", ".join(f"{name} ({_said(amount)})" for name, amount in zip(concepts, strengths, strict=True))
+
+
+def _said(strength: float | Mapping[str, float]) -> str:
+    if isinstance(strength, Mapping):
+        return ", ".join(f"{amount:.3g} on {component}" for component, amount in strength.items())
+    return f"{strength:.3g}"
