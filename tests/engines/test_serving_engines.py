@@ -21,6 +21,7 @@ MODELS = {
     "wan": ("WanTransformer3DModel", "image keys"),
     "hunyuan-video": ("HunyuanVideoTransformer3DModel", ""),
     "hunyuan-video-1.5": ("HunyuanVideo15Transformer3DModel", ""),
+    "kandinsky-5": ("Kandinsky5Transformer3DModel", ""),
 }
 SITES = {
     "wan": (
@@ -35,6 +36,7 @@ SITES = {
         "transformer.transformer_blocks.*.ff.net.*",
     ),
     "hunyuan-video-1.5": ("text", "transformer.transformer_blocks.*.ff_context.net.*"),
+    "kandinsky-5": ("text", "transformer.visual_transformer_blocks.*.feed_forward.*"),
 }
 LAYOUTS = ("native", "sglang", "diffusers", "native-for-diffusers")
 
@@ -57,7 +59,7 @@ def files_of(family: str, folder: Path) -> tuple[list[Path], list[str]]:
 @pytest.mark.parametrize(
     ("name", "family"),
     [("sglang", "wan"), ("sglang", "hunyuan-video"), ("fastvideo", "wan"), ("fastvideo", "hunyuan-video"),
-     ("fastvideo", "hunyuan-video-1.5")],
+     ("fastvideo", "hunyuan-video-1.5"), ("fastvideo", "kandinsky-5")],
 )  # fmt: skip
 def test_our_table_says_which_keys_it_reads(engine, record, tmp_path, name: str, family: str) -> None:
     files, layers = files_of(family, tmp_path)

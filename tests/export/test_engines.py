@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from cases.hunyuan import make_text
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_wan_pipeline
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from planted import planted
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, save_adapter
+from unlearning_adapters.building.build import build_adapter
+from unlearning_adapters.concepts.concept import Concept, Pair
+from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import AdapterFileError, ConfigError, EngineError
 from unlearning_adapters.export.check import check_lora
 from unlearning_adapters.export.engines import ENGINES, Engine, Reads, engine_named
@@ -92,9 +96,10 @@ def test_an_engine_reads_all_of_its_layouts_and_nothing_of_a_foreign_one(engine:
 def test_seven_engines_and_more_read_nothing_of_the_stock_layout(name: str) -> None:
     """The names of diffusers after `transformer.` load in them without an error and change nothing."""
     engine = ENGINES[name]
-    if "wan" not in engine.reads or "diffusers" in engine.reads["wan"].layouts or name == "mlx-gen":
+    if "wan" not in engine.reads or "diffusers" in engine.reads["wan"].layouts or name in ("mlx-gen", "tensorrt-llm"):
         return
-    names = keys("diffusers", "WanTransformer3DModel", "blocks.0.attn2.to_k", "blocks.0.attn2.to_v")
+    attention = "attn1" if name == "kijai" else "attn2"  # kijai reads attn2, and would put attn1 onto the wrong layer
+    names = keys("diffusers", "WanTransformer3DModel", *(f"blocks.0.{attention}.to_{leaf}" for leaf in "kv"))
     reading = read_keys(engine, "wan", engine.reads["wan"], names)
     assert not reading.read and len(reading.dropped) == 4
 
@@ -174,7 +179,8 @@ def test_layers_that_prepare_the_prompt_are_refused_where_no_lora_reaches_them(t
     adapter = adapter_of("HunyuanVideoTransformer3DModel")
     text = (
         r"would not read 1 of \d+ layers, such as context_embedder\.proj_in: it keeps LoRAs off the layers that "
-        r"prepare the prompt\. Pass force=True \(--force\) to leave them out"
+        r"prepare the prompt\. Pass force=True \(--force\) to leave them out, which keeps what they remove; or build "
+        r'the adapter without them, sites="text-in-blocks" \(--sites text-in-blocks\); or write a fused checkpoint'
     )
     with pytest.raises(EngineError, match=text):
         export_lora(adapter, tmp_path / "x", engine=engine)
@@ -184,6 +190,21 @@ def test_layers_that_prepare_the_prompt_are_refused_where_no_lora_reaches_them(t
     assert not any("txt_in" in name for name in tensors(made.file))
     whole = export_lora(adapter, tmp_path / "y", engine="comfyui")
     assert not whole.left_out and any("txt_in.input_embedder" in name for name in tensors(whole.file))
+
+
+@pytest.mark.parametrize("engine", ["sglang", "fastvideo"])
+def test_an_adapter_with_sites_in_the_blocks_alone_loses_nothing_in_served_engines(tmp_path, engine: str) -> None:
+    """Built through the whole tiny HunyuanVideo, with the option and without it."""
+    pipe, concept = make_text(), Concept("red", tuple(Pair(f"a red {x}", f"a blue {x}") for x in ("dog", "cat", "car")))
+    config = BuildConfig(method="mean", sites="text-in-blocks", pairs=3)
+    adapter = build_adapter(pipe, concept, config)
+    made = export_lora(adapter, tmp_path / "blocks", engine=engine)
+    assert made.left_out == () and made.keys_read == made.keys > 0
+    every = build_adapter(pipe, concept, replace(config, sites=None))
+    lost = set(every.sites) - set(adapter.sites)
+    assert lost == {"transformer.context_embedder.proj_in"}
+    with pytest.raises(EngineError, match="would not read 1 of .* such as context_embedder"):
+        export_lora(every, tmp_path / "every", engine=engine)
 
 
 @pytest.mark.parametrize("engine", ["sglang", "fastvideo", "comfyui", "tensorrt-llm"])
@@ -209,7 +230,8 @@ def test_what_no_engine_reads_cannot_be_written_for_it(tmp_path) -> None:
         export_lora(adapter, tmp_path / "x", engine="comfyui", layout="diffusers", force=True)
     cogvideox = adapter_of("CogVideoXTransformer3DModel")
     with pytest.raises(
-        ConfigError, match="ComfyUI .* reads LoRA files of wan, .*, but none of cogvideox. Choose another"
+        ConfigError,
+        match=r"ComfyUI .* reads LoRA files of wan, .*, but none of cogvideox \(it has no such model: `comfy/ldm`\)",
     ):
         export_lora(cogvideox, tmp_path / "x", engine="comfyui")
     with pytest.raises(ConfigError, match="Expected `engine` to be one of diffusers, comfyui, .*, but got 'a1111'"):
@@ -308,6 +330,27 @@ def test_a_model_says_which_layers_there_are(tmp_path) -> None:
     with pytest.raises(ConfigError, match="holds no list of names"):
         (tmp_path / "keys.json").write_text('"x"')
         check_lora(file, engine="comfyui", model=tmp_path / "keys.json")
+
+
+def test_an_engine_that_refuses_unknown_layers_takes_tensors_that_are_no_factors() -> None:
+    """TensorRT-LLM raises for a factor whose layer it lacks, and passes over what is no factor at all."""
+    engine, reads = ENGINES["tensorrt-llm"], ENGINES["tensorrt-llm"].reads["wan"]
+    factors = keys("diffusers", "WanTransformer3DModel", "blocks.0.attn2.to_k")
+    reading = read_keys(engine, "wan", reads, [*factors, "unlearning.transformer.blocks.0.attn2.to_k.lora_V"])
+    assert sorted(reading.read) == sorted(factors) and len(reading.dropped) == 1
+    unknown = [f"transformer.condition_embedder.text_embedder.linear_1.lora_{part}.weight" for part in "AB"]
+    refused = read_keys(engine, "wan", reads, [*factors, *unknown])
+    assert not refused.read and "refuses a file" in refused.dropped[factors[0]]
+
+
+def test_names_of_kohya_are_read_where_they_stand_for_the_first_release() -> None:
+    """mlx-gen knows `lora_unet_` before the first release's names, and before diffusers' names not."""
+    engine, reads = ENGINES["mlx-gen"], ENGINES["mlx-gen"].reads["wan"]
+    first = [f"lora_unet_blocks_0_cross_attn_k.lora_{end}.weight" for end in ("down", "up")]
+    stock = [f"lora_unet_blocks_0_attn2_to_k.lora_{end}.weight" for end in ("down", "up")]
+    assert sorted(read_keys(engine, "wan", reads, [*first, *stock]).read) == sorted(first)
+    wrong = ["transformer.blocks.0.cross_attn.k.lora_A.weight", "transformer.blocks.0.cross_attn.k.lora_B.weight"]
+    assert not read_keys(engine, "wan", reads, wrong).read
 
 
 def test_a_file_of_no_known_model_is_refused(tmp_path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from engines_page import PAGE, RESULTS, render
 
-from unlearning_adapters.export.engines import ENGINES
+from unlearning_adapters.export.engines import ENGINES, Engine
+from unlearning_adapters.export.names.families import FAMILIES
 
 VERSIONS = json.loads((RESULTS.parent / "engines.json").read_text(encoding="utf-8"))
 FOUND = json.loads(RESULTS.read_text(encoding="utf-8"))
@@ -38,8 +39,23 @@ def test_what_was_run_is_as_near_as_rounding() -> None:
     assert len({family for name, family in run if name == "comfyui"}) >= 3
 
 
-def test_no_pair_of_engine_and_family_is_silent() -> None:
-    for engine in ENGINES.values():
-        for family, reads in engine.reads.items():
-            assert f"| {family} | `{reads.layouts[0]}` | " in render()
-            assert FOUND.get(engine.name, {}).get(family, {}).get("how") or "::" in reads.source or "/" in reads.source
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=lambda engine: engine.name)
+def test_no_pair_of_engine_and_family_is_silent(engine: Engine) -> None:
+    """Each family has a row: run, read and not run, or read to take none, with the file that says so."""
+    assert (
+        engine.reads.keys() | engine.lacks.keys() == FAMILIES.keys() and not engine.reads.keys() & engine.lacks.keys()
+    )
+    section = render().partition(f"### {engine.title} {engine.version}\n")[2].partition("\n### ")[0]
+    lines = [row for row in section.splitlines() if row.startswith("| ")]
+    rows = {name: row for row in lines for name in row.split(" | ")[0].strip("| ").split(", ")}
+    assert rows.keys() == {"family", *FAMILIES}
+    found = FOUND.get(engine.name, {})
+    for family in FAMILIES:
+        if family in engine.lacks:
+            assert "read: no LoRA" in rows[family] and "`" in engine.lacks[family]
+        elif family not in found:
+            assert engine.not_run in section and engine.not_run
+            assert "read, not run: `" in rows[family] and ".py" in rows[family] or ".cpp" in rows[family]
+        else:
+            assert "run" in found[family]["how"] and family in engine.reads
+    assert any(part.isalnum() for part in engine.version)

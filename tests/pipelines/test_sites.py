@@ -128,6 +128,19 @@ def test_text_sites_of_every_denoiser(model, arguments, expected):
     assert {site.kind for site in sites} == {"text"}
 
 
+@pytest.mark.parametrize(("model", "arguments", "expected"), TEXT_SITES, ids=lambda value: str(value)[:40])
+def test_text_sites_in_blocks_are_those_that_every_engine_reaches(model, arguments, expected):
+    pipe = denoiser(model, arguments)
+    wanted = {path for path in expand(expected) if re.search(r"(blocks|layers)\.N\.", path)}
+    if not wanted:
+        with pytest.raises(SiteError, match="No text-in-blocks site was found in transformer"):
+            find_sites(pipe, "text-in-blocks")
+        return
+    sites = find_sites(pipe, "text-in-blocks")
+    assert {shape(site.module) for site in sites} == wanted
+    assert {site.name for site in sites} == {site.name for site in find_sites(pipe) if site.block is not None}
+
+
 def test_each_block_that_reads_the_prompt_has_its_sites():
     for arguments, count in (({"num_layers": 2}, 4), ({"num_layers": 5}, 10)):
         assert len(find_sites(denoiser("WanTransformer3DModel", arguments))) == count

@@ -11,6 +11,7 @@ from typing import Any
 
 from unlearning_adapters.export.engines import ENGINES, Engine
 from unlearning_adapters.export.layouts import LAYOUTS
+from unlearning_adapters.export.names.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "engines.md"
@@ -44,15 +45,23 @@ def _section(engine: Engine, results: dict[str, dict[str, Any]]) -> str:
     lines = [f"### {engine.title} {engine.version}", ""]
     lines += [f"`--engine {engine.name}`. {_experts(engine)} Undo: {engine.undo}. Alpha: {engine.alpha}.", ""]
     lines += ["```text", *example.splitlines(), "```", ""]
+    if engine.not_run:
+        lines += [f"Where it was read and not run: {engine.not_run}.", ""]
     lines += ["| family | layout | evidence | keys read | one adapter | stack | more |", "|---" * 7 + "|"]
-    for family, reads in engine.reads.items():
-        facts = results.get(family)
+    for family in FAMILIES:
+        reads, facts = engine.reads.get(family), results.get(family)
+        if reads is None:
+            continue
         if facts is None:
-            lines.append(f"| {family} | `{reads.layouts[0]}` | read, not run: `{reads.source}` | | | | |")
+            keys = "all" if reads.every else "those of its table"
+            lines.append(f"| {family} | `{reads.layouts[0]}` | read, not run: `{reads.source}` | {keys} | | | |")
             continue
         more = "; ".join(f"{name}: {facts[key]}" for key, name in MORE.items() if key in facts)
         numbers = " | ".join(f"{facts[key]:.1e}" if key in facts else "" for key in ("deviation", "stack"))
         lines.append(f"| {family} | `{reads.layouts[0]}` | {facts['how']} | {facts['loads']} | {numbers} | {more} |")
+    for reason in dict.fromkeys(engine.lacks.values()):
+        families = ", ".join(family for family in FAMILIES if engine.lacks.get(family) == reason)
+        lines.append(f"| {families} | | read: no LoRA, {reason} | none | | | |")
     return "\n".join([*lines, ""])
 
 

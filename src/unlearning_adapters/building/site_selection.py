@@ -13,7 +13,7 @@ from unlearning_adapters.pipelines.running.fitting import Fitting
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import Site, denoisers, find_sites
 
-_MEASURABLE = {"text", "image"}
+_MEASURABLE = {"text": "text", "text-in-blocks": "text", "image": "image"}
 
 
 def select_sites(
@@ -47,7 +47,11 @@ def select_sites(
     selection = (config.sites,) if isinstance(config.sites, str) else config.sites
     parts = selection or tuple(kind for kind, differs in (("text", by_text), ("image", by_image)) if differs)
     fitting = Fitting(pipe, call_kwargs)
-    measured = {kind: _measured(pipe, kind, config, fitting) for kind in parts if kind in _MEASURABLE - kinds}
+    measured = {
+        part: _measured(pipe, part, config, fitting)
+        for part in parts
+        if part in _MEASURABLE and _MEASURABLE[part] not in kinds
+    }
     if selection is None and measured.get("image") == ():
         if not by_text:
             raise ConceptError(f'{_no_image_layer(pipe, concept)} Build with sites="hidden".')
@@ -83,10 +87,11 @@ def without_unread_pictures(
     return [site for site in sites if site.kind != "image"]
 
 
-def _measured(pipe: Any, kind: str, config: BuildConfig, fitting: Fitting) -> tuple[Site, ...]:
-    measured = fitting.run(lambda arguments: measure_sites(pipe, kind, call_kwargs=arguments))
+def _measured(pipe: Any, part: str, config: BuildConfig, fitting: Fitting) -> tuple[Site, ...]:
+    measured = fitting.run(lambda arguments: measure_sites(pipe, _MEASURABLE[part], call_kwargs=arguments))
     in_blocks = tuple(site for site in measured if site.block is not None)
-    sites = in_blocks or measured  # what is refined in front of the blocks is read again inside of them
+    # What is refined in front of the blocks is read again inside of them.
+    sites = in_blocks if in_blocks or part == "text-in-blocks" else measured
     return tuple(site for site in sites if config.blocks is None or site.block in config.blocks)
 
 

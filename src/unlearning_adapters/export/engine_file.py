@@ -10,9 +10,11 @@ from unlearning_adapters.errors import EngineError
 from .engines.engine import Engine, Reads
 from .layouts.fused_layers import Factors
 from .layouts.layout import Layout
-from .names.families import family_of
+from .names.families import FAMILIES, family_of
 from .names.naming import expand
 from .reading import read_keys
+
+_BUILT = ', sites="text-in-blocks" (--sites text-in-blocks)'
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ def _completed(factors: Mapping[str, Factors], reads: Reads) -> dict[str, Factor
     return whole
 
 
+def _prepares(path: str) -> bool:
+    """Tell whether a layer prepares the prompt in front of the blocks."""
+    return any(path in family.embedders for family in FAMILIES.values())
+
+
 def _refusal(
     engine: Engine, reads: Reads, layout: Layout, factors: Mapping[str, Factors], left_out: Mapping[str, str]
 ) -> str:
@@ -80,7 +87,8 @@ def _refusal(
     if layout.name not in reads.layouts:
         return f"{problem} in the layout {layout.name!r}, such as {first} ({why}). Use {' or '.join(reads.layouts)}."
     rest = (
-        "Pass force=True (--force) to leave them out, which keeps what they remove; or build the adapter without them; "
+        "Pass force=True (--force) to leave them out, which keeps what they remove; or build the adapter without them"
+        f"{_BUILT if all(_prepares(path) for path in left_out) else ''}; "
         if len(left_out) < len(factors)
         else ""
     )

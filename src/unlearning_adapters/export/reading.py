@@ -90,8 +90,9 @@ def read_keys(
             sorting.tensors[name.removesuffix(_ALPHA)].append(name)
         else:
             sorting.dropped[name] = "it belongs to no layer that is read"
-    if engine.strict and sorting.dropped:
-        first, why = next(iter(sorting.dropped.items()))
+    unknown = [name for name in sorting.dropped if engine.strict == "tensors" or _LORA.fullmatch(name)]
+    if engine.strict and unknown:
+        first, why = unknown[0], sorting.dropped[unknown[0]]
         refusal = f"{engine.title} refuses a file with a tensor that it does not know: {first} ({why})"
         return Reading(engine, family, (), dict.fromkeys(names, refusal), ())
     read_names = {tensor for tensors in sorting.tensors.values() for tensor in tensors}
@@ -152,7 +153,9 @@ def _why_not(sorting: _Sorting, spelling: Spelling, path: str, paths: tuple[str,
 
 def _prefixes(engine: Engine, spelling: Spelling) -> tuple[str, ...]:
     """Return the prefixes of a spelling, the longest first, since "" fits each name."""
-    return tuple(sorted((*spelling.prefixes, *((KOHYA,) if engine.kohya else ())), key=len, reverse=True))
+    return tuple(
+        sorted((*spelling.prefixes, *((KOHYA,) if engine.kohya and spelling.kohya else ())), key=len, reverse=True)
+    )
 
 
 @cache

@@ -97,7 +97,8 @@ def find_sites(
 
     Args:
         pipe: A diffusers pipeline.
-        selection: "text", "image", "hidden", a glob pattern over full names such as
+        selection: "text", "text-in-blocks" (of these the layers inside of transformer blocks, which LoRA loaders of
+            all engines reach), "image", "hidden", a glob pattern over full names such as
             "transformer.blocks.*.attn2.to_k", or several of these.
         blocks: Indices of the blocks whose sites are kept; None keeps all.
 
@@ -301,6 +302,8 @@ def _hidden_layers(denoiser: nn.Module) -> Iterator[str]:
 def _match(pipe: Any, pattern: str, every: Sequence[Site]) -> set[str]:
     if pattern in ("text", "image"):
         return {site.name for site in every if site.kind == pattern}
+    if pattern == "text-in-blocks":
+        return {site.name for site in every if site.kind == "text" and site.block is not None}
     if pattern == "hidden":
         return {f"{name}.{path}" for name, module in denoisers(pipe).items() for path in _hidden_layers(module)}
     return {site.name for site in every if fnmatchcase(site.name, pattern)}
@@ -310,7 +313,7 @@ def _nothing_found(pipe: Any, pattern: str, every: Sequence[Site]) -> str:
     classes = ", ".join(f"{name} ({type(module).__name__})" for name, module in denoisers(pipe).items())
     if not every:
         return f"No Linear layer was found in {classes}."
-    if pattern in ("text", "image", "hidden"):
+    if pattern in ("text", "text-in-blocks", "image", "hidden"):
         cure = "Select 'hidden' sites, which see pictures among the video, or pass" if pattern == "image" else "Pass"
         return (
             f"No {pattern} site was found in {classes}. {cure} a pattern over the names of its {len(every)} Linear "

@@ -26,7 +26,8 @@ PACKAGE = sys.argv[1]
 BASE = Path(sysconfig.get_paths()["purelib"]) / PACKAGE / ("multimodal_gen" if PACKAGE == "sglang" else "")
 ROOT = "sglang.multimodal_gen" if PACKAGE == "sglang" else "fastvideo"
 CONFIGS = {"wan": ("wanvideo", "WanVideoArchConfig"), "hunyuan-video": ("hunyuanvideo", "HunyuanVideoArchConfig"),
-           "hunyuan-video-1.5": ("hunyuanvideo15", "HunyuanVideo15ArchConfig")}  # fmt: skip
+           "hunyuan-video-1.5": ("hunyuanvideo15", "HunyuanVideo15ArchConfig"),
+           "kandinsky-5": ("kandinsky5", "Kandinsky5ArchConfig")}  # fmt: skip
 
 
 @dataclass

@@ -66,8 +66,8 @@ def reads_of(engine: Engine, family: str) -> Reads:
     reads = engine.reads.get(family)
     if reads is None:
         raise ConfigError(
-            f"{engine.title} {engine.version} reads LoRA files of {', '.join(engine.reads)}, but none of {family}. "
-            "Choose another engine, or write a fused checkpoint with export_fused."
+            f"{engine.title} {engine.version} reads LoRA files of {', '.join(engine.reads)}, but none of {family} "
+            f"({engine.lacks[family]}). Choose another engine, or write a fused checkpoint with export_fused."
         )
     return reads
 

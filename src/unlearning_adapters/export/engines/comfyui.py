@@ -4,8 +4,15 @@ from collections.abc import Mapping
 
 from unlearning_adapters.export.names.families import FAMILIES
 
-from .engine import Engine, Reads, Spelling
-from .rows import HUNYUAN_15_NATIVE, HUNYUAN_NATIVE, LTX_2_NATIVE, LTX_NATIVE, WAN_NATIVE
+from .engine import Engine, Reads, Spelling, lacking
+from .rows import (
+    HUNYUAN_15_NATIVE,
+    HUNYUAN_NATIVE,
+    LTX_2_NATIVE,
+    LTX_NATIVE,
+    WAN_CROSS_ATTENTION_DIFFUSERS,
+    WAN_NATIVE,
+)
 
 _SOURCE = "comfy/lora.py::model_lora_keys_unet"
 _LATER = f"{_SOURCE} of 0.12.1"
@@ -53,6 +60,8 @@ COMFYUI = Engine(
         ),
     },
     _instructions,
+    lacking("it has no such model: `comfy/ldm`", "cogvideox"),
+    not_run="0.3.64 has no such model, or the tests make no tiny one",
     kohya=True,
     experts="one LoRA node on each model",
 )
@@ -66,15 +75,31 @@ def _wrapper_instructions(files: Mapping[str, str]) -> str:
     )
 
 
+# `attn1` of diffusers is renamed to `cross_attn`, so that a file with such names edits the wrong layers: it is not
+# among the names that are read. Feed-forwards of diffusers keep their names, which no layer has.
+_WRAPPED = ("diffusion_model.", "transformer.", "pipe.dit.", "base_model.model.", "")
+_WRAPPER_SOURCE = "nodes_model_loading.py::standardize_lora_key_format, model_lora_keys_unet"
+
+
+def _wrapped(family: str) -> Reads:
+    spellings = (
+        Spelling(FAMILIES[family].native.rows, _WRAPPED),
+        Spelling(WAN_CROSS_ATTENTION_DIFFUSERS, _WRAPPED, kohya=False),
+    )
+    return Reads(("native",), _WRAPPER_SOURCE, spellings, every=True)
+
+
 KIJAI = Engine(
     "kijai",
     "ComfyUI-WanVideoWrapper",
-    "721cd65",
-    {
-        "wan": Reads(
-            ("native",), "nodes_model_loading.py::standardize_lora_key_format", (Spelling(WAN_NATIVE),), every=True
-        )
-    },
+    "3317577",
+    {"wan": _wrapped("wan"), "wan-vace": _wrapped("wan-vace")},
     _wrapper_instructions,
+    lacking(
+        "it runs Wan alone: `wanvideo/modules/model.py`",
+        *("hunyuan-video", "hunyuan-video-1.5", "ltx", "ltx-2", "mochi", "kandinsky-5", "cogvideox"),
+    ),
+    not_run="its nodes load a whole Wan on a GPU",
+    kohya=True,
     experts="one LoRA node on each model loader",
 )

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from unlearning_adapters.export.names.families import FAMILIES, Family
 from unlearning_adapters.export.names.naming import same
 
-from .engine import Engine, Reads, Spelling
+from .engine import Engine, Reads, Spelling, lacking
 from .rows import HUNYUAN_NATIVE, LTX_2_NATIVE, LTX_NATIVE, WAN_NATIVE
 
 _SOURCE = "diffusers/loaders/lora_pipeline.py"
@@ -62,15 +62,22 @@ DIFFUSERS = Engine(
     "0.42.1",
     {**_DIFFUSERS, "hunyuan-video-1.5": _HUNYUAN_15},
     _instructions,
+    {},
+    not_run="the tests make no tiny pipeline of it",
     experts="load_into_transformer_2=True for the second file",
 )
 XDIT = Engine(
     "xdit",
     "xDiT (xfuser)",
     "0.7.0",
-    _DIFFUSERS,
+    {
+        **{name: _DIFFUSERS[name] for name in ("wan", "wan-vace", "hunyuan-video", "ltx-2", "cogvideox")},
+        "hunyuan-video-1.5": _HUNYUAN_15,
+    },
     lambda files: (
         "xDiT has no option for LoRA files; load them into the pipeline before it is split:\n" + _instructions(files)
     ),
+    lacking("it has no such model: `xfuser/model_executor/models/transformers`", "ltx", "mochi", "kandinsky-5"),
+    not_run="it needs a GPU; diffusers loads the file before, as above",
     experts="load_into_transformer_2=True for the second file",
 )

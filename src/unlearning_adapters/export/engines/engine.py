@@ -13,6 +13,7 @@ Instructions = Callable[[Mapping[str, str]], str]
 Suffixes = tuple[tuple[str, str], ...]
 AB: Suffixes = ((".lora_A.weight", ".lora_B.weight"),)
 DOWN_UP: Suffixes = ((".lora_down.weight", ".lora_up.weight"),)
+A_B_DOWN_UP: Suffixes = (*AB, *DOWN_UP)
 AB_DEFAULT: Suffixes = ((".lora_A.default.weight", ".lora_B.default.weight"),)
 
 
@@ -25,12 +26,14 @@ class Spelling:
         prefixes: What the engine takes off the names; "" where it reads bare ones.
         whole: Patterns of layers, as diffusers names them, that it has as one: it reads all of their parts or none.
         needs: A text that must be in the name of some tensor, or it does not know the file as one of this model.
+        kohya: Whether the names of kohya stand for these layers too, in an engine that reads them.
     """
 
     rows: Rows
     prefixes: tuple[str, ...] = ("diffusion_model.",)
     whole: tuple[str, ...] = ()
     needs: str = ""
+    kohya: bool = True
     naming: Naming = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -72,7 +75,10 @@ class Engine:
         version: The version whose code the table was held against.
         reads: What it reads, by family.
         instructions: How a file is loaded there.
-        strict: Whether it refuses a file with a tensor that it does not know; others ignore that tensor.
+        lacks: Why it reads no LoRA of each of the other families, with the file that says so.
+        not_run: Why its loader was read and not run by the tests, "" if it was run for each family.
+        strict: What makes it refuse a file as a whole: any "tensors" that it does not know, or "layers" alone; others
+            ignore what they do not know.
         suffixes: What follows the layer's name, for the factors A and B, in all the ways that it reads.
         embedders: Whether LoRAs reach the layers that prepare the prompt.
         kohya: Whether it reads `lora_unet_` names too.
@@ -86,10 +92,17 @@ class Engine:
     version: str
     reads: Mapping[str, Reads]
     instructions: Instructions
-    strict: bool = False
+    lacks: Mapping[str, str]
+    not_run: str = ""
+    strict: Literal["", "layers", "tensors"] = ""
     suffixes: Suffixes = (*AB, *DOWN_UP, *AB_DEFAULT)
     embedders: bool = True
     kohya: bool = False
     experts: str = ""
     undo: Literal["exact", "restart"] = "exact"
     alpha: str = "alpha / rank"
+
+
+def lacking(reason: str, *families: str) -> dict[str, str]:
+    """Return one reason for several families."""
+    return dict.fromkeys(families, reason)

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 from unlearning_adapters.export.names.naming import Rows, same
 
-from .engine import Engine, Reads, Spelling
+from .engine import Engine, Reads, Spelling, lacking
 from .rows import (
     HUNYUAN_15_NATIVE,
     HUNYUAN_NATIVE,
+    KANDINSKY_NATIVE,
     LTX_2_NATIVE,
     WAN_DIFFUSERS,
     WAN_TEXT_NATIVE,
@@ -44,8 +45,11 @@ FASTVIDEO = Engine(
             ("sglang", "native"), _SOURCE, (Spelling(with_own_feed_forward(HUNYUAN_15_NATIVE), _PREFIXES),)
         ),
         "ltx-2": Reads(("native",), _SOURCE, (Spelling(LTX_2_NATIVE, _PREFIXES),)),
+        "kandinsky-5": Reads(("native",), _SOURCE, (Spelling(KANDINSKY_NATIVE, _PREFIXES),)),
     },
     _instructions,
+    lacking("it has no such model: `fastvideo/configs/models/dits`", "wan-vace", "ltx", "mochi", "cogvideox"),
+    not_run="its pipelines need a GPU",
     embedders=False,
     alpha="alpha / rank",
 )

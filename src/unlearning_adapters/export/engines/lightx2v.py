@@ -3,18 +3,14 @@
 import json
 from collections.abc import Mapping
 
-from unlearning_adapters.export.names.naming import Rows
-
-from .engine import Engine, Reads, Spelling
-from .rows import HUNYUAN_15_NATIVE, LTX_2_NATIVE, WAN_NATIVE
+from .engine import Engine, Reads, Spelling, lacking
+from .rows import LTX_2_NATIVE, WAN_NATIVE, WAN_VACE_NATIVE
 
 _SOURCE = "lightx2v/utils/lora_loader.py::LoRALoader.apply_lora"
 _PREFIXES = ("diffusion_model.", "model.", "unet.", "")
-_SPLIT: Rows = (
-    ("transformer_blocks.N.attn.to_{q,k,v}", "double_blocks.N.img_attn_{q,k,v}"),
-    ("transformer_blocks.N.attn.add_{q,k,v}_proj", "double_blocks.N.txt_attn_{q,k,v}"),
-    *(row for row in HUNYUAN_15_NATIVE if "qkv" not in row[1]),
-)
+# Its runner calls no LoRA loader, `lora_configs` leaves the model without weights, and names of the
+# layers that `switch_lora` compares begin with `diffusion_model.blocks`.
+_NO_HUNYUAN = "its runner loads none: `lightx2v/models/runners/hunyuan_video/hunyuan_video_15_runner.py`"
 
 
 def _instructions(files: Mapping[str, str]) -> str:
@@ -31,10 +27,18 @@ LIGHTX2V = Engine(
     "f8aee98",
     {
         "wan": Reads(("native",), _SOURCE, (Spelling(WAN_NATIVE, _PREFIXES),), every=True),
-        "hunyuan-video-1.5": Reads(("split",), _SOURCE, (Spelling(_SPLIT, _PREFIXES),), every=True),
+        "wan-vace": Reads(("native",), _SOURCE, (Spelling(WAN_VACE_NATIVE, _PREFIXES),), every=True),
         "ltx-2": Reads(("native",), _SOURCE, (Spelling(LTX_2_NATIVE, _PREFIXES),), every=True),
     },
     _instructions,
+    {
+        "hunyuan-video-1.5": _NO_HUNYUAN,
+        **lacking(
+            "it has no such model: `lightx2v/models/networks`",
+            *("hunyuan-video", "ltx", "mochi", "kandinsky-5", "cogvideox"),
+        ),
+    },
+    not_run="the tests make no weights of it",
     experts="high_noise_model and low_noise_model in lora_configs",
     undo="restart",
 )

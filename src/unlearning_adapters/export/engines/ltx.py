@@ -1,6 +1,6 @@
 """Lightricks' own ltx-core and ltx-pipelines."""
 
-from .engine import Engine, Reads, Spelling
+from .engine import AB, Engine, Reads, Spelling, lacking
 from .rows import LTX_2_NATIVE
 
 LTX = Engine(
@@ -10,12 +10,18 @@ LTX = Engine(
     {
         "ltx-2": Reads(
             ("native",),
-            "ltx_core/loader/fuse_loras.py::apply_loras",
+            "ltx_core/loader/fuse_loras.py::apply_loras, sd_ops.py::LTXV_LORA_COMFY_RENAMING_MAP",
             (Spelling(LTX_2_NATIVE, ("diffusion_model.", "")),),
             every=True,
         )
     },
     lambda files: "\n".join(f"--lora {path} 1.0" for path in files.values()),
+    lacking(
+        "it runs LTX-2 alone: `ltx_core/model/transformer`",
+        *("wan", "wan-vace", "hunyuan-video", "hunyuan-video-1.5", "ltx", "mochi", "kandinsky-5", "cogvideox"),
+    ),
+    not_run="its model needs a GPU",
+    suffixes=AB,
     undo="restart",
     alpha="ignored",
 )

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from .engine import Engine, Reads, Spelling
-from .rows import LTX_2_NATIVE, WAN_ATTENTION_DIFFUSERS, WAN_IMAGE_DIFFUSERS, WAN_NATIVE
+from .engine import A_B_DOWN_UP, Engine, Reads, Spelling, lacking
+from .rows import WAN_ATTENTION_DIFFUSERS, WAN_IMAGE_DIFFUSERS, WAN_NATIVE
 
+_OTHERS = ("wan-vace", "hunyuan-video", "hunyuan-video-1.5", "ltx", "mochi", "kandinsky-5", "cogvideox")
 _OPTIONS = {"": "--lora", "high_noise": "--lora-high", "low_noise": "--lora-low"}
 
 
@@ -21,14 +22,15 @@ MLX_GEN = Engine(
             ("native", "kohya"),
             "mflux/models/wan/weights/wan_lora_mapping.py::WanLoRAMapping.get_mapping",
             (
-                Spelling(
-                    (*WAN_NATIVE, *WAN_ATTENTION_DIFFUSERS, *WAN_IMAGE_DIFFUSERS),
-                    ("diffusion_model.", "transformer.", ""),
-                ),
+                Spelling(WAN_NATIVE, ("diffusion_model.", "")),
+                Spelling((*WAN_ATTENTION_DIFFUSERS, *WAN_IMAGE_DIFFUSERS), ("transformer.", ""), kohya=False),
             ),
         )
     },
     lambda files: "--lora-paths " + " ".join(files.values()) + " --lora-scales" + " 1.0" * len(files),
+    lacking("it has no such model: `mflux/models`", *_OTHERS, "ltx-2"),
+    not_run="MLX runs on Apple's GPUs",
+    suffixes=A_B_DOWN_UP,
     embedders=False,
     kohya=True,
     undo="restart",
@@ -39,13 +41,19 @@ MLX_VIDEO = Engine(
     "0.1.37",
     {
         "wan": Reads(
-            ("native",), "mlx_video/lora/apply.py", (Spelling(WAN_NATIVE, ("diffusion_model.", "")),), every=True
-        ),
-        "ltx-2": Reads(
-            ("native",), "mlx_video/lora/apply.py", (Spelling(LTX_2_NATIVE, ("diffusion_model.", "")),), every=True
-        ),
+            ("native",),
+            "mlx_video/lora/apply.py::_normalize_wan_lora_key",
+            (Spelling(WAN_NATIVE, ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "model.", "")),),
+            every=True,
+        )
     },
     _mlx_video,
+    {
+        "ltx-2": "its commands for LTX-2 take no LoRA: `mlx_video/generate.py`, `mlx_video/generate_av.py`",
+        **lacking("it has no such model: `mlx_video/models`", *_OTHERS),
+    },
+    not_run="MLX runs on Apple's GPUs",
+    suffixes=A_B_DOWN_UP,
     experts="--lora-high and --lora-low",
     undo="restart",
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from unlearning_adapters.export.names.naming import same
 
-from .engine import Engine, Reads, Spelling
+from .engine import Engine, Reads, Spelling, lacking
 from .fastvideo import with_own_feed_forward
 from .rows import HUNYUAN_NATIVE, LTX_2_NATIVE, WAN_DIFFUSERS, WAN_TEXT_NATIVE
 
@@ -51,6 +51,11 @@ SGLANG = Engine(
         "ltx-2": Reads(("native",), _SOURCE, (Spelling(LTX_2_NATIVE, ("diffusion_model.", "")),)),
     },
     _instructions,
+    lacking(
+        "it has no such model: `multimodal_gen/configs/models/dits`",
+        *("wan-vace", "hunyuan-video-1.5", "ltx", "mochi", "kandinsky-5", "cogvideox"),
+    ),
+    not_run="its pipelines need a GPU",
     embedders=False,
     experts="two calls of set_lora, target transformer (high noise) and transformer_2 (low noise)",
     alpha="int(alpha) / rank, so that 0.5 is 0",

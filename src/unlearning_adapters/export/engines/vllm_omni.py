@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 
-from .engine import Engine, Reads, Spelling
-from .rows import HUNYUAN_15_DIFFUSERS, LTX_2_NATIVE, WAN_DIFFUSERS, WAN_NATIVE, WAN_SELF_ATTENTION
+from .engine import Engine, Reads, Spelling, lacking
+from .rows import HUNYUAN_15_DIFFUSERS, LTX_2_NATIVE, WAN_DIFFUSERS, WAN_NATIVE, WAN_SELF_ATTENTION, WAN_VACE_DIFFUSERS
+
+_NO_MODEL = "it has no such model: `vllm_omni/diffusion/registry.py`"
+_NO_LOADER = "its pipeline has no loader for the start; take a request: `vllm_omni/diffusion/lora/loader.py`"
 
 _REQUEST = "vllm_omni/diffusion/lora/manager.py::DiffusionLoRAManager._load_adapter"
 
@@ -37,6 +40,10 @@ VLLM_OMNI = Engine(
         )
     },
     _at_start,
+    {
+        **lacking(_NO_LOADER, "wan-vace", "hunyuan-video-1.5", "ltx-2"),
+        **lacking(_NO_MODEL, "hunyuan-video", "ltx", "mochi", "kandinsky-5", "cogvideox"),
+    },
     embedders=False,
     experts="a list of two paths, high noise first: they are matched by position",
     undo="restart",
@@ -49,13 +56,26 @@ VLLM_OMNI_REQUEST = Engine(
         "wan": Reads(
             ("peft-folder",), _REQUEST, (Spelling(WAN_DIFFUSERS, ("base_model.model.",), whole=(WAN_SELF_ATTENTION,)),)
         ),
+        "wan-vace": Reads(
+            ("peft-folder",),
+            _REQUEST,
+            (
+                Spelling(
+                    (*WAN_DIFFUSERS, *WAN_VACE_DIFFUSERS),
+                    ("base_model.model.",),
+                    whole=(WAN_SELF_ATTENTION, f"vace_{WAN_SELF_ATTENTION}"),
+                ),
+            ),
+        ),
         "hunyuan-video-1.5": Reads(
             ("peft-folder",), _REQUEST, (Spelling(HUNYUAN_15_DIFFUSERS, ("base_model.model.",)),)
         ),
         "ltx-2": Reads(("peft-folder",), _REQUEST, (Spelling(LTX_2_NATIVE, ("base_model.model.",)),)),
     },
     _with_a_request,
-    strict=True,
+    lacking(_NO_MODEL, "hunyuan-video", "ltx", "mochi", "kandinsky-5", "cogvideox"),
+    not_run="its request path needs a GPU",
+    strict="tensors",
     embedders=False,
     alpha="lora_alpha / r of adapter_config.json",
 )
