@@ -1,5 +1,6 @@
 """Clips as files that play, and contact sheets on which every strip is where it belongs."""
 
+import resource
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -83,6 +84,21 @@ def test_other_suffixes_and_rates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Expected `fps` to be from 1 to 240, but got 0"):
         save_clip(plain_clip(), tmp_path / "clip.mp4", fps=0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("room", [100, 2000])
+def test_a_clip_on_a_full_disk_is_refused_and_nothing_is_left(tmp_path: Path, room: int) -> None:
+    """The limit is the kernel's; the encoder, a process of its own, has it as well and ends without a word."""
+    noise = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(ConfigError, match="no room left on the disk"):
+            save_clip(noise, tmp_path / "clip.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+    assert save_clip(noise, tmp_path / "clip.mp4").stat().st_size > 2000
 
 
 def test_floats_and_pictures_become_the_same_clip() -> None:

@@ -65,7 +65,7 @@ def save_clip(frames: Clip, path: str | Path, fps: float = 8) -> Path:
         The path.
 
     Raises:
-        ConfigError: If the frames are no clip, or the path or the rate cannot be used.
+        ConfigError: If the frames are no clip, the path or the rate cannot be used, or the disk is full.
 
     Example:
         >>> save_clip(frames, "red.mp4")
@@ -85,7 +85,23 @@ def save_clip(frames: Clip, path: str | Path, fps: float = 8) -> Path:
     with writer as file:
         for frame in video:
             file.append_data(frame)
+    if not _is_whole(path.read_bytes()):
+        path.unlink()
+        raise ConfigError(
+            f"The clip {str(path)!r} cannot be written: its encoder stopped, as it does when there is no room left on "
+            "the disk. Free some, and try again."
+        )
     return path
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether all boxes of an mp4 file are there: on a full disk its encoder ends early, and nobody says so."""
+    place, kinds = 0, set[bytes]()
+    while len(data) - place >= 8:
+        size = int.from_bytes(data[place : place + 4], "big")
+        kinds.add(data[place + 4 : place + 8])
+        place += int.from_bytes(data[place + 8 : place + 16], "big") if size == 1 else max(size, 8)
+    return place == len(data) and b"moov" in kinds
 
 
 def to_clip(frames: Any) -> Clip:

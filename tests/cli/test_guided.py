@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -110,3 +111,16 @@ def test_a_time_budget_ends_a_run_quietly_and_ctrl_c_does_not() -> None:
     with time_budget(None) as budget:
         pass
     assert not budget.over
+
+
+def test_a_time_budget_also_ends_a_job_in_the_background() -> None:
+    """A shell starts such a job with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        start = time.monotonic()
+        with time_budget(0.2 / 60) as budget:
+            time.sleep(20)
+        assert budget.over and time.monotonic() - start < 10
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -41,6 +41,9 @@ def time_budget(minutes: float | None) -> Iterator[Budget]:
 
     timer: Any = threading.Timer(60 * minutes, end)
     timer.daemon = True
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # a job in the background, as of `nohup`, is deaf to Ctrl-C, and would be to this
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
         yield budget
@@ -49,6 +52,8 @@ def time_budget(minutes: float | None) -> Iterator[Budget]:
             raise
     finally:
         timer.cancel()
+        if before is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
 
 
 def _interrupt() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,15 @@ def is_red(colours: list[int]) -> bool:
     return colours[0] > 2 * max(colours[1:])
 
 
+def is_blue(colours: list[int]) -> bool:
+    return colours[2] > 2 * max(colours[:2])
+
+
+def choose(seen: Visit, concept: str) -> None:
+    seen.page.get_by_label("What to forget").click()
+    seen.page.get_by_role("option", name=concept, exact=True).click()
+
+
 def test_a_person_forgets_compares_measures_and_shares(open_page: Any) -> None:
     seen: Visit = open_page()
     build(seen)
@@ -115,9 +125,10 @@ def test_a_person_forgets_compares_measures_and_shares(open_page: Any) -> None:
     assert seen.page.frame_locator(".ua-report").get_by_text("Every arm").inner_text() == "Every arm"
 
     seen.tab("Share")
-    seen.press("Show the card and the file")
+    seen.press("Show the card and the files")
     seen.sees("What it removes, and what it does not")
     seen.sees("pytorch_lora_weights")
+    assert seen.page.locator("a[href*='reproduce.json']").count() == 2  # of the adapter and of the report
     seen.press("Export for it")
     seen.sees("pipe.load_lora_weights")
     assert seen.overflow() <= 0
@@ -158,15 +169,21 @@ def test_the_keyboard_alone_is_enough(open_page: Any) -> None:
                 return
         raise AssertionError(f"Tab does not reach {name!r}")
 
+    def open_tab(name: str) -> None:
+        for _ in range(80):
+            keys.press("Shift+Tab")
+            element = "document.activeElement"
+            if seen.page.evaluate(
+                f"{element}.getAttribute('role') === 'tab' && {element}.innerText.trim() === '{name}'"
+            ):
+                keys.press("Enter")
+                return
+        raise AssertionError(f"Shift and Tab do not reach the tab {name!r}")
+
     reach("Build")
     keys.press("Enter")
     seen.sees("Look at it in the tab Compare")
-    for _ in range(40):
-        keys.press("Shift+Tab")
-        if seen.page.evaluate("document.activeElement.getAttribute('role')") == "tab":
-            break
-    seen.page.get_by_role("tab", name="Compare").focus()
-    keys.press("Enter")
+    open_tab("Compare")
     reach("Compare")
     keys.press("Enter")
     seen.page.locator(".ua-pair video").first.wait_for()
@@ -176,34 +193,106 @@ def test_the_keyboard_alone_is_enough(open_page: Any) -> None:
     reach("Pause")
     keys.press("Space")
     seen.sees("Play")
+    open_tab("Share")
+    reach("Show the card and the files")
+    keys.press("Enter")
+    seen.sees("What it removes, and what it does not")
 
 
-def test_two_tabs_do_not_disturb_each_other(open_page: Any, folder: Path) -> None:
+def test_several_adapters_have_a_switch_and_a_dial_each(open_page: Any) -> None:
+    seen: Visit = open_page()
+    build(seen)
+    choose(seen, "shapeworld-blue")
+    seen.press("Build")
+    seen.page.locator(".ua-facts").get_by_text("shapeworld-blue").wait_for()
+    seen.tab("Compare")
+    switches = {name: seen.page.get_by_label(f"shapeworld-{name}", exact=True) for name in ("red", "blue")}
+    dials = {name: seen.page.get_by_label(f"number input for Strength of shapeworld-{name}") for name in switches}
+    prompts = {name: f"a {name} circle moves left on a black background" for name in switches}
+    shown = {"red": is_red, "blue": is_blue}
+    first = {}
+
+    def files() -> list[str]:
+        return seen.page.locator(".ua-pair figure:not(.ua-over) video").evaluate_all("films => films.map(f => f.src)")
+
+    for name, other in (("red", "blue"), ("blue", "red")):
+        seen.page.get_by_label("Prompt", exact=True).fill(prompts[name])
+        original, edited = compare(seen)  # both act
+        assert shown[name](original) and not shown[name](edited)
+        first[name] = files()[0]
+        switches[name].uncheck()
+        _, edited = compare(seen)
+        assert shown[name](edited)  # the other one is another's
+        assert files()[0] == first[name], "the same prompt and seed give the same clip"
+        assert seen.page.locator(".ua-pair figcaption").last.inner_text().startswith(f"edited: shapeworld-{other} at")
+        switches[name].check()
+    dials["red"].fill("0")
+    dials["blue"].fill("0")
+    compare(seen)
+    assert files() == [first["blue"]] * 2
+    caption = seen.page.locator(".ua-pair figcaption").last.inner_text()
+    assert caption == "edited: shapeworld-red at 0, shapeworld-blue at 0"
+    seen.page.get_by_label("Seed, the same for all").fill("7")
+    compare(seen)
+    assert first["blue"] not in files()
+    assert "(seed 7)" in seen.page.locator(".ua-caption").inner_text()
+    dials["red"].fill("1")
+    dials["blue"].fill("1")
+    seen.page.get_by_text("Grid of strengths and prompts").click()
+    seen.page.get_by_label("Prompts, one on each line").fill("\n".join(prompts.values()))
+    seen.press("Make the grid")
+    cells = seen.page.locator(".ua-grid video")
+    cells.nth(9).wait_for()
+    seen.page.wait_for_function("[...document.querySelectorAll('.ua-grid video')].every(v => v.readyState > 2)")
+    colours = cells.evaluate_all(CLIPS_ALIKE)
+    assert is_red(colours[0]) and is_blue(colours[5]) and not is_red(colours[4]) and not is_blue(colours[9])
+
+
+def test_a_tab_compares_while_another_measures_and_stops_without_a_trace(open_page: Any, folder: Path) -> None:
     one, other = open_page(), open_page()
     build(one)
-    for seen in (one, other):
-        seen.tab("Compare")
-    one.press("Compare")
+    one.tab("Measure")
+    one.press("Measure")
+    one.sees(re.compile("[1-9] of about"))
+    assert list(folder.glob("unlearn-app-*/measurement"))
+    other.tab("Compare")
     original, edited = compare(other)
     assert original == edited and is_red(original)  # the other page has no adapter
-    one.page.locator(".ua-pair video").first.wait_for()
     assert other.page.get_by_label("shapeworld-red").filter(visible=True).count() == 0
-    assert one.page.get_by_label("shapeworld-red", exact=True).is_visible()
+    other.tab("Forget")
+    other.press("Build")
+    other.sees("Another tab is measuring; yours is next")
+    other.press("Stop")
+    other.sees("Stopped. Nothing of it is left.", 20)
+    assert one.page.get_by_text(re.compile("of about")).is_visible()  # all the time
+    one.press("Stop")
+    one.sees("Stopped. Nothing of it is left.", 20)
+    assert not list(folder.glob("unlearn-app-*/measurement"))
+    one.tab("Compare")
+    original, edited = compare(one)
+    assert is_red(original) and not is_red(edited)
     one.page.get_by_label("shapeworld-red", exact=True).uncheck()  # its switch
     original, edited = compare(one)
     assert original == edited
 
 
-def test_a_measurement_is_stopped_without_a_trace(open_page: Any, folder: Path) -> None:
+def test_a_full_disk_is_one_line_and_then_it_goes_on(open_page: Any, server: Server, folder: Path) -> None:
+    """The limit of files is the kernel's, on the running server and on the encoder of clips."""
     seen: Visit = open_page()
     build(seen)
-    seen.tab("Measure")
-    seen.press("Measure")
-    seen.sees(re.compile("[1-9] of about"))
-    assert list(folder.glob("unlearn-app-*/measurement"))
-    seen.press("Stop")
-    seen.sees("Stopped. Nothing of it is left.", 20)
-    assert not list(folder.glob("unlearn-app-*/measurement"))
+    soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        for tab, button in (("Compare", "Compare"), ("Measure", "Measure"), ("Share", "Show the card and the files")):
+            seen.tab(tab)
+            seen.press(button)
+            line = seen.page.locator(".ua-error").filter(visible=True).first
+            line.wait_for()
+            assert "no room left on the disk" in line.inner_text() and "\n" not in line.inner_text(), tab
+            files = [path for path in folder.glob("unlearn-app-*/**/*") if path.is_file()]
+            assert not files, tab
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (soft, hard))
     seen.tab("Compare")
     original, edited = compare(seen)
     assert is_red(original) and not is_red(edited)

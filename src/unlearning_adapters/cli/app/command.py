@@ -46,7 +46,7 @@ def app(
     sessions.of("first look").close()  # an adapter that cannot be read is an error now, not on the page
     sessions.close("first look")
     pipe = open_pipeline(pipeline, dtype, device)
-    bench = Bench(pipe, pipeline, {name: opened(value) for name, value in call.items()})
+    bench = Bench(pipe, pipeline, {name: opened(value) for name, value in call.items()}, call)
     page = make_page(bench, sessions)
     try:
         address = serve(page, port, browser)

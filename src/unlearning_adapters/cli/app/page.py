@@ -11,13 +11,13 @@ from unlearning_adapters.evaluation.detectors.detector import BUILT_IN
 from unlearning_adapters.evaluation.reports.page import PAGE
 
 from .bench import Bench
-from .comparing import compare, compare_grid, edits_of
-from .forgetting import build, chosen_concept, concept_names, description, remarks
 from .jobs import Job
 from .looks import FIRST_PROMPT, FIRST_PROMPTS, OWN_PAIRS, OWN_WORDS, look, opening
-from .measuring import Measurement, framed, opened, sheet, table, verdict
 from .session import MOST, Sessions
-from .sharing import adapter_file, card, engine_names, for_engine, push
+from .tabs.comparing import compare, compare_grid, edits_of
+from .tabs.forgetting import build, chosen_concept, concept_names, description, remarks
+from .tabs.measuring import Measurement, framed, opened, sheet, table, verdict
+from .tabs.sharing import card, engine_names, files_of, for_engine, push
 from .widgets import Rows, failed, follow, progress, session_of, stop_button
 
 OWN, FILE = "own", "file"
@@ -49,7 +49,7 @@ def make_page(bench: Bench, sessions: Sessions, local: bool = True) -> Any:
             with gr.Tab("Measure"):
                 rows.names.append(_measure(bench, sessions, local))
             with gr.Tab("Share"):
-                rows.names.append(_share(sessions, local))
+                rows.names.append(_share(bench, sessions, local))
         rows.connect(page, built)
         page.unload(close)
     page.queue(default_concurrency_limit=None)
@@ -217,13 +217,13 @@ def _measured(report: Any, folder: Any) -> tuple[Any, ...]:
     return verdict(report), table(report), shown, framed(folder / PAGE)
 
 
-def _share(sessions: Sessions, local: bool) -> gr.Dropdown:
+def _share(bench: Bench, sessions: Sessions, local: bool) -> gr.Dropdown:
     """Draw the tab; return the widget that names the adapters."""
     with gr.Row():
         name = gr.Dropdown([], label="Adapter")
         repository = gr.Textbox("", label="Repository on the Hub", placeholder="org/name")
     with gr.Row():
-        show = gr.Button("Show the card and the file", min_width=200)
+        show = gr.Button("Show the card and the files", min_width=200)
         engine = gr.Dropdown(engine_names(), value="diffusers", label="Engine", min_width=200)
         export = gr.Button("Export for it", min_width=140)
     message = gr.HTML()
@@ -246,10 +246,10 @@ def _share(sessions: Sessions, local: bool) -> gr.Dropdown:
         try:
             entry = session.entry(chosen)
             matter, text = card(entry, where)
-            file = adapter_file(entry, session, chosen)
+            paths = [str(path) for path in files_of(bench, entry, session, chosen)]
         except Exception as error:  # one line on the page, whatever it is
             return failed(error), gr.skip(), gr.skip(), gr.skip()
-        return "", gr.update(value=[str(file)], visible=True), matter, text
+        return "", gr.update(value=paths, visible=True), matter, text
 
     def export_for(request: gr.Request, chosen: str, program: str) -> tuple[Any, ...]:
         session = session_of(sessions, request)

@@ -21,11 +21,11 @@ def video(clip: Clip, folder: Path, label: str, fps: float = FPS) -> str:
         label: What it shows, for those who do not see it.
         fps: Frames per second.
     """
-    path = save_clip(clip, folder / f"clip-{os.urandom(6).hex()}.mp4", fps)
+    path = folder / f"clip-{os.urandom(6).hex()}.mp4"
     try:
-        data = base64.b64encode(path.read_bytes()).decode()
+        data = base64.b64encode(save_clip(clip, path, fps).read_bytes()).decode()
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return (
         f"<video muted loop playsinline preload='auto' aria-label='{escape(label, quote=True)}' "
         f"src='data:video/mp4;base64,{data}'></video>"

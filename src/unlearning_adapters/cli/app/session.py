@@ -26,12 +26,16 @@ class Entry:
         concept: What it was built from here; None if it came from a file.
         warnings: What the build warned of.
         report: What was measured of it last; None if nothing was.
+        command: Words of `unlearn` that build it again; none if it came from a file.
+        measured: Folder of the last report; None if there is none.
     """
 
     adapter: UnlearningAdapter
     concept: Concept | None = None
     warnings: list[str] = field(default_factory=list)
     report: Any = None
+    command: list[str] = field(default_factory=list)
+    measured: Path | None = None
 
 
 class Session:

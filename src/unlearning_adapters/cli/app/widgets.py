@@ -30,7 +30,7 @@ def failed(error: object) -> str:
 def progress(job: Job) -> str:
     """Return how far a job is, as HTML."""
     steps = f", {job.steps} steps of the model" if job.steps else ""
-    return f"<p class='ua-note' role='status'>{escape(job.text)}{steps} ...</p>"
+    return f"<p class='ua-note' role='status'>{escape(job.waits or job.text + steps)} ...</p>"
 
 
 def follow(
@@ -93,7 +93,7 @@ class Rows:
         """Draw the rows, and what opens a file."""
         self.empty = gr.HTML("<p class='ua-note'>No adapter yet: build one in the tab Forget, or open a file.</p>")
         for number in range(1, MOST + 1):
-            with gr.Row(visible=False, equal_height=True) as line:
+            with gr.Row(visible=False, equal_height=True, elem_classes="ua-row") as line:
                 self.switches.append(gr.Checkbox(True, label=f"adapter {number}", scale=2, min_width=150))
                 self.dials.append(
                     gr.Slider(0, STEEPEST, 1, step=0.05, label=f"Strength of adapter {number}", scale=4, min_width=180)

@@ -9,7 +9,8 @@ import click
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline, shapeworld_value
-from unlearning_adapters.errors import ConceptError
+from unlearning_adapters.cli.records.record import file_digest, write_record
+from unlearning_adapters.errors import ConceptError, ConfigError
 
 BATCH = 16  # clips per call in the embedded world
 
@@ -72,6 +73,7 @@ def attack(
     from unlearning_adapters.adapter.adapter import load_adapter
 
     edit = load_adapter(adapter)
+    from unlearning_adapters.adapter.source import find_adapter_file
     from unlearning_adapters.attacks.budget import find_budget
     from unlearning_adapters.attacks.run import run_attacks
     from unlearning_adapters.shapeworld.models.generate import generation_of
@@ -98,14 +100,27 @@ def attack(
         {**arguments, **call},
         batch or (BATCH if embedded else 1),
     )
-    return _written(data, Path(output))
+    folder = Path(output)
+    _record(folder, pipe, pipeline, target, find_adapter_file(adapter), data)
+    return _written(data, folder)
+
+
+def _record(folder: Path, pipe: Any, source: str, target: Any, adapter: Path, data: dict[str, Any]) -> None:
+    """Write how the attacks are made again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = {
+        "named": [request.text for request in target.named],
+        "open": [request.text for request in target.open_prompts],
+        "adapter": [file_digest(adapter)],
+    }
+    seeds = {"named": [request.seed for request in target.named]}
+    write_record(folder, pipe, source, prompts=prompts, seeds=seeds, results={"attacks": data["attacks"]})
 
 
 def _written(data: dict[str, Any], folder: Path) -> CommandResult:
     """Write the result as JSON and as Markdown."""
     from unlearning_adapters.attacks.run import to_markdown
 
-    folder.mkdir(parents=True, exist_ok=True)
     text, files = to_markdown(data), [folder / "attacks.json", folder / "attacks.md"]
     for file, content in zip(files, (json.dumps(data, indent=1, allow_nan=False) + "\n", text), strict=True):
         file.write_text(content, encoding="utf-8")
@@ -135,7 +150,7 @@ def _pairs(name: str) -> tuple[tuple[str, str], ...]:
 
     try:
         return tuple((pair.unsafe, pair.safe) for pair in load_concept(name).pairs if pair.unsafe and pair.safe)
-    except ConceptError:
+    except (ConceptError, ConfigError):  # a suite's keys are no concept's
         return ()
 
 

@@ -9,7 +9,8 @@ import click
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import open_pipeline, open_suite
-from unlearning_adapters.config import METHODS, check_keys
+from unlearning_adapters.cli.records.record import write_record
+from unlearning_adapters.config import METHODS, BuildConfig, check_keys
 from unlearning_adapters.errors import ConfigError
 
 NAME = "compare"
@@ -61,10 +62,11 @@ def compare(
 
     folder = Path(output)
     pipe = open_pipeline(pipeline, dtype, device)
+    measured = suite_for(prompts, pipe)
     data, report = compare_methods(
         pipe,
         forgotten,
-        suite_for(prompts, pipe),
+        measured,
         folder,
         COMPARED if methods is None else tuple(name for name in methods if name in COMPARED or name not in METHODS),
         list(detectors) or None,
@@ -79,6 +81,15 @@ def compare(
     contents = (json.dumps(data, indent=1, allow_nan=False) + "\n", text, to_plot(data))
     for file, content in zip(files, contents, strict=True):
         file.write_text(content, encoding="utf-8")
+    write_record(
+        folder,
+        pipe,
+        pipeline,
+        prompts={part.name: [prompt.text for prompt in part.prompts] for part in measured.sets}
+        | {"pairs": [forgotten.pairs_hash], "neutral": forgotten.neutral},
+        seeds={"build": BuildConfig().seed},
+        results={"status": data["status"], "rows": data["rows"]},
+    )
     names = [str(file) for file in files]
     return CommandResult({**data, "files": names}, "\n".join((text, *names)))
 

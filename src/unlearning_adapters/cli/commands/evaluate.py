@@ -8,7 +8,7 @@ import click
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.open import open_pipeline, open_suite
-from unlearning_adapters.cli.records.record import file_digest, write_record
+from unlearning_adapters.cli.records.record import write_report_record
 from unlearning_adapters.cli.time_budget import option as budget_option
 from unlearning_adapters.cli.time_budget import time_budget as limit
 from unlearning_adapters.errors import ConfigError, EvaluationError
@@ -119,7 +119,6 @@ def _evaluate(request: EvalOptions, folder: str) -> CommandResult:
     from unlearning_adapters.adapter.source import find_adapter_file
     from unlearning_adapters.evaluation.arms.processes import this_process
     from unlearning_adapters.evaluation.evaluate import evaluate, rescore
-    from unlearning_adapters.evaluation.metrics import RATES
     from unlearning_adapters.evaluation.suites.shapeworld import suite_for
 
     process = this_process(cpu=_on_cpu(request.device))
@@ -128,7 +127,8 @@ def _evaluate(request: EvalOptions, folder: str) -> CommandResult:
         device = f"cuda:{process.local}"
     pipe = open_pipeline(source, request.dtype, device)
     suite = suite_for(suite, pipe, **request.call)
-    with limit(request.time_budget) as budget:
+    report = None
+    with limit(request.time_budget):
         report = evaluate(
             pipe,
             adapter,
@@ -145,23 +145,15 @@ def _evaluate(request: EvalOptions, folder: str) -> CommandResult:
             process=process,
             batch_size=request.batch,
         )
-    if budget.over:
+    if report is None:
         text = f"{folder}: the time is over, and the run is not; the same command goes on with it"
         return CommandResult({"folder": folder, "unfinished": True}, text)
     if not process.main:
         return CommandResult({}, "")
     if request.threshold:
         report = rescore(folder, thresholds=request.threshold, progress=False)
-    write_record(
-        folder,
-        pipe,
-        source,
-        prompts={part.name: [prompt.text for prompt in part.prompts] for part in suite.sets}
-        | {"adapter": [file_digest(find_adapter_file(request.subjects[1]))]},
-        seeds={"prompts": None if request.seeds is None else list(request.seeds)},
-        results={"status": report.status}
-        | {name: {key: arm[key] for key in RATES} for name, arm in report.data["arms"].items()},
-    )
+    file = find_adapter_file(request.subjects[1])
+    write_report_record(folder, pipe, source, report, suite, file, seeds=request.seeds)
     return _written(report, folder, request.fail_under)
 
 

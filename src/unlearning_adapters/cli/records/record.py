@@ -17,6 +17,8 @@ SCHEMA = "unlearning-reproduction/1"
 FILE = "reproduce.json"
 PACKAGES = ("unlearning-adapters", "torch", "diffusers", "transformers", "peft", "numpy")
 OUTPUT = ("-o", "--output")
+BUDGET = "--time-budget"  # how long a run may take does not change its result, and its repetition ends when it is done
+TIMES = ("seconds", "build_seconds")
 
 
 def write_record(
@@ -28,6 +30,7 @@ def write_record(
     seeds: Mapping[str, Any],
     results: Mapping[str, Any],
     part: str = "",
+    command: Sequence[str] | None = None,
 ) -> Path | None:
     """Write `reproduce.json` into a folder, or beside a file as `<stem>.reproduce.json`.
 
@@ -37,14 +40,15 @@ def write_record(
         source: What the command line calls it.
         prompts: Texts by what they are for; their hashes are written, not they.
         seeds: Seeds by what they are for.
-        results: What came out, as plain JSON types; `unlearn reproduce` compares it.
+        results: What came out, as plain JSON types; `unlearn reproduce` compares it. Times are left out.
         part: Where in the command's output the place is; "" if it is the output itself.
+        command: Words of the command that makes the result; None takes those of this process.
 
     Returns:
         The file; None if the process was not started as a command of `unlearn`.
     """
     context = click.get_current_context(silent=True)
-    words = context.find_root().obj if context else None
+    words = command or (context.find_root().obj if context else None)
     if not words:
         return None
     from unlearning_adapters.pipelines.base_model import base_model_of, base_revision_of
@@ -63,11 +67,56 @@ def write_record(
         "hashes": {name: digest(texts) for name, texts in prompts.items()},
         "seeds": dict(seeds),
         "machine": machine(pipe),
-        "results": dict(results),
+        "results": untimed(dict(results)),
     }
     target = Path(place)
     target = target.with_name(f"{target.stem}.{FILE}") if target.suffix == ".safetensors" else target / FILE
     return write_whole(target, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_report_record(
+    folder: str | Path,
+    pipe: Any,
+    source: str,
+    report: Any,
+    suite: Any,
+    adapter: str | Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    command: Sequence[str] | None = None,
+) -> Path | None:
+    """Write the record of an evaluation.
+
+    Args:
+        folder: The folder of the report.
+        pipe: The pipeline.
+        source: What the command line calls it.
+        report: The `Report`.
+        suite: The `Suite`.
+        adapter: File of the adapter.
+        seeds: Seeds of each prompt; None if each has its own.
+        command: As for `write_record`.
+    """
+    from unlearning_adapters.evaluation.metrics import RATES
+
+    prompts = {part.name: [prompt.text for prompt in part.prompts] for part in suite.sets}
+    return write_record(
+        folder,
+        pipe,
+        source,
+        prompts=prompts | {"adapter": [file_digest(adapter)]},
+        seeds={"prompts": None if seeds is None else list(seeds)},
+        results={"status": report.status}
+        | {name: {key: arm[key] for key in RATES} for name, arm in report.data["arms"].items()},
+        command=command,
+    )
+
+
+def untimed(value: Any) -> Any:
+    """Return plain JSON types without the times in them."""
+    if isinstance(value, Mapping):
+        return {name: untimed(each) for name, each in value.items() if name not in TIMES}
+    return [untimed(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def digest(texts: Sequence[Any]) -> str:
@@ -113,14 +162,14 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def with_output(words: Sequence[str], output: str) -> list[str]:
-    """Return the words of a command with another output."""
+    """Return the words of a command with another output, and without a time budget."""
     result, skip = [], False
     for word in words:
         if skip:
             skip = False
-        elif word in OUTPUT:
+        elif word in (*OUTPUT, BUDGET):
             skip = True
-        elif not word.startswith("--output="):
+        elif not word.startswith(("--output=", f"{BUDGET}=")):
             result.append(word)
     return [*result, "-o", output]
 

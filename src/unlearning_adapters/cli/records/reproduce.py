@@ -13,7 +13,7 @@ from unlearning_adapters.errors import ConfigError
 
 from .record import FILE, differences, read_record, with_output
 
-REPEATABLE = ("build", "eval", "search")
+REPEATABLE = ("build", "eval", "search", "compare", "attack", "demo")
 ABOUT = ("versions", "base", "hashes", "seeds", "machine")
 
 

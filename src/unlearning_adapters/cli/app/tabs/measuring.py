@@ -1,12 +1,18 @@
 """The tab Measure: an evaluation while it runs, its table, its contact sheet, and reports of before."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from unlearning_adapters.adapter.adapter import save_adapter
+from unlearning_adapters.cli.app.bench import Bench
+from unlearning_adapters.cli.app.jobs import Job
+from unlearning_adapters.cli.app.session import Entry, Session
 from unlearning_adapters.cli.open import open_suite, shapeworld_value
+from unlearning_adapters.cli.records.record import write_report_record
 from unlearning_adapters.clips import Comparison, Strip, contact_sheet
 from unlearning_adapters.errors import ConfigError, UnlearningError
 from unlearning_adapters.evaluation.arms.record import read_record
@@ -15,14 +21,12 @@ from unlearning_adapters.evaluation.detectors.detector import as_detectors
 from unlearning_adapters.evaluation.evaluate import default_detectors, evaluate, plan_arms, with_validity
 from unlearning_adapters.evaluation.reports.gallery import draw
 from unlearning_adapters.evaluation.reports.numbers import NOT_APPLICABLE, rate_of
-from unlearning_adapters.evaluation.reports.page import write_page
+from unlearning_adapters.evaluation.reports.page import PAGE, write_page
 from unlearning_adapters.evaluation.reports.report import Report, make_report, read_report
 from unlearning_adapters.evaluation.suites.shapeworld import suite_for
 from unlearning_adapters.evaluation.suites.suite import Suite
 
-from .bench import Bench
-from .jobs import Job
-from .session import Entry, Session
+from .plain import eval_command
 
 ROLES = (("forget", "paraphrase"), ("neighbour",))
 SHOWN = 3  # prompts of a kind on the contact sheet
@@ -50,7 +54,8 @@ class Measurement:
         self, bench: Bench, session: Session, entry: Entry, clips: int, detectors: Sequence[str], controls: bool
     ) -> None:
         bench.check_takes_text()
-        self.bench, self.entry, self.controls = bench, entry, controls
+        self.bench, self.session, self.entry, self.controls = bench, session, entry, controls
+        self.command = eval_command(bench, entry, clips, detectors, controls)
         self.suite = suite_for(_suite(entry, clips), bench.pipe, **bench.call)
         chosen_detectors = as_detectors(list(detectors)) if detectors else default_detectors(self.suite)
         self.detectors = with_validity(chosen_detectors)
@@ -69,11 +74,27 @@ class Measurement:
                 )  # fmt: skip
             report.save(self.folder)
             write_page(report, self.folder)
+            self.entry.measured = self._keep(report)
             self.entry.report = report
             return report
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
+
+    def _keep(self, report: Report) -> Path:
+        """Copy what outlives the next measurement: the report, its page, and how to make it again."""
+        folder = self.session.folder / "reports" / os.urandom(6).hex()
+        try:
+            folder.mkdir(parents=True)
+            adapter = save_adapter(self.entry.adapter, folder)
+            report.save(folder)
+            shutil.copyfile(self.folder / PAGE, folder / PAGE)
+            bench = self.bench
+            write_report_record(folder, bench.pipe, bench.source, report, self.suite, adapter, command=self.command)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return folder
 
     def made(self) -> int:
         """Number of clips so far."""

@@ -7,15 +7,16 @@ from typing import Any
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.building.build import build_adapter
+from unlearning_adapters.cli.app.bench import Bench
+from unlearning_adapters.cli.app.jobs import Job, collected_warnings, one_line
+from unlearning_adapters.cli.app.session import Entry, Session
 from unlearning_adapters.concepts.concept import Concept, list_concepts, load_concept
 from unlearning_adapters.concepts.lint import Finding, lint_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError, UnlearningError
 from unlearning_adapters.shapeworld.models.generate import prompt_length
 
-from .bench import Bench
-from .jobs import Job, collected_warnings, one_line
-from .session import Entry, Session
+from .plain import build_command
 
 BAR = "|"
 WEAK, STRONG = 0.8, 1.5  # calibrated strengths outside of which a word on them helps
@@ -108,13 +109,14 @@ def build(bench: Bench, session: Session, concept: Concept, settings: Mapping[st
     Returns:
         "name" on the page, "adapter", "warnings" and "seconds".
     """
+    bench.check_has_prompt()
     start, texts = time.perf_counter(), list[str]()
     config = BuildConfig(**settings)
     call = bench.call if config.scope == "concept" else prompt_length(bench.call)
     with bench.taken(job) as pipe, collected_warnings(texts):
         adapter = build_adapter(pipe, concept, config, progress=False, call_kwargs=call)
     job.tick()
-    name = session.add(Entry(adapter, concept, texts))
+    name = session.add(Entry(adapter, concept, texts, command=build_command(bench, concept, settings)))
     return {"name": name, "adapter": adapter, "warnings": texts, "seconds": time.perf_counter() - start}
 
 

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
+from unlearning_adapters.cli.app.bench import Bench
+from unlearning_adapters.cli.app.jobs import Job, collected_warnings
+from unlearning_adapters.cli.app.player import compared, grid, video
+from unlearning_adapters.cli.app.session import Session
 from unlearning_adapters.errors import ConfigError
-
-from .bench import Bench
-from .jobs import Job, collected_warnings
-from .player import compared, grid, video
-from .session import Session
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
 MOST_PROMPTS = 6

@@ -1,19 +1,25 @@
 """The tab Share: the card as it will look, the files, a line for each engine, and the push."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unlearning_adapters.adapter.adapter import save_adapter
+from unlearning_adapters.cli.app.bench import Bench
+from unlearning_adapters.cli.app.session import Entry, Session
+from unlearning_adapters.cli.records.record import FILE
 from unlearning_adapters.errors import ConfigError, UnlearningError
+from unlearning_adapters.evaluation.reports.page import PAGE
 from unlearning_adapters.export.engines import ENGINES
 from unlearning_adapters.export.for_engine import export_for_engine
 from unlearning_adapters.hub.card import PLACEHOLDER, render_card
 from unlearning_adapters.hub.hub import push_adapter
 
-from .session import Entry, Session
+from .plain import concept_files, record_build
 
+REPORT_FILES = ("report.json", PAGE, FILE)
 HIDDEN = "***"
 
 
@@ -41,10 +47,20 @@ def measured(entry: Entry) -> Mapping[str, Any] | None:
     return entry.report.data if entry.report is not None and entry.report.status == "ok" else None
 
 
-def adapter_file(entry: Entry, session: Session, name: str) -> Path:
-    """Write the adapter's file and return its path."""
-    folder = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "adapter"
-    return save_adapter(entry.adapter, session.folder / "files" / folder)
+def files_of(bench: Bench, entry: Entry, session: Session, name: str) -> list[Path]:
+    """Write the files of an adapter and return their paths.
+
+    They are the adapter; how to build it again, with its concept if the package does not ship that; and the last
+    report, with its page and how to measure again. Nothing is left if one cannot be written.
+    """
+    folder = session.folder / "files" / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "adapter")
+    try:
+        file = save_adapter(entry.adapter, folder)
+        files = [file, *record_build(bench, entry, file), *concept_files(entry, folder)]
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return [*files, *(entry.measured / part for part in REPORT_FILES if entry.measured)]
 
 
 def engine_names() -> list[tuple[str, str]]:
