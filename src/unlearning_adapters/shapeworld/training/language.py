@@ -6,6 +6,7 @@
 Only the projection of the text starts anew. Captions are encoded once, since the text encoder is frozen.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,11 @@ class EncodedCaptions:
 
     @classmethod
     @torch.no_grad()
-    def encode(cls, run: TrainingRun, scenes: list[Scene], settings: LanguageSettings) -> "EncodedCaptions":
-        """Draw and encode the captions, or read them from the run; the last row of the table is the empty prompt."""
+    def encode(cls, run: TrainingRun, draw: Callable[[], list[str]], captions: int) -> "EncodedCaptions":
+        """Encode the captions, so many for each scene in turn, or read them; the last row is the empty prompt."""
         if (data := run.load("captions")) is not None:
-            return cls(data["tokens"], data["starts"], settings.captions)
-        rng = np.random.default_rng((settings.seed, 2))
-        texts = [
-            describe(rng, scene, lexicon=TRAINED, plain_share=settings.plain_share)
-            for scene in scenes
-            for _ in range(settings.captions)
-        ]
+            return cls(data["tokens"], data["starts"], captions)
+        texts = draw()
         (run.folder / "captions.txt").write_text("\n".join(texts) + "\n")
         texts.append("")
         tokenizer, encoder = load_text_encoder()
@@ -110,7 +106,7 @@ class EncodedCaptions:
                 rows[index] = row[: int(mask.sum())].clone()
         starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
         run.save("captions", {"tokens": torch.cat(rows), "starts": starts})
-        return cls(torch.cat(rows), starts, settings.captions)
+        return cls(torch.cat(rows), starts, captions)
 
     def draw(self, rng: np.random.Generator, scenes: np.ndarray, drop: float) -> tuple[Tensor, Tensor]:
         """Return tokens (batch, longest, width) and mask of one caption of each scene; some are the empty prompt."""
@@ -147,7 +143,16 @@ def encode_clips(run: TrainingRun, scenes: list[Scene]) -> tuple[Tensor, Tensor]
 def train_language(run: TrainingRun, settings: LanguageSettings) -> None:
     """Train the denoiser, from the newest checkpoint if there is one."""
     scenes = training_scenes(settings)
-    captions = EncodedCaptions.encode(run, scenes, settings)
+
+    def draw_captions() -> list[str]:
+        rng = np.random.default_rng((settings.seed, 2))
+        return [
+            describe(rng, scene, lexicon=TRAINED, plain_share=settings.plain_share)
+            for scene in scenes
+            for _ in range(settings.captions)
+        ]
+
+    captions = EncodedCaptions.encode(run, draw_captions, settings.captions)
     mean, deviation = encode_clips(run, scenes)
     training = Training(run, settings, TokenConditioned(build_denoiser(captions.tokens.shape[1])))
 

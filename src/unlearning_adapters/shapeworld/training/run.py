@@ -32,12 +32,18 @@ def to_tensor(clips: list[np.ndarray]) -> Tensor:
 
 
 class TrainingRun:
-    """A folder that holds the log and the checkpoints of one training run."""
+    """A folder that holds the log and the checkpoints of one training run, which may end after some minutes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, minutes: float = math.inf) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.started = time.time()
+        self.minutes = minutes
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its minutes have passed: a loop then saves and stops, and another call goes on from there."""
+        return time.time() - self.started > 60 * self.minutes
 
     def log(self, stage: str, **values: float | int | str) -> None:
         """Append one line to the log."""
@@ -98,8 +104,11 @@ def minimise(
         bar.set_postfix({name: f"{number:.4f}" for name, number in values.items()})
         if step % 50 == 49:
             run.log(stage, step=step + 1, **values)
-        if step % 100 == 99 or step + 1 == steps:
+        over = run.is_over
+        if step % 100 == 99 or step + 1 == steps or over:
             run.save(stage, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+        if over:
+            break
 
 
 def stage_parser(description: str | None, stages: Sequence[str]) -> argparse.ArgumentParser:
@@ -108,6 +117,7 @@ def stage_parser(description: str | None, stages: Sequence[str]) -> argparse.Arg
     parser.add_argument("stage", choices=(*stages, "export"))
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
     parser.add_argument("--to", type=Path, help="folder of the exported model")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="save and stop after so long")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser
 
@@ -118,4 +128,4 @@ def parse_stage(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Tr
     if arguments.stage == "export" and arguments.to is None:
         parser.error("the stage 'export' needs --to DIR")
     torch.set_num_threads(arguments.threads)
-    return arguments, TrainingRun(arguments.output)
+    return arguments, TrainingRun(arguments.output, arguments.minutes)

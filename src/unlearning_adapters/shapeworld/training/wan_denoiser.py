@@ -1,6 +1,6 @@
 """Second stage of training: text encoder and denoiser together, by flow matching on the VAE's latents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,10 @@ def values_shown(scene: Scene) -> set[str]:
 
 
 @torch.no_grad()
-def encode_scenes(run: TrainingRun, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-    """Return the means and deviations of the scenes' latents, and keep them in the run."""
+def encode_scenes(
+    run: TrainingRun, scenes: Sequence[Any], draw: Callable[[Any], np.ndarray] = render
+) -> tuple[Tensor, Tensor]:
+    """Return the means and deviations of the latents of scenes, which `draw` renders, and keep them in the run."""
     if (data := run.load("latents")) is not None:
         return data["mean"], data["deviation"]
     state = run.load("vae")
@@ -77,7 +79,7 @@ def encode_scenes(run: TrainingRun, scenes: list[Scene]) -> tuple[Tensor, Tensor
     vae.load_state_dict(state["model"])
     means, deviations = [], []
     for start in tqdm(range(0, len(scenes), 16), desc="encode"):
-        clips = to_tensor([render(scene) for scene in scenes[start : start + 16]]).to(DEVICE)
+        clips = to_tensor([draw(scene) for scene in scenes[start : start + 16]]).to(DEVICE)
         posterior = vae.encode(clips).latent_dist
         means.append(posterior.mean)
         deviations.append(posterior.std)
@@ -251,8 +253,11 @@ class Training:
             bar.set_postfix(loss=f"{value.item():.4f}")
             if self.step % 25 == 0:
                 self.run.log(stage, step=self.step, loss=round(value.item(), 5))
-            if self.step % save_every == 0 or self.step == steps:
+            over = self.run.is_over
+            if self.step % save_every == 0 or self.step == steps or over:
                 self.save()
+            if over:
+                break
 
     def save(self) -> None:
         """Write a checkpoint."""

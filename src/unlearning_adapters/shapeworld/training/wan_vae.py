@@ -68,21 +68,27 @@ def foreground_weight(clips: Tensor, extra: float) -> Tensor:
     return 1.0 + extra * differs.float()
 
 
-def reconstruction_loss(decoded: Tensor, clips: Tensor, foreground: float) -> tuple[Tensor, dict[str, float]]:
+def reconstruction_loss(
+    decoded: Tensor, clips: Tensor, foreground: float, weight: Tensor | None = None
+) -> tuple[Tensor, dict[str, float]]:
     """Return the weighted loss of decoded clips, and what to log.
 
-    Its square gets a VAE off the plateau on which only the background is right, its absolute value makes edges sharp.
+    Without `weight`, pixels that differ from the corner count more. The square of the error gets a VAE off the plateau
+    on which only the background is right, its absolute value makes edges sharp.
     """
-    weight, error = foreground_weight(clips, foreground), (decoded - clips).abs()
+    weight = foreground_weight(clips, foreground) if weight is None else weight
+    error = (decoded - clips).abs()
     loss = (weight * (error + 2 * error**2)).sum() / (weight.sum() * 3)
     return loss, {"l1": float(error.detach().mean()), "weighted": float(loss.detach())}
 
 
-def vae_loss(vae: AutoencoderKLWan, clips: Tensor, settings: VaeSettings) -> tuple[Tensor, dict[str, float]]:
-    """Return the weighted L1 loss plus the KL term, and what to log."""
+def vae_loss(
+    vae: AutoencoderKLWan, clips: Tensor, settings: Any, weight: Tensor | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the weighted L1 loss plus the KL term, and what to log; `weight` is that of `reconstruction_loss`."""
     posterior = vae.encode(clips).latent_dist
     decoded = decode_unclamped(vae, posterior.sample())
-    reconstruction, values = reconstruction_loss(decoded, clips, settings.foreground)
+    reconstruction, values = reconstruction_loss(decoded, clips, settings.foreground, weight)
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
     others = {"kl": float(kl.detach()), "sigma": float(posterior.std.detach().mean())}
     return reconstruction + settings.kl * kl, {**values, **others}

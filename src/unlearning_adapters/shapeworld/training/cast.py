@@ -1,0 +1,135 @@
+"""Train CastWorld from the embedded models: its VAE, then the denoiser behind the frozen text encoder.
+
+    python -m unlearning_adapters.shapeworld.training.cast vae --output runs/cast
+    python -m unlearning_adapters.shapeworld.training.cast train --output runs/cast
+    python -m unlearning_adapters.shapeworld.training.cast gate --output runs/cast --count 400
+    python -m unlearning_adapters.shapeworld.training.cast export --output runs/cast --to models/castworld
+
+Each stage goes on from the newest checkpoint of the run, and stops after `--minutes` with one. `--resume DIR` starts a
+run on another machine from an exported model, which holds what the optimisers need. Clips and captions are drawn from
+fixed seeds, and are encoded once.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from unlearning_adapters.shapeworld.cast.captions import describe
+from unlearning_adapters.shapeworld.cast.roster import roster
+from unlearning_adapters.shapeworld.cast.scenes import CastScene, render, sample_scene
+from unlearning_adapters.shapeworld.models.cast import assemble_castworld
+from unlearning_adapters.shapeworld.models.language_model import load_shapeworld_language
+
+from .cast_checkpoint import read_checkpoint, write_checkpoint
+from .cast_gate import gate
+from .cast_vae import CastVaeSettings, train_cast_vae, trained_cast_vae
+from .language import EncodedCaptions, TokenConditioned
+from .run import DEVICE, TrainingRun, parse_stage, stage_parser
+from .wan_denoiser import DenoiserSettings, Training, encode_scenes, flow_batch, normalised
+
+
+@dataclass(frozen=True)
+class CastSettings(DenoiserSettings):
+    """Settings of the denoiser's training: about four hours of steps on one core."""
+
+    steps: int = 9000
+    batch: int = 64
+    matrix_rate: float = 1.5e-3
+    warmup: int = 40
+    average: float = 0.998
+    scenes: int = 6144
+    captions: int = 4  # per scene
+    seed: int = 12
+
+
+def cast_scenes(settings: CastSettings) -> list[CastScene]:
+    """Return the fixed set of scenes that the denoiser learns from; each character has as many as any other."""
+    rng = np.random.default_rng((settings.seed, 0))
+    return [sample_scene(rng, character=index % len(roster())) for index in range(settings.scenes)]
+
+
+def start_model() -> TokenConditioned:
+    """Return the denoiser of shapeworld-language, which training starts from."""
+    transformer: WanTransformer3DModel = load_shapeworld_language().transformer
+    return TokenConditioned(transformer.requires_grad_(True))
+
+
+def train_cast(run: TrainingRun, settings: CastSettings) -> None:
+    """Train the denoiser, from the newest checkpoint if there is one."""
+    scenes = cast_scenes(settings)
+
+    def draw_captions() -> list[str]:
+        rng = np.random.default_rng((settings.seed, 2))
+        return [describe(rng, scene) for scene in scenes for _ in range(settings.captions)]
+
+    captions = EncodedCaptions.encode(run, draw_captions, settings.captions)
+    mean, deviation = normalised(run, *encode_scenes(run, scenes, render))
+    training = Training(run, settings, start_model())
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng((settings.seed, 1, step))
+        indices = rng.integers(len(scenes), size=settings.batch)
+        hidden, mask = captions.draw(rng, indices, settings.drop_prompt)
+        noisy, timestep, target, padded = flow_batch(rng, mean[indices], deviation[indices])
+        # On a CPU, bfloat16 products are fast and the backward of its fused attention is not.
+        with torch.autocast(DEVICE.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            prediction: Tensor = training.model(hidden, mask, padded, noisy, timestep)
+        return (prediction.float() - target).square().mean()
+
+    training.train("cast", loss, save_every=200)
+
+
+def trained_pipeline(run: TrainingRun, weights: str = "average") -> Any:
+    """Return the pipeline of the newest checkpoints of a run."""
+    state = run.load("denoiser")
+    if state is None:
+        raise SystemExit(f"No checkpoint in {run.folder}; run the stage 'train' first.")
+    model = start_model()
+    model.load_state_dict(state[weights])
+    for block in model.transformer.blocks:
+        block.attn2.set_processor(WanAttnProcessor())
+    return assemble_castworld(model.transformer.requires_grad_(False), trained_cast_vae(run))
+
+
+def export(run: TrainingRun, folder: Path) -> None:
+    """Write VAE and denoiser in half precision, what a resumed training needs, and the log."""
+    pipe, state = trained_pipeline(run).to(torch.float16), run.load("denoiser")
+    assert state is not None  # `trained_pipeline` has read it
+    for part in ("transformer", "vae", "scheduler"):
+        getattr(pipe, part).save_pretrained(folder / part)
+    write_checkpoint(folder / "checkpoint", state)
+    run.publish(folder, {"vae": asdict(CastVaeSettings()), "denoiser": asdict(CastSettings())})
+
+
+def main() -> None:
+    """Parse the command line and run one stage."""
+    parser = stage_parser(__doc__, ("vae", "train", "gate"))
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="exported model that a new run goes on from")
+    parser.add_argument("--count", type=int, default=400, help="held-out prompts of each kind in the gate")
+    parser.add_argument("--guidance", type=float, help="guidance scale of the gate; default that of the pipeline")
+    arguments, run = parse_stage(parser)
+    if arguments.resume is not None:
+        read_checkpoint(arguments.resume, run, start_model(), CastSettings())
+    if arguments.stage == "vae":
+        train_cast_vae(run, CastVaeSettings())
+    elif arguments.stage == "train":
+        train_cast(run, CastSettings())
+    elif arguments.stage == "gate":
+        rows = gate(trained_pipeline(run), arguments.count, arguments.guidance)
+        text = json.dumps(rows, indent=2)
+        (run.folder / "gate.json").write_text(text + "\n")
+        print(text)
+    else:
+        export(run, arguments.to)
+
+
+if __name__ == "__main__":
+    main()
