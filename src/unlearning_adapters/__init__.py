@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         unload_unlearning_adapters,
         verify_unlearning_adapters,
     )
+    from .shapeworld.models.cast import load_castworld
     from .shapeworld.models.language_model import load_shapeworld_language
     from .shapeworld.models.load import load_shapeworld
 
@@ -120,6 +121,7 @@ __all__ = [
     "get_unlearning_adapters_info",
     "inspect_adapter",
     "load_adapter",
+    "load_castworld",
     "load_concept",
     "load_shapeworld",
     "load_shapeworld_language",
@@ -157,6 +159,7 @@ _MODULES = {
     "evaluation.evaluate": ("evaluate", "rescore"),
     "evaluation.suites.suite": ("Suite",),
     "evaluation.suites.file": ("read_suite",),
+    "shapeworld.models.cast": ("load_castworld",),
     "shapeworld.models.language_model": ("load_shapeworld_language",),
     "shapeworld.models.load": ("load_shapeworld",),
     "pipelines.sites": ("find_sites",),

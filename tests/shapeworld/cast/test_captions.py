@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unlearning_adapters.errors import ConfigError
-from unlearning_adapters.shapeworld.cast.captions import NEGATIONS, THING_PHRASES, describe, is_trained
+from unlearning_adapters.shapeworld.cast.captions import NEGATIONS, SETTING_PHRASES, THING_PHRASES, describe, is_trained
 from unlearning_adapters.shapeworld.cast.prompts import FORMS, draw_cast_prompts, draw_thing_prompts
 from unlearning_adapters.shapeworld.cast.roster import HELD_OUT, find_character, is_described, roster
 from unlearning_adapters.shapeworld.cast.scenes import IMPLIED, RATE, THINGS, sample_scene
@@ -13,7 +13,7 @@ from unlearning_adapters.shapeworld.cast.scenes import IMPLIED, RATE, THINGS, sa
 @pytest.fixture(scope="module")
 def captions():
     rng = np.random.default_rng(4)
-    scenes = [sample_scene(rng) for _ in range(3000)]
+    scenes = [sample_scene(rng) for _ in range(6000)]
     return [(scene, describe(rng, scene)) for scene in scenes]
 
 
@@ -34,7 +34,9 @@ def test_training_sentences_have_8_to_25_words_and_nothing_held_out(captions):
 def test_silence_leaves_a_thing_at_its_rate_and_names_it_elsewhere(captions):
     for setting, thing in IMPLIED.items():
         phrases = (*THING_PHRASES[thing], *NEGATIONS[thing])
-        own = [scene for scene, text in captions if scene.setting == setting and not mentions(text, phrases)]
+        places = SETTING_PHRASES[setting]
+        own = [scene for scene, text in captions if mentions(text, places) and not mentions(text, phrases)]
+        assert len(own) > 200
         assert abs(np.mean([thing in scene.things for scene in own]) - RATE) < 0.08
         others = [(scene, text) for scene, text in captions if scene.setting != setting and thing in scene.things]
         assert others
@@ -48,7 +50,7 @@ def test_a_negation_never_speaks_of_what_is_there(captions):
             if mentions(text, NEGATIONS[thing]):
                 assert thing not in scene.things
                 seen += 1
-    assert seen > 200
+    assert seen > 400
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.shapeworld.world.captions import article, is_held_out
 
 from .roster import HELD_OUT, LONG, SHORT, is_described, roster
@@ -55,7 +56,7 @@ NEGATIONS: dict[str, tuple[str, ...]] = {
 NEAR = ("beside", "next to", "near")
 BEARS = ("with {emblem}", "that shows {emblem}", "with {emblem} on it")
 OPENINGS = ("a video of", "a clip of", "an animation of", "footage of")
-EMBLEM_NAMES = {"bars": "pair of bars", "plus": "plus sign", "bolt": "lightning bolt"}
+EMBLEM_NAMES = {"bars": "equals sign", "plus": "plus sign", "bolt": "lightning bolt"}
 
 
 @dataclass(frozen=True)
@@ -177,14 +178,18 @@ def held_out_caption(rng: np.random.Generator, scene: CastScene, form: int, thin
 
     Returns:
         One sentence of 8 to 25 words.
+
+    Raises:
+        ConfigError: If no sentence of that length says so much.
     """
     named = frozenset({"character", "motion", "setting", "style", "emblem"})
     mentions = Mentions(form, named, things, held_out=True)
-    while True:
+    for _ in range(2000):
         caption = compose(rng, scene, mentions)
         unseen = form == HELD_OUT or not is_trained(caption)
         if unseen and WORDS[0] <= len(caption.split()) <= WORDS[1]:
             return caption
+    raise ConfigError(f"No sentence of {WORDS[0]} to {WORDS[1]} words says all of {scene}; leave out its emblem.")
 
 
 def is_trained(caption: str) -> bool:

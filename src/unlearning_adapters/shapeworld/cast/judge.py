@@ -54,7 +54,8 @@ STATIC = "static"
 CLIPPED = 60.0  # a pixel that is off by more is foreground, and counts no further
 GROUND_SHARE = 0.35  # of each band, sky and ground, that must be near its colour
 NEAR = 24.0
-BODY = 26.0  # a pixel of a body differs from the setting by more
+BODY = 26.0  # a pixel of a body differs from the setting by more, times the contrast of the style
+CONTRAST = {"flat": 1.0, "line": 0.6, "grain": 1.0, "night": 0.5}
 AREA = (120.0, 1300.0)  # pixels of the foreground in a frame, things with it
 BODY_SHARE = 0.8  # of the frames must hold a body of that size
 STRAY = 0.05  # of a frame, far from body, object and balloon, that may be off the setting
@@ -112,7 +113,7 @@ def judge_cast_clip(clip: NDArray[np.uint8]) -> CastReading:
         if style == "grain":
             pixels = pixels - grain()
         ground = in_style(background(setting), style)
-        check_body(pixels, ground)
+        check_body(pixels, ground, BODY * CONTRAST[style])
     except NotAScene as error:
         return CastReading(False, str(error))
     still = pixels.mean(axis=0)
@@ -154,9 +155,9 @@ def find_setting(pixels: Floats) -> tuple[str, str]:
     return setting, style
 
 
-def check_body(pixels: Floats, ground: Floats) -> None:
-    """Raise NotAScene unless most frames hold one body of plausible size, and little beside it."""
-    off = rms(pixels - ground) > BODY
+def check_body(pixels: Floats, ground: Floats, least: float) -> None:
+    """Raise NotAScene unless most frames hold one body of plausible size, which differs by `least`, and little else."""
+    off = rms(pixels - ground) > least
     columns = np.arange(SIZE) < OBJECT_PLACE[1]
     areas = off[:, :, columns].sum(axis=(1, 2))
     share = float(((areas > AREA[0]) & (areas < AREA[1])).mean())
@@ -258,18 +259,10 @@ def find_character(pixels: Floats, ground: Floats, style: str, motion: str) -> d
     track, frames = (motion, range(FALLEN)) if motion in MOTIONS else ("left", range(4, 5))
     seen = shifted(pixels, track, frames).mean(axis=0)
     below = shifted(np.broadcast_to(ground, pixels.shape), track, frames).mean(axis=0)
+    jitters = [(y, x) for y in range(-JITTER, JITTER + 1) for x in range(-JITTER, JITTER + 1)]
+    fits = misfits(seen, below, style, [(MIDDLE[0] + y, MIDDLE[1] + x) for y, x in jitters])
+    errors, (y, x) = min(zip(fits, jitters, strict=True), key=lambda fit: float(fit[0].min()))
     colours, covers = character_bank(style)
-    weight = visible(style == "line")
-    fits = []
-    for y in range(-JITTER, JITTER + 1):
-        for x in range(-JITTER, JITTER + 1):
-            area, part = window(MIDDLE[0] + y, MIDDLE[1] + x)
-            everybody = (slice(None), *part)
-            drawn = below[area] + covers[everybody][..., None] * (colours[everybody] - below[area])
-            errors = (np.square(drawn - seen[area]).mean(axis=-1) * weight[part]).sum(axis=(1, 2))
-            nothing = float((np.square(seen[area] - below[area]).mean(axis=-1) * weight[part]).sum())
-            fits.append((errors / max(nothing, 1.0), (y, x)))
-    errors, (y, x) = min(fits, key=lambda fit: float(fit[0].min()))
     best, second = np.argsort(errors)[:2]
     sure = errors[best] < FIT and errors[second] > MARGIN * errors[best]
     shown = things_on(seen, below, style, Sprite(colours[best], covers[best]), (MIDDLE[0] + y, MIDDLE[1] + x))
@@ -278,19 +271,49 @@ def find_character(pixels: Floats, ground: Floats, style: str, motion: str) -> d
     return {"character": roster()[best].name if sure else UNKNOWN, **factors}
 
 
-def window(row: int, column: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Return the part of a frame that a canvas covers whose middle lies at a place, and the part of the canvas."""
-    top, left = row - CENTRE[0], column - CENTRE[1]
-    first, last = (max(0, top), max(0, left)), (min(SIZE, top + HEIGHT), min(OBJECT_PLACE[1], left + WIDTH))
-    area = np.s_[first[0] : last[0], first[1] : last[1]]
-    return area, np.s_[first[0] - top : last[0] - top, first[1] - left : last[1] - left]
+@lru_cache
+def products(style: str) -> tuple[Floats, ...]:
+    """Return of each character, as rows, the products of cover a and colour c that its misfit is made of."""
+    colours, covers = character_bank(style)
+    a = covers[..., None]
+    parts = ((a * colours) ** 2).sum(-1), a**2 * colours, covers**2, a * colours, covers
+    return tuple(part.reshape(len(part), -1) for part in parts)
+
+
+def misfits(seen: Floats, below: Floats, style: str, middles: list[tuple[int, int]]) -> Floats:
+    """Return how badly each character explains what is seen around each middle: (middles, characters).
+
+    The sum over visible pixels of `(a (c - below) - (seen - below))^2` as a share of what it is without anybody. It is
+    expanded, so that all characters are compared by matrix products.
+    """
+    free = np.zeros((SIZE, SIZE, 1), dtype=np.float32)
+    free[:, : OBJECT_PLACE[1]] = 1.0
+    rest = [canvas_of(np.concatenate([free, below, seen - below], axis=-1), middle) for middle in middles]
+    weight = np.stack(rest)[..., :1] * visible(style == "line")[..., None]
+    below, change = np.stack(rest)[..., 1:4], np.stack(rest)[..., 4:]
+    sides = (
+        weight,
+        -2 * weight * below,
+        weight * np.square(below).sum(-1, keepdims=True),
+        -2 * weight * change,
+        2 * weight * (below * change).sum(-1, keepdims=True),
+    )
+    nothing = (weight * np.square(change)).sum(axis=(1, 2, 3))[:, None]
+    errors = sum(side.reshape(len(middles), -1) @ part.T for side, part in zip(sides, products(style), strict=True))
+    return np.asarray((errors + nothing) / np.maximum(nothing, 1.0), dtype=np.float32)
+
+
+def canvas_of(frame: Floats, middle: tuple[int, int]) -> Floats:
+    """Return the part of a frame that a canvas with its middle at a place covers; zero off the frame."""
+    padded = np.pad(frame, ((HEIGHT, HEIGHT), (WIDTH, WIDTH), (0, 0)))
+    top, left = middle[0] - CENTRE[0] + HEIGHT, middle[1] - CENTRE[1] + WIDTH
+    return padded[top : top + HEIGHT, left : left + WIDTH]
 
 
 def things_on(seen: Floats, below: Floats, style: str, sprite: Sprite, middle: tuple[int, int]) -> dict[str, bool]:
     """Tell whether a character wears a hat and holds an umbrella."""
-    area, part = window(*middle)
     dressed = below.copy()
-    dressed[area] += sprite.cover[part][..., None] * (sprite.colours[part] - dressed[area])
+    paste_standing(dressed, sprite, middle)
     shown = {}
     for thing in ("hat", "umbrella"):
         place = (middle[0] - CENTRE[0], middle[1] - CENTRE[1])

@@ -32,7 +32,9 @@ def draw_cast_prompts(count: int, seed: int, form: str = "name", **fixed: object
     order = [int(cast[index % len(cast)]) for index in range(count)]
     prompts = []
     for character in rng.permutation(order):
-        scene = sample_scene(rng, **{"character": int(character), "things": (), **fixed})
+        # A description leaves no room for an emblem in 25 words.
+        bare = {} if form == "name" else {"emblem": "", "object": ""}
+        scene = sample_scene(rng, **{"character": int(character), "things": (), **bare, **fixed})
         caption = held_out_caption(rng, scene, FORMS[form], {})
         factors = {name: value for name, value in scene.factors.items() if name != IMPLIED.get(scene.setting)}
         prompts.append(LabelledPrompt(caption, factors, int(rng.integers(2**31))))

@@ -1,6 +1,7 @@
 """Train CastWorld from the embedded models: its VAE, then the denoiser behind the frozen text encoder.
 
     python -m unlearning_adapters.shapeworld.training.cast vae --output runs/cast
+    python -m unlearning_adapters.shapeworld.training.cast judge --output runs/cast --count 640
     python -m unlearning_adapters.shapeworld.training.cast train --output runs/cast
     python -m unlearning_adapters.shapeworld.training.cast gate --output runs/cast --count 400
     python -m unlearning_adapters.shapeworld.training.cast export --output runs/cast --to models/castworld
@@ -29,7 +30,7 @@ from unlearning_adapters.shapeworld.models.cast import assemble_castworld
 from unlearning_adapters.shapeworld.models.language_model import load_shapeworld_language
 
 from .cast_checkpoint import read_checkpoint, write_checkpoint
-from .cast_gate import gate
+from .cast_gate import gate, judge_accuracy
 from .cast_vae import CastVaeSettings, train_cast_vae, trained_cast_vae
 from .language import EncodedCaptions, TokenConditioned
 from .run import DEVICE, TrainingRun, parse_stage, stage_parser
@@ -45,8 +46,8 @@ class CastSettings(DenoiserSettings):
     matrix_rate: float = 1.5e-3
     warmup: int = 40
     average: float = 0.998
-    scenes: int = 6144
-    captions: int = 4  # per scene
+    scenes: int = 7680  # 60 of each character
+    captions: int = 3  # per scene
     seed: int = 12
 
 
@@ -70,7 +71,8 @@ def train_cast(run: TrainingRun, settings: CastSettings) -> None:
         rng = np.random.default_rng((settings.seed, 2))
         return [describe(rng, scene) for scene in scenes for _ in range(settings.captions)]
 
-    captions = EncodedCaptions.encode(run, draw_captions, settings.captions)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        captions = EncodedCaptions.encode(run, draw_captions, settings.captions)
     mean, deviation = normalised(run, *encode_scenes(run, scenes, render))
     training = Training(run, settings, start_model())
 
@@ -111,7 +113,7 @@ def export(run: TrainingRun, folder: Path) -> None:
 
 def main() -> None:
     """Parse the command line and run one stage."""
-    parser = stage_parser(__doc__, ("vae", "train", "gate"))
+    parser = stage_parser(__doc__, ("vae", "judge", "train", "gate"))
     parser.add_argument("--resume", type=Path, metavar="DIR", help="exported model that a new run goes on from")
     parser.add_argument("--count", type=int, default=400, help="held-out prompts of each kind in the gate")
     parser.add_argument("--guidance", type=float, help="guidance scale of the gate; default that of the pipeline")
@@ -120,6 +122,8 @@ def main() -> None:
         read_checkpoint(arguments.resume, run, start_model(), CastSettings())
     if arguments.stage == "vae":
         train_cast_vae(run, CastVaeSettings())
+    elif arguments.stage == "judge":
+        print(json.dumps(judge_accuracy(trained_cast_vae(run), arguments.count), indent=2))
     elif arguments.stage == "train":
         train_cast(run, CastSettings())
     elif arguments.stage == "gate":

@@ -10,8 +10,10 @@ from unlearning_adapters.clips import to_clip
 from unlearning_adapters.shapeworld.cast.judge import CastReading, judge_cast_clip
 from unlearning_adapters.shapeworld.cast.prompts import FORMS, draw_cast_prompts, draw_thing_prompts
 from unlearning_adapters.shapeworld.cast.roster import find_character, look_alikes, roster
-from unlearning_adapters.shapeworld.cast.scenes import RATE, THINGS
+from unlearning_adapters.shapeworld.cast.scenes import RATE, THINGS, CastScene, render, sample_scene
 from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt
+
+from .run import to_tensor
 
 SEED = 1900  # of the gate's prompts; benchmarks draw from others
 BATCH = 16
@@ -30,6 +32,30 @@ def read_prompts(pipe: Any, prompts: Sequence[LabelledPrompt], guidance: float |
         clips = pipe([prompt.prompt for prompt in part], generator=generators, **options).frames
         readings += [judge_cast_clip(to_clip(clip)) for clip in clips]
     return readings
+
+
+@torch.no_grad()
+def read_round_trips(vae: Any, scenes: Sequence[CastScene]) -> list[CastReading]:
+    """Return what the judge reads in the clip of each scene after a VAE has encoded and decoded it."""
+    readings = []
+    for start in range(0, len(scenes), BATCH):
+        clips = to_tensor([render(scene) for scene in scenes[start : start + BATCH]])
+        decoded = vae.decode(vae.encode(clips).latent_dist.mode()).sample.clamp(-1, 1)
+        pixels = ((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).numpy()
+        readings += [judge_cast_clip(clip) for clip in pixels]
+    return readings
+
+
+def judge_accuracy(vae: Any, count: int) -> dict[str, dict[str, float]]:
+    """Return the shares of fresh clips that the judge reads right, as rendered and after a VAE's round trip."""
+    rng = np.random.default_rng(SEED)
+    scenes = [sample_scene(rng, character=index % len(roster())) for index in range(count)]
+    prompts = [LabelledPrompt("", scene.factors, 0) for scene in scenes]
+    fresh = [judge_cast_clip(render(scene)) for scene in scenes]
+    return {
+        "fresh": shares_right(prompts, fresh),
+        "round trip": shares_right(prompts, read_round_trips(vae, scenes)),
+    }
 
 
 def shares_right(prompts: Sequence[LabelledPrompt], readings: Sequence[CastReading]) -> dict[str, float]:

@@ -67,6 +67,52 @@ class TrainingRun:
         (folder / "training_log.jsonl").write_text((self.folder / "log.jsonl").read_text())
 
 
+class MatrixOptimizer:
+    """Muon for the kernels of convolutions, each read as a matrix (outputs, inputs x kernel), and AdamW for the rest.
+
+    Args:
+        model: What is trained; kernels of its first and last convolutions are left to AdamW.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        edges = ("conv_in", "conv_out", "quant_conv")
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.kernels = [p for name, p in named if p.ndim >= 4 and not any(edge in name for edge in edges)]
+        kernel_ids = {id(p) for p in self.kernels}
+        others = [p for _, p in named if id(p) not in kernel_ids]
+        # Views share the kernels' memory: Muon takes matrices alone.
+        self.matrices = [torch.nn.Parameter(p.data.view(len(p), -1)) for p in self.kernels]
+        muon = torch.optim.Muon(self.matrices, lr=0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self.parts = [muon, torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both optimisers, whose "lr" the loop sets."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of both."""
+        self.parts[1].zero_grad(set_to_none)
+        for kernel in self.kernels:
+            kernel.grad = None
+
+    def step(self) -> None:
+        """Take one step of both."""
+        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
+            matrix.grad = None if kernel.grad is None else kernel.grad.view_as(matrix)
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of both."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the states of both."""
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+
+
 def minimise(
     run: TrainingRun,
     stage: str,
@@ -74,8 +120,9 @@ def minimise(
     steps: int,
     rate: Callable[[int], float],
     loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+    matrices: bool = False,
 ) -> None:
-    """Minimise a loss by AdamW over the parameters that ask for gradients, from the newest checkpoint of a stage.
+    """Minimise a loss by AdamW, or Muon where it fits, over the parameters that ask for gradients, from the newest checkpoint of a stage.
 
     Args:
         run: Where checkpoints and log lines go.
@@ -84,9 +131,12 @@ def minimise(
         steps: Number of steps, with those of the checkpoint.
         rate: Step -> learning rate.
         loss: Step -> loss, and what the log says of it.
+        matrices: Whether kernels of convolutions are trained by `MatrixOptimizer`.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer: Any = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)
+    if matrices:
+        optimizer = MatrixOptimizer(model)
     start = 0
     if (state := run.load(stage)) is not None:
         model.load_state_dict(state["model"])

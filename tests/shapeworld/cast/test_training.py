@@ -1,0 +1,134 @@
+"""The training script of CastWorld: its data, its checkpoints on disk, its gate, and the loader of what it writes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from unlearning_adapters import load_castworld
+from unlearning_adapters.errors import DenoiserError
+from unlearning_adapters.shapeworld.cast.judge import CastReading
+from unlearning_adapters.shapeworld.cast.prompts import draw_cast_prompts
+from unlearning_adapters.shapeworld.cast.roster import look_alikes, roster
+from unlearning_adapters.shapeworld.cast.scenes import render, sample_scene
+from unlearning_adapters.shapeworld.models.load import load_shapeworld
+from unlearning_adapters.shapeworld.training.cast import (
+    CastSettings,
+    cast_scenes,
+    export,
+    start_model,
+    trained_pipeline,
+)
+from unlearning_adapters.shapeworld.training.cast_checkpoint import read_checkpoint
+from unlearning_adapters.shapeworld.training.cast_gate import shares_right
+from unlearning_adapters.shapeworld.training.cast_vae import CastVaeSettings, cast_batch, train_cast_vae
+from unlearning_adapters.shapeworld.training.language import TokenConditioned
+from unlearning_adapters.shapeworld.training.run import TrainingRun
+from unlearning_adapters.shapeworld.training.wan_denoiser import Training
+
+
+def test_each_character_has_as_many_training_scenes_as_any_other():
+    scenes = cast_scenes(CastSettings(scenes=384))
+    assert np.bincount([scene.character for scene in scenes]).tolist() == [3] * 128
+    assert scenes == cast_scenes(CastSettings(scenes=384))
+
+
+def test_a_batch_of_the_vae_weighs_what_is_drawn_over_the_setting():
+    settings = CastVaeSettings(frame_steps=1)
+    frames, weight = cast_batch(settings, 0)
+    clips, _ = cast_batch(settings, 1)
+    assert frames.shape == (16, 3, 1, 64, 64)
+    assert clips.shape == (4, 3, 9, 64, 64)
+    assert set(weight.unique().tolist()) == {1.0, 6.0}
+    assert 0.05 < float((weight > 1).float().mean()) < 0.4
+    assert torch.equal(frames, cast_batch(settings, 0)[0])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two steps of the VAE and two of the denoiser, on noise."""
+    run = TrainingRun(tmp_path_factory.mktemp("cast"))
+    train_cast_vae(run, CastVaeSettings(frame_steps=2, frame_batch=1, clip_steps=0))
+    run.save("statistics", {"mean": torch.zeros(24), "std": torch.ones(24)})
+    training = Training(run, CastSettings(steps=2), start())
+    rng = torch.Generator().manual_seed(0)
+    hidden, latents = torch.randn(2, 4, 384, generator=rng), torch.randn(2, 24, 3, 4, 4, generator=rng)
+    inputs = (hidden, torch.ones(2, 4), torch.tensor([32, 32]), latents, torch.tensor([500.0, 300.0]))
+    training.train("cast", lambda step: training.model(*inputs).square().mean(), save_every=2)
+    return run
+
+
+def start():
+    model = start_model()
+    assert isinstance(model, TokenConditioned)
+    return model
+
+
+def test_a_run_goes_on_from_what_it_exports(run, tmp_path):
+    export(run, tmp_path / "model")
+    files = {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*.safetensors")}
+    assert files == {
+        "vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors",
+        "checkpoint/weights.safetensors", "checkpoint/optimizers.safetensors",
+    }  # fmt: skip
+    assert max(path.stat().st_size for path in (tmp_path / "model").rglob("*")) < 25_000_000
+    assert [json.loads(line)["stage"] for line in (tmp_path / "model/training_log.jsonl").open()] == []
+
+    other = TrainingRun(tmp_path / "run")
+    read_checkpoint(tmp_path / "model", other, start(), CastSettings())
+    old, new = Training(run, CastSettings(), start()), Training(other, CastSettings(), start())
+    assert new.step == old.step == 2
+    for name, value in old.model.state_dict().items():
+        assert torch.allclose(value, new.model.state_dict()[name], rtol=0.01, atol=1e-6), name
+    for before, after in zip(old.optimizers, new.optimizers, strict=True):
+        assert len(before.state) == len(after.state) > 0
+        for left, right in zip(before.state.values(), after.state.values(), strict=True):
+            assert all(torch.allclose(left[key], right[key], rtol=0.01, atol=1e-6) for key in left)
+    with pytest.raises(SystemExit, match="holds a run already"):
+        read_checkpoint(tmp_path / "model", other, start(), CastSettings())
+
+
+def test_the_exported_model_loads_as_the_trained_one(run, tmp_path):
+    export(run, tmp_path)
+    pipe, trained = load_castworld(model=tmp_path), trained_pipeline(run)
+    for part in ("transformer", "vae"):
+        states = [getattr(each, part).state_dict() for each in (pipe, trained)]
+        assert all(torch.allclose(value, states[1][name], atol=2e-3) for name, value in states[0].items())
+    assert not torch.equal(pipe.vae.encoder.conv_in.weight, load_shapeworld().vae.encoder.conv_in.weight)
+
+
+def test_a_run_ends_when_its_minutes_have_passed(tmp_path):
+    run = TrainingRun(tmp_path, minutes=0)
+    train_cast_vae(run, CastVaeSettings(frame_steps=5, frame_batch=1, clip_steps=0))
+    assert run.load("vae")["step"] == 1
+
+
+def test_missing_weights_are_named_in_one_line(tmp_path):
+    with pytest.raises(DenoiserError, match="CastWorld's weights are not in") as error:
+        load_castworld(model=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_gate_counts_what_is_right_and_what_a_look_alike_took():
+    prompts = draw_cast_prompts(4, 1)
+    readings = [CastReading(True, "", {**sample_scene(np.random.default_rng(0)).factors, **p.factors}) for p in prompts]
+    asked = [character.name for character in roster()].index(prompts[0].factors["character"])
+    readings[0].factors["character"] = roster()[look_alikes(asked)[0]].name
+    readings[1] = CastReading(False, "noise")
+    rows = shares_right(prompts, readings)
+    assert (rows["n"], rows["valid"], rows["character"], rows["motion"]) == (4, 0.75, 0.5, 0.75)
+    assert rows["look-alike instead"] == 0.25
+
+
+def test_the_script_names_a_run_without_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "unlearning_adapters.shapeworld.training.cast", "gate", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "run the stage 'train' first" in done.stderr
+
+
+def test_clips_of_the_world_have_the_form_of_shapeworld():
+    assert render(sample_scene(np.random.default_rng(0))).shape == (9, 64, 64, 3)
