@@ -122,7 +122,7 @@ def minimise(
     loss: Callable[[int], tuple[Tensor, dict[str, float]]],
     matrices: bool = False,
 ) -> None:
-    """Minimise a loss by AdamW, or Muon where it fits, over the parameters that ask for gradients, from the newest checkpoint of a stage.
+    """Minimise a loss over the parameters that ask for gradients, from the newest checkpoint of a stage.
 
     Args:
         run: Where checkpoints and log lines go.
