@@ -58,6 +58,7 @@ def run(tmp_path_factory):
     hidden, latents = torch.randn(2, 4, 384, generator=rng), torch.randn(2, 24, 3, 4, 4, generator=rng)
     inputs = (hidden, torch.ones(2, 4), torch.tensor([32, 32]), latents, torch.tensor([500.0, 300.0]))
     training.train("cast", lambda step: training.model(*inputs).square().mean(), save_every=2)
+    run.log("cast", step=2)
     return run
 
 
@@ -75,7 +76,7 @@ def test_a_run_goes_on_from_what_it_exports(run, tmp_path):
         "checkpoint/weights.safetensors", "checkpoint/optimizers.safetensors",
     }  # fmt: skip
     assert max(path.stat().st_size for path in (tmp_path / "model").rglob("*")) < 25_000_000
-    assert [json.loads(line)["stage"] for line in (tmp_path / "model/training_log.jsonl").open()] == []
+    assert [json.loads(line)["stage"] for line in (tmp_path / "model/training_log.jsonl").open()] == ["cast"]
 
     other = TrainingRun(tmp_path / "run")
     read_checkpoint(tmp_path / "model", other, start(), CastSettings())
