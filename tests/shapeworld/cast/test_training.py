@@ -1,8 +1,6 @@
 """The training script of CastWorld: its data, its checkpoints on disk, its gate, and the loader of what it writes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -124,11 +122,9 @@ def test_the_gate_counts_what_is_right_and_what_a_look_alike_took():
     assert rows["look-alike instead"] == 0.25
 
 
-def test_the_script_names_a_run_without_checkpoint(tmp_path):
-    command = [sys.executable, "-m", "unlearning_adapters.shapeworld.training.cast", "gate", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "run the stage 'train' first" in done.stderr
+def test_a_run_without_checkpoint_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="run the stage 'train' first"):
+        trained_pipeline(TrainingRun(tmp_path))
 
 
 def test_clips_of_the_world_have_the_form_of_shapeworld():
