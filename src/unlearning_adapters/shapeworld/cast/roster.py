@@ -6,6 +6,7 @@ face. Which part it is goes by the group, so that each part tells 32 characters 
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,8 @@ def roster() -> tuple[Character, ...]:
             fixed["marking"] = str(rng.choice(PARTS["marking"][:3]))  # an accent needs a place where it is seen
         base = Character("", group, part, body, coat, **fixed)
         for name, value in zip(names[group], rng.permutation(PARTS[part]), strict=True):
-            characters.append(replace(base, **{"name": name, part: str(value)}))
+            own: dict[str, Any] = {"name": name, part: str(value)}
+            characters.append(replace(base, **own))
     return tuple(characters)
 
 

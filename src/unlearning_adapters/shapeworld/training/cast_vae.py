@@ -8,8 +8,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from unlearning_adapters.shapeworld.cast.scenes import FRAMES, render, sample_scene, without_foreground
+from unlearning_adapters.shapeworld.cast.scenes import render, sample_scene, without_foreground
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
+from unlearning_adapters.shapeworld.world.scenes import FRAMES
 
 from .run import DEVICE, TrainingRun, learning_rate, minimise, to_tensor
 from .wan_vae import vae_loss
