@@ -210,13 +210,17 @@ def _add_verbs(module: ModuleType) -> None:
     install(getattr(module, _PIPELINES[module.__name__]))
 
 
+def _import_hub(_module: ModuleType) -> None:
+    """Import the module of the Hub with that of adapters; it may be what imports adapters just now."""
+    import_module(f"{__name__}.hub.hub")
+
+
 def _add_push(module: ModuleType) -> None:
     """Make `push_adapter` a method of `UnlearningAdapter`, whose module knows nothing of the Hub."""
-    from .hub.hub import push_adapter
-
-    module.UnlearningAdapter.push_to_hub = push_adapter  # type: ignore[attr-defined]
+    module.UnlearningAdapter.push_to_hub = module.push_adapter
 
 
 for _name in _PIPELINES:
     register_post_import_hook(_add_verbs, _name)
-register_post_import_hook(_add_push, f"{__name__}.adapter.adapter")
+register_post_import_hook(_import_hub, f"{__name__}.adapter.adapter")
+register_post_import_hook(_add_push, f"{__name__}.hub.hub")

@@ -180,6 +180,27 @@ def test_refusals_are_one_line(hub, adapter, tmp_path):
     assert not hub.repositories
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"license": 3}, "`license` to be a text of one line"),
+        ({"commit_message": "two\nlines"}, "`commit_message` to be a text of one line"),
+        ({"revision": ""}, "`revision` to be a text of one line"),
+        ({"private": "yes"}, "`private` to be True or False"),
+        ({"create_pr": 1}, "`create_pr` to be True or False"),
+        ({"clips": "car.mp4"}, "`clips` to be prompts with .mp4 files"),
+        ({"clips": [("a red car",)]}, "`clips` to be prompts with .mp4 files"),
+        ({"clips": [(3, "car.mp4")]}, "`clips` to be prompts with .mp4 files"),
+        ({"clips": 3}, "`clips` to be prompts with .mp4 files"),
+        ({"result": 3}, "The measured result cannot go on a card"),
+    ],
+)
+def test_arguments_of_another_type_are_named_before_any_request(hub, adapter, options, text):
+    with pytest.raises(ConfigError, match=text):
+        push_adapter(adapter, "org/red", token=WRITE, **options)
+    assert not hub.requests and not hub.repositories
+
+
 def test_a_file_is_checked_before_it_is_pushed(hub, adapter, tmp_path):
     path = save_adapter(adapter, tmp_path)
     path.write_bytes(path.read_bytes()[:-4])
@@ -521,6 +542,12 @@ assert not any(name.startswith("unlearning") for name in sys.modules), "this pro
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("first", ["hub.hub", "adapter.adapter", "hub.card"])
+def test_whatever_module_is_imported_first_an_adapter_can_be_pushed(first):
+    code = f"import unlearning_adapters.{first} as _; from unlearning_adapters import UnlearningAdapter as adapter; "
+    assert in_new_process(f"{code} print(adapter.push_to_hub.__name__)") == "push_adapter"
+
+
 def test_fresh_processes_generate_the_same_latents(hub, tmp_path):
     from unlearning_adapters import load_concept, load_shapeworld
 

@@ -3,12 +3,17 @@
 Its LFS files are redirected to another origin ("localhost" instead of "127.0.0.1"), which must not see the token.
 """
 
+import atexit
 import base64
 import hashlib
 import json
+import os
 import re
+import shutil
+import tempfile
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -73,6 +78,26 @@ class LoopbackHub:
         """Stop serving."""
         self.server.shutdown()
         self.server.server_close()
+
+
+@cache
+def served() -> LoopbackHub:
+    """Return a server that the Hub's client of this process asks, so that it can reach no other.
+
+    Call it before anything is imported that imports huggingface_hub, which reads its settings once.
+    """
+    hub, home = LoopbackHub(), tempfile.mkdtemp(prefix="unlearning-adapters-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.environ.update(
+        HF_ENDPOINT=hub.endpoint,
+        HF_HOME=home,
+        HF_HUB_DISABLE_XET="1",  # files go through LFS, which the server knows
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+    )
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        os.environ.pop(name, None)
+    return hub
 
 
 class _Refusal(Exception):

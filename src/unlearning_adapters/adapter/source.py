@@ -172,7 +172,7 @@ def explain_hub_error(error: Exception, repository: str, options: HubOptions) ->
     if isinstance(error, errors.RepositoryNotFoundError):
         return "it does not exist or is private. Check the name; if it is private, run `hf auth login` or pass `token`."
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"it has no revision {options.get('revision')!r}. Choose a branch, tag or commit that {page} lists."
+        return f"it has no revision {options.get('revision')!r:.80}. Choose a branch, tag or commit that {page} lists."
     if isinstance(error, errors.LocalEntryNotFoundError):
         if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
             why = "`local_files_only` is set" if options.get("local_files_only") else "HF_HUB_OFFLINE is set"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
+from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.arm import (
@@ -31,6 +31,8 @@ from unlearning_adapters.evaluation.reports.report import Report, make_report
 from unlearning_adapters.evaluation.suites.file import read_suite, suite_from_dict
 from unlearning_adapters.evaluation.suites.suite import Case, Suite
 from unlearning_adapters.shapeworld.world.prompts import PREFIX
+
+from .arguments import check_folder, check_plan, check_scoring, check_thresholds, checked_adapter
 
 REPEATED = 2  # clips of the base that are made once more at the end, without batches
 
@@ -112,7 +114,8 @@ def evaluate(
         >>> report = evaluate(pipe, "no-red", output="no-red-evaluation")
         >>> report.status, report.value("erase"), report.value("preserve")
     """
-    edit = load_adapter(adapter) if isinstance(adapter, (str, Path)) else adapter
+    check_plan(detectors, seeds, arms, strengths, gate, features, output, process)
+    edit = checked_adapter(adapter)
     prompts = as_suite(edit, suite)
     observers = default_detectors(prompts) if detectors is None else as_detectors(detectors)
     plan = EvaluationPlan(
@@ -156,8 +159,11 @@ def rescore(
     Returns:
         The report; its rows and its record are written to the folder.
     """
-    store, record = Store(folder), read_record(folder)
-    suite = suite_from_dict(record["suite"])
+    check_scoring(detectors, gate, features)
+    check_thresholds(thresholds)
+    check_folder("folder", folder)
+    record = read_record(folder)  # before the store, which makes folders
+    store, suite = Store(folder), suite_from_dict(record["suite"])
     if detectors is None:
         observers = tuple(_described(item) for item in record["detectors"])
     else:

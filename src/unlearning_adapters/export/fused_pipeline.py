@@ -166,7 +166,14 @@ def _folder_of(base: Any, options: HubOptions) -> Iterator[tuple[Path, str]]:
         if any(editor_of(network).records for network in denoisers(base).values()):
             raise FuseError("The base has adapters in its weights already. Call unfuse_unlearning_adapters() first.")
         with tempfile.TemporaryDirectory() as folder:
-            base.save_pretrained(folder)
+            try:
+                base.save_pretrained(folder)
+            except Exception as error:  # of diffusers and safetensors: anything
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise ConfigError(
+                    f"The base is read from files, and {type(base).__name__} cannot be saved ({reason[:200]}). Give "
+                    "its folder, or load it again, whole and without quantisation or offloading."
+                ) from error
             yield Path(folder), str(getattr(base.config, "_name_or_path", "") or type(base).__name__)
         return
     if Path(base).is_dir():

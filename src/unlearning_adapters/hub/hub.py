@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter, save_adapter
 from unlearning_adapters.adapter.file import FILE_NAME, inspect_adapter
+from unlearning_adapters.adapter.missing import is_path
 from unlearning_adapters.adapter.source import REPOSITORY, HubOptions, check_options, explain_hub_error
 from unlearning_adapters.concepts.concept import Concept, list_concepts, load_concept
 from unlearning_adapters.errors import AdapterNotFoundError, ConfigError, HubError, UnlearningError
@@ -76,6 +77,8 @@ def push_adapter(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     _check_repository(repository)
+    _check_texts(commit_message=commit_message, revision=revision, license=license)
+    _check_flags(private=private, create_pr=create_pr)
     adapter = _published(adapter if isinstance(adapter, UnlearningAdapter) else load_adapter(adapter))
     examples = _check_clips(clips)
     card = render_card(
@@ -177,7 +180,26 @@ def _shipped_concept(adapter: UnlearningAdapter) -> Concept | None:
     return concept if concept.pairs_hash == adapter.info.pairs_hash else None
 
 
+def _check_texts(**texts: object) -> None:
+    for name, value in texts.items():
+        if value is not None and not (isinstance(value, str) and value.strip() and value.isprintable()):
+            raise ConfigError(f"Expected `{name}` to be a text of one line, or None, but got {value!r:.80}.")
+
+
+def _check_flags(**flags: object) -> None:
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, bool):
+            raise ConfigError(f"Expected `{name}` to be True or False, but got {value!r:.80}.")
+
+
 def _check_clips(clips: Sequence[tuple[str, str | Path]]) -> list[tuple[str, Path]]:
+    pairs = isinstance(clips, (list, tuple)) and all(
+        isinstance(each, (list, tuple)) and len(each) == 2 for each in clips
+    )
+    if not pairs or not all(isinstance(text, str) and is_path(file) for text, file in clips):
+        raise ConfigError(
+            f"Expected `clips` to be prompts with .mp4 files, such as [('a car', 'car.mp4')], but got {clips!r:.80}."
+        )
     examples = [(text, Path(file)) for text, file in clips]
     for _, file in examples:
         if file.suffix != ".mp4" or not file.is_file():
@@ -215,7 +237,7 @@ def _read_card(api: Any, repository: str, commit: str) -> str | None:
 
 def _check_repository(repository: object) -> None:
     if not isinstance(repository, str) or not REPOSITORY.fullmatch(repository):
-        raise ConfigError(f"Expected a Hub repository as 'org/name', but got {repository!r}.")
+        raise ConfigError(f"Expected a Hub repository as 'org/name', but got {repository!r:.80}.")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from unlearning_adapters.errors import EvaluationError
 from .conditions import UNSAID
 
 RECORD = "run.json"
+KEYS = ("conditions", "suite", "detectors", "seeds", "gate", "arms")
 
 
 def check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -47,9 +48,14 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """
     try:
         record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+        missing = [name for name in KEYS if not isinstance(record, dict) or name not in record]
+        if missing:
+            raise ValueError(f"its {RECORD} says nothing of {', '.join(missing)}")
         return dict(record)
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"{str(folder)!r} is not the folder of an evaluation: {error}.") from error
+        raise EvaluationError(
+            f"{str(folder)!r} is not the folder of an evaluation: {error}. Give the folder of a run."
+        ) from error
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

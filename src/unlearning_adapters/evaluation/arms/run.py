@@ -139,6 +139,10 @@ def look_again(store: Store, suite: Suite, detectors: Sequence[Detector], progre
     for row in tqdm(store.rows().values(), desc="rescore", unit="clip", disable=not progress):
         findings = dict(row.found)
         if row.clip:
+            if (row.set, row.prompt) not in texts:
+                raise EvaluationError(
+                    f"The row {'/'.join(map(str, row.key))} is of no prompt of this run's suite. Remove it."
+                )
             findings |= look(detectors, store.load_clip(row), texts[row.set, row.prompt])
         updates.append(Row(**{**vars(row), "found": findings}))
     store.replace(updates)

@@ -6,6 +6,8 @@ Clips are stored as arrays, without loss, before any encoding.
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from unlearning_adapters.config import check_keys
 from unlearning_adapters.errors import EvaluationError
 
 Key = tuple[str, str, str, int]
+BROKEN = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)  # of a clip
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,11 @@ class Store:
                 raise FileNotFoundError("the row has none")
             with np.load(path, allow_pickle=False) as archive:
                 return check_clip(archive["clip"])
-        except (OSError, ValueError, KeyError) as error:
-            raise EvaluationError(f"Cannot read the clip of {'/'.join(map(str, row.key))}: {error}.") from error
+        except BROKEN as error:
+            raise EvaluationError(
+                f"Cannot read the clip of {'/'.join(map(str, row.key))}: {' '.join(str(error).split())}. Remove "
+                "its row and its file to make it anew."
+            ) from error
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -153,7 +159,12 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         EvaluationError: If another line is no row.
     """
-    whole = path.read_bytes().decode("utf-8", "replace").split("\n")
+    try:
+        whole = path.read_bytes().decode("utf-8", "replace").split("\n")
+    except OSError as error:
+        raise EvaluationError(
+            f"Cannot read {path.name}, the rows of an evaluation: {error.strerror}. Move it away."
+        ) from error
     for number, line in enumerate(whole[:-1], start=1):  # behind the last line feed is nothing, or a torn line
         try:
             yield Row.from_json(line)
