@@ -14,7 +14,8 @@ from traces import count_hooks, plain_state
 from planted import bits
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.building.build import build_adapter
-from unlearning_adapters.building.counterfactuals import few_levels, rough, scope_warnings, shared_words
+from unlearning_adapters.building.counterfactuals import scope_warnings
+from unlearning_adapters.building.scenes import few_levels, rough, shared_words
 from unlearning_adapters.building.video_sites import find_video_sites
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 from command_line import parsed
+from diffusers import WanPipeline
 from PIL import Image
-from tiny import tiny_wan_pipeline
+from tiny import CALL, tiny_wan_pipeline
 
 from unlearning_adapters.adapter.adapter import load_adapter, save_adapter
 from unlearning_adapters.adapter.file import FILE_NAME, inspect_adapter
@@ -381,6 +382,32 @@ def test_build_passes_arguments_of_the_call_on(
     assert err.splitlines()[-1].endswith(
         "--call names the file 'nowhere.png', but there is no such file. Check the path."
     )
+
+
+def test_build_takes_clips_of_a_folder(
+    tmp_path: Path, tiny_folder: Path, red: Path, unlearn: Callable[..., Outcome]
+) -> None:
+    for place, name in enumerate(("unsafe", "safe")):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for index in range(2):
+            pixels = np.random.default_rng(2 * index + place).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "clips" / name / f"{index}.png")
+    call = [word for item in {**CALL, "num_inference_steps": 4}.items() for word in ("--call", f"{item[0]}={item[1]}")]
+    start = ("build", tiny_folder, red, "-o", tmp_path / "x", "--clips", tmp_path / "clips", *call)
+    code, out, err = unlearn(*start, "--scope", "concept", "--json")
+    assert code == 0, err
+    config, clips = BuildConfig(scope="concept"), tmp_path / "clips"
+    pipe = WanPipeline.from_pretrained(tiny_folder)
+    made = build_adapter(
+        pipe, load_concept(red), config, progress=False, call_kwargs={**CALL, "num_inference_steps": 4}, clips=clips
+    )
+    loaded = load_adapter(tmp_path / "x")
+    assert loaded.additive == made.additive and len(made.additive) == json.loads(out)["sites"] - 4
+    assert all(torch.equal(loaded.directions[site].read, made.directions[site].read) for site in made.sites)
+    code, _, err = unlearn(*start)
+    assert code == 1 and 'Clips are read for scope="concept" alone' in err.splitlines()[-1]
+    code, _, err = unlearn(*start[:3], red, *start[3:], "--scope", "concept")
+    assert code == 1 and "those of one concept, but 2 are named" in err.splitlines()[-1]
 
 
 def test_a_value_of_the_call_may_name_a_picture_or_a_clip(tmp_path: Path) -> None:

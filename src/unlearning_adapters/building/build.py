@@ -30,6 +30,7 @@ from .counterfactuals import check_makes_base_clips, scope_warnings, video_direc
 from .gains import with_block_strengths
 from .inputs import check_arguments, record_inputs
 from .outlier_pairs import with_outlier_rows
+from .scenes import given_clips
 from .shared_neutral import shared_neutral
 
 
@@ -41,6 +42,7 @@ def build_adapter(
     progress: bool = True,
     call_kwargs: Mapping[str, Any] | None = None,
     neutral_cache: str | PathLike[str] | None = None,
+    clips: str | PathLike[str] | Mapping[str, Sequence[Any]] | None = None,
 ) -> UnlearningAdapter:
     """Build the adapter that makes a pipeline forget a concept.
 
@@ -68,6 +70,10 @@ def build_adapter(
             names the concept.
         neutral_cache: Folder that keeps what text sites read of neutral prompts: a later build on the same base, with
             the same sites and settings, records only prompts that are not there yet.
+        clips: With `scope="concept"`, clips of both sides of the pairs in place of those that the pipeline would make:
+            a folder with the folders "unsafe", "safe" and, if wanted, "neutral", or a mapping of these names to lists
+            of clips (`read_clips`). Both sides of a scene must be alike but for the concept, place by place, and have
+            the size of the pipeline's own clips.
 
     Returns:
         An adapter; the pipeline is not edited yet.
@@ -78,7 +84,7 @@ def build_adapter(
 
     Raises:
         ConceptError: If the two sides of the pairs read alike at a site, if the pipeline takes nothing in which they
-            differ, or if there are fewer pairs than `config.pairs`.
+            differ, if there are fewer pairs than `config.pairs`, or if given clips do not fit the pairs or the size.
         ConfigError: If an argument is of another type, or the neutral cache is of another base or other settings.
         DenoiserError: If the pipeline has no denoiser that can be edited, the method needs weights that are quantised
             or out of reach, a site reads what a LoRA or another adapter, attached or fused, has changed, or with
@@ -92,6 +98,7 @@ def build_adapter(
     """
     check_arguments(concept, config, call_kwargs)
     networks = denoisers(pipe)
+    given = None if clips is None else given_clips(clips, concept, config)
     with ExitStack() as stack:
         stack.enter_context(reading(networks.values()))
         if neutral_cache is not None:
@@ -121,7 +128,7 @@ def build_adapter(
         directions = with_block_strengths(by_site, inputs.sites, config.block_strengths)
         if config.scope == "concept":
             video = video_directions(
-                pipe, concept, inputs.pairs, config, strength, progress=progress, call_kwargs=call_kwargs
+                pipe, concept, inputs.pairs, config, strength, progress=progress, call_kwargs=call_kwargs, clips=given
             )
             directions = {**video, **directions}
             for text in scope_warnings(pipe, concept.name):

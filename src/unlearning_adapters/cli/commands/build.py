@@ -72,6 +72,12 @@ def site_names(text: str) -> str | tuple[str, ...]:
     metavar="DIR",
     help="keep what the base reads of neutral prompts in DIR, for later builds on the same base",
 )
+@click.option(
+    "--clips",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="clips for --scope concept, in DIR/unsafe, DIR/safe and DIR/neutral (default: the pipeline makes them)",
+)
 @options.call_arguments
 @options.placement
 def build(
@@ -79,6 +85,7 @@ def build(
     concepts: tuple[str, ...],
     output: str,
     neutral_cache: Path | None,
+    clips: Path | None,
     call: dict[str, Any],
     strength: Any,
     dtype: str | None,
@@ -96,6 +103,9 @@ def build(
     arguments = {name: opened(value) for name, value in call.items()}
     for place in places:
         file_at(place)  # before the work, not after it
+    if clips is not None and len(loaded) > 1:
+        raise ConfigError(f"The clips of --clips are those of one concept, but {len(loaded)} are named. Name one.")
+    from unlearning_adapters.building.build import build_adapter
     from unlearning_adapters.building.build_many import build_adapters
     from unlearning_adapters.pipelines.sites import denoisers
     from unlearning_adapters.runtime.components import at_strength
@@ -109,9 +119,11 @@ def build(
     start = time.perf_counter()
     generation = generation_of(pipe)  # clips for scope="concept" are made as the model is called; words need less
     call_kwargs = generation if config.scope == "concept" else prompt_length(generation)
-    adapters = build_adapters(
-        pipe, loaded, config, call_kwargs={**call_kwargs, **arguments}, neutral_cache=neutral_cache
-    )
+    shared: dict[str, Any] = {"call_kwargs": {**call_kwargs, **arguments}, "neutral_cache": neutral_cache}
+    if clips is None:
+        adapters = build_adapters(pipe, loaded, config, **shared)
+    else:
+        adapters = [build_adapter(pipe, loaded[0], config, clips=clips, **shared)]
     if by_component:
         adapters = [at_strength(adapter, strength) for adapter in adapters]
     seconds = time.perf_counter() - start
@@ -121,7 +133,7 @@ def build(
             place,
             pipe,
             pipeline,
-            prompts={"pairs": [concept.pairs_hash], "neutral": concept.neutral},
+            prompts={"pairs": [concept.pairs_hash], "neutral": concept.neutral, **_clip_digests(clips)},
             seeds={"build": config.seed},
             results={"sha256": file_digest(each["file"]), **{key: each[key] for key in ("strength", "rank", "sites")}},
             part=concept.name if len(loaded) > 1 else "",
@@ -135,6 +147,12 @@ def build(
         return CommandResult({**results[0], "seconds": round(seconds, 3)}, f"{text}, built in {seconds:.1f} s")
     data = {"adapters": results, "seconds": round(seconds, 3)}
     return CommandResult(data, f"{text}\n{len(results)} adapters, built in {seconds:.1f} s")
+
+
+def _clip_digests(folder: Path | None) -> dict[str, list[str]]:
+    """Return what the record of a build says of given clips."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
+    return {"clips": [f"{file.relative_to(folder)} {file_digest(file)}" for file in files]} if folder else {}
 
 
 def _places(output: str, names: Sequence[str]) -> list[Path]:
