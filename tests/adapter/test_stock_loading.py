@@ -14,6 +14,7 @@ from forge import planted_adapter, planted_direction, small_weights
 from tiny import TEXT_DIM, tiny_wan_pipeline
 from torch import Tensor, nn
 
+from planted import additive_direction
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, save_adapter
 
 VIDEO_FAMILIES = (
@@ -21,16 +22,18 @@ VIDEO_FAMILIES = (
     "Cosmos", "MiniMaxH3", "StableDiffusion",
 )  # fmt: skip
 LAYERS = ("attn2.to_k", "attn2.to_v", "ffn.net.0.proj")
+VIDEO_LAYERS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q")  # additive, with scope="concept"
+both_scopes = pytest.mark.parametrize("layers", [LAYERS, LAYERS + VIDEO_LAYERS], ids=["word", "concept"])
 
 
-def site_weights(pipe, *components: str) -> dict[str, Tensor]:
+def site_weights(pipe, *components: str, layers: tuple[str, ...] = LAYERS) -> dict[str, Tensor]:
     return {
         f"{component}.blocks.{block}.{layer}": getattr(pipe, component)
         .get_submodule(f"blocks.{block}.{layer}")
         .weight.data
         for component in components
         for block in range(2)
-        for layer in LAYERS
+        for layer in layers
     }
 
 
@@ -39,7 +42,10 @@ def mixed_adapter(weights: dict[str, Tensor]) -> UnlearningAdapter:
     adapter = planted_adapter(weights, rank=3, strength=1.5)
     directions, factors = dict(adapter.directions), dict(adapter.lora_B)
     for site, weight in weights.items():
-        if site.endswith("to_v"):
+        if site.endswith(VIDEO_LAYERS):
+            directions[site] = additive_direction(weight.shape[1], gain=0.5)
+            factors[site] = -1.5 * 0.5 * weight.float() @ directions[site].write.T
+        elif site.endswith("to_v"):
             directions[site] = planted_direction(1, weight.shape[1], oblique=False)
             factors[site] = -1.5 * weight.float() @ directions[site].write.T
     return UnlearningAdapter(adapter.info, directions, factors)
@@ -52,7 +58,7 @@ def edited(model: nn.Module, component: str, adapter: UnlearningAdapter) -> nn.M
         if site.startswith(f"{component}."):
             layer = model.get_submodule(site.removeprefix(f"{component}."))
             weight, read, write = layer.weight.double(), direction.read.double(), direction.write.double()
-            layer.weight.data = (weight - adapter.strength * (weight @ write.T) @ read).to(layer.weight.dtype)
+            layer.weight.data = (weight - adapter.strength_at(site) * (weight @ write.T) @ read).to(layer.weight.dtype)
     return model
 
 
@@ -64,9 +70,11 @@ def output(model: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
     return model(latents, torch.tensor([500]), prompt, return_dict=False)[0]
 
 
-def test_stock_loading_equals_the_edited_weights(tmp_path):
+@both_scopes
+def test_stock_loading_equals_the_edited_weights(layers, tmp_path):
     pipe = tiny_wan_pipeline()
-    adapter = mixed_adapter(site_weights(pipe, "transformer"))
+    adapter = mixed_adapter(site_weights(pipe, "transformer", layers=layers))
+    assert len(adapter.additive) == 2 * (len(layers) - len(LAYERS))
     before, expected = output(pipe.transformer), output(edited(pipe.transformer, "transformer", adapter))
     save_adapter(adapter, tmp_path)
     pipe.load_lora_weights(tmp_path)
@@ -80,9 +88,10 @@ def test_stock_loading_equals_the_edited_weights(tmp_path):
     assert torch.allclose(output(pipe.transformer), before, atol=1e-5)
 
 
-def test_stock_loading_in_bfloat16(tmp_path):
+@both_scopes
+def test_stock_loading_in_bfloat16(layers, tmp_path):
     pipe = tiny_wan_pipeline(dtype=torch.bfloat16)
-    adapter = mixed_adapter(site_weights(pipe, "transformer"))
+    adapter = mixed_adapter(site_weights(pipe, "transformer", layers=layers))
     before = output(pipe.transformer, torch.bfloat16)
     expected = output(edited(pipe.transformer, "transformer", adapter), torch.bfloat16)
     save_adapter(adapter, tmp_path)

@@ -126,6 +126,26 @@ def test_a_stack_is_solved_jointly(pipe, red, left, tmp_path, with_base: bool) -
         assert (expected - added).abs().max() > 1e-2, "a sum would pass"
 
 
+@pytest.mark.parametrize("with_base", [False, True])
+def test_both_scopes_go_into_one_file(pipe, left, tmp_path, with_base: bool) -> None:
+    """Word-scope and concept-scope adapters, in either order; edits at video tokens add up."""
+    first, second = (of_wan(planted(pipe, f"c{seed}", seed=seed, strength=1.3, scope="concept")) for seed in (3, 4))
+    stacks = ([first, left, second], [second, left, first])
+    files = [
+        export_lora(stack, tmp_path / f"{n}", base=pipe if with_base else None).file for n, stack in enumerate(stacks)
+    ]
+    found, other = (deltas(file) for file in files)
+    assert set(found) == set(first.sites) > set(left.sites)
+    for site, delta in found.items():
+        torch.testing.assert_close(delta, other[site], rtol=1e-4, atol=1e-6)
+        if site in first.additive:
+            weight = site_module(pipe, site).weight.detach().double()
+            added = sum(each.directions[site].write.T @ each.directions[site].read for each in (first, second)).double()
+            torch.testing.assert_close(delta, -weight @ added, rtol=1e-4, atol=1e-5)
+        else:
+            torch.testing.assert_close(delta, joint(pipe, site, first, left, second), rtol=1e-4, atol=1e-5)
+
+
 def test_the_order_does_not_matter_and_twice_is_once(red, left, tmp_path) -> None:
     one, other = (
         tensors(export_lora(pair, tmp_path / f"{number}.safetensors").file)

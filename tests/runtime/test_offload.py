@@ -22,6 +22,11 @@ def way(request) -> Offloading:
     return request.param
 
 
+@pytest.fixture(params=["word", "concept"])
+def scope(request) -> str:
+    return request.param
+
+
 @pytest.fixture
 def pipe():
     return tiny_wan_pipeline()
@@ -43,10 +48,10 @@ def lies_on_meta(pipe) -> bool:
     return pipe.transformer.get_parameter(f"{LAYER}.weight").is_meta
 
 
-def test_attached_before_or_after_it_acts_and_goes_without_a_trace(way, tmp_path):
+def test_attached_before_or_after_it_acts_and_goes_without_a_trace(way, scope, tmp_path):
     for before in (True, False):
         pipe = tiny_wan_pipeline()
-        red, held = planted(pipe), weights(pipe)
+        red, held = planted(pipe, scope=scope), weights(pipe)
         if before:
             pipe.load_unlearning_adapter(red)
         way.enable(pipe, tmp_path / str(before))
@@ -67,8 +72,8 @@ def test_attached_before_or_after_it_acts_and_goes_without_a_trace(way, tmp_path
             assert same(weights(pipe), held)
 
 
-def test_fused_beneath_it_and_taken_out_bit_for_bit(way, pipe, tmp_path):
-    red, held = planted(pipe), weights(pipe)
+def test_fused_beneath_it_and_taken_out_bit_for_bit(way, scope, pipe, tmp_path):
+    red, held = planted(pipe, scope=scope), weights(pipe)
     way.enable(pipe, tmp_path)
     base = output(pipe)
     pipe.load_unlearning_adapter(red)
@@ -95,8 +100,8 @@ def test_fused_beneath_it_and_taken_out_bit_for_bit(way, pipe, tmp_path):
         assert same(weights(pipe), held)
 
 
-def test_what_was_fused_before_stays_fused_and_comes_out_where_it_can(way, pipe, tmp_path):
-    red, blue, held = planted(pipe), planted(pipe, "blue", seed=1), weights(pipe)
+def test_what_was_fused_before_stays_fused_and_comes_out_where_it_can(way, scope, pipe, tmp_path):
+    red, blue, held = planted(pipe, scope=scope), planted(pipe, "blue", seed=1), weights(pipe)
     pipe.load_unlearning_adapter(red)
     pipe.fuse_unlearning_adapters()
     fused = weights(pipe)
@@ -121,12 +126,17 @@ def test_what_was_fused_before_stays_fused_and_comes_out_where_it_can(way, pipe,
         assert same(weights(pipe), held)
 
 
-def test_an_adapter_is_built_through_it(way, pipe, tmp_path):
-    expected = build_adapter(pipe, CONCEPT, BuildConfig(strength=1.0), progress=False)
+def test_an_adapter_is_built_through_it(way, scope, pipe, tmp_path):
+    config, call = BuildConfig(strength=1.0, scope=scope), {**CALL, "num_inference_steps": 4}
+    expected = build_adapter(pipe, CONCEPT, config, progress=False, call_kwargs=call)
     way.enable(pipe, tmp_path)
-    found = build_adapter(pipe, CONCEPT, BuildConfig(strength=1.0), progress=False)
+    found = build_adapter(pipe, CONCEPT, config, progress=False, call_kwargs=call)
+    assert found.additive == expected.additive and bool(found.additive) == (scope == "concept")
     for site, known in expected.directions.items():
-        torch.testing.assert_close(found.directions[site].write, known.write, rtol=1e-3, atol=1e-5)
+        if not known.additive:
+            torch.testing.assert_close(found.directions[site].write, known.write, rtol=1e-3, atol=1e-5)
+        one, other = (each.write.T @ each.read for each in (found.directions[site], known))
+        assert (one - other).norm() < 0.01 * other.norm()
     if way.name.endswith("file"):
         assert found.lora_B == {}, "what lies in memory between calls is not the weight"
     else:

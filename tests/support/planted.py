@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from diffusers import WanPipeline
-from reference import dense_edit
+from reference import dense_added, dense_edit
 from tiny import TEXT_DIM, tiny_wan_pipeline
 from torch import Tensor, nn
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
+from unlearning_adapters.building.video_sites import find_video_sites
 from unlearning_adapters.pipelines.sites import base_linear, find_sites, site_module
 
 INT = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -31,15 +32,37 @@ def direction(in_features: int, rank: int = 1, seed: int = 0, oblique: bool = Tr
     return Direction(read.float(), (read + 0.5 * basis[rank:]).float() if oblique else read.float())
 
 
+def additive_direction(in_features: int, rank: int = 3, seed: int = 0, gain: float = 1.0) -> Direction:
+    """A random additive direction, such as a build with scope="concept" finds at video tokens."""
+    maker = torch.Generator().manual_seed(seed)
+    read, write = torch.randn(2, rank, in_features, generator=maker) / in_features**0.5
+    return Direction(read, 0.7 * write, gain=gain, additive=True)
+
+
 def planted(
-    pipe: WanPipeline, concept: str = "red", *, seed: int = 0, rank: int = 1, strength: float = 1.0, sites: str = "text"
+    pipe: WanPipeline,
+    concept: str = "red",
+    *,
+    seed: int = 0,
+    rank: int = 1,
+    strength: float = 1.0,
+    sites: str = "text",
+    scope: str = "word",
 ) -> UnlearningAdapter:
-    """An adapter with a random direction per site and the exact stock factors of this pipeline."""
-    directions, factors = {}, {}
-    for number, site in enumerate(find_sites(pipe, sites)):
-        weight = base_linear(site_module(pipe, site.name)).weight.detach().double()
-        directions[site.name] = direction(site.in_features, rank, seed=1000 * seed + number)
-        factors[site.name] = (-strength * weight @ directions[site.name].write.double().T).float()
+    """An adapter with a random direction per site and the exact stock factors of this pipeline.
+
+    Of scope "concept" it has additive directions at the video tokens as well, which act whole at its strength.
+    """
+    directions = {
+        site.name: direction(site.in_features, rank, seed=1000 * seed + number)
+        for number, site in enumerate(find_sites(pipe, sites))
+    }
+    for number, site in enumerate(find_video_sites(pipe) if scope == "concept" else ()):
+        directions[site.name] = additive_direction(site.in_features, seed=1000 * seed + 500 + number, gain=1 / strength)
+    factors = {}
+    for site, each in directions.items():
+        weight = base_linear(site_module(pipe, site)).weight.detach().double()
+        factors[site] = (-strength * each.gain * weight @ each.write.double().T).float()
     info = AdapterInfo(concept=concept, method="ridge", strength=strength, base_model="tiny/wan")
     return UnlearningAdapter(info, directions, factors)
 
@@ -71,7 +94,8 @@ def reference_output(
         here = [(each, strength * each.gain) for each, strength in found if each.gain]
         if here:
             reads, writes = ([getattr(d, part).double().numpy() for d, _ in here] for part in ("read", "write"))
-            weight = weight @ torch.from_numpy(dense_edit(reads, writes, [strength for _, strength in here]))
+            dense = dense_added if all(each.additive for each, _ in here) else dense_edit
+            weight = weight @ torch.from_numpy(dense(reads, writes, [strength for _, strength in here]))
         linear.weight.data = weight.to(linear.weight.dtype)
     return output(pipe)
 

@@ -20,7 +20,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from reference import dense_edit
+from reference import dense_added, dense_edit
 from tiny import tiny_wan_pipeline, tiny_wan_transformer
 from torch import Tensor, nn
 
@@ -99,7 +99,8 @@ def dense_sites(pipe: WanPipeline, adapter: UnlearningAdapter, strength: float) 
     with ExitStack() as stack:
         for site, direction in adapter.directions.items():
             layer = site_module(pipe, site)
-            matrix = dense_edit([direction.read.double().numpy()], [direction.write.double().numpy()], [strength])
+            dense = dense_added if direction.additive else dense_edit
+            matrix = dense([direction.read.double().numpy()], [direction.write.double().numpy()], [strength])
             weight = dequantised(layer, pipe.transformer.patch_embedding.weight.dtype).double()
             parent, _, leaf = site.removeprefix("transformer.").rpartition(".")
             attention = pipe.transformer.get_submodule(parent)

@@ -16,6 +16,12 @@ def dense_edit(reads: list[Array], writes: list[Array], strengths: list[float]) 
     return np.eye(A.shape[1]) - V @ np.linalg.pinv(A @ V) @ np.diag(dials) @ A
 
 
+def dense_added(reads: list[Array], writes: list[Array], strengths: list[float]) -> Array:
+    """The matrix `I - sum lam V A` of additive edits, which do not mind each other."""
+    edits = [lam * write.T @ read for read, write, lam in zip(reads, writes, strengths, strict=True)]
+    return np.eye(reads[0].shape[1]) - np.sum(edits, axis=0)
+
+
 def edit_rows(rows: Array, matrix: Array) -> Array:
     """Apply `x' = matrix x` to one row after the other."""
     return np.stack([matrix @ row for row in rows])
