@@ -61,7 +61,7 @@ def test_the_pipelines_own_clips_give_nearly_its_own_adapter():
     one, other, turned = effects(own), effects(given), effects(swapped)
     assert torch.cosine_similarity(one, other, dim=0) > 0.9
     assert 0.8 < other.norm() / one.norm() < 1.25
-    assert torch.cosine_similarity(one, turned, dim=0) < 0
+    assert torch.cosine_similarity(one, turned, dim=0) < 0.5  # from the safe side to the unsafe one
 
 
 def test_other_clips_give_another_adapter_that_acts_and_leave_no_trace(pipe):

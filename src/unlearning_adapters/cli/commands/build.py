@@ -99,12 +99,12 @@ def build(
     by_component = isinstance(strength, dict)
     settings |= {"strength": None if by_component else strength}
     config, loaded = BuildConfig(**options.given(settings)), [load_concept(concept) for concept in concepts]
+    if clips is not None and len(loaded) > 1:
+        raise ConfigError(f"The clips of --clips are those of one concept, but {len(loaded)} are named. Name one.")
     places = _places(output, [concept.name for concept in loaded])
     arguments = {name: opened(value) for name, value in call.items()}
     for place in places:
         file_at(place)  # before the work, not after it
-    if clips is not None and len(loaded) > 1:
-        raise ConfigError(f"The clips of --clips are those of one concept, but {len(loaded)} are named. Name one.")
     from unlearning_adapters.building.build import build_adapter
     from unlearning_adapters.building.build_many import build_adapters
     from unlearning_adapters.pipelines.sites import denoisers
@@ -151,8 +151,10 @@ def build(
 
 def _clip_digests(folder: Path | None) -> dict[str, list[str]]:
     """Return what the record of a build says of given clips."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
-    return {"clips": [f"{file.relative_to(folder)} {file_digest(file)}" for file in files]} if folder else {}
+    if folder is None:
+        return {}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {"clips": [f"{file.relative_to(folder)} {file_digest(file)}" for file in files]}
 
 
 def _places(output: str, names: Sequence[str]) -> list[Path]:

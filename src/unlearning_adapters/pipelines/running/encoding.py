@@ -74,7 +74,7 @@ class LatentLayout:
                 f"The VAE of {type(self.pipe).__name__} encodes a clip of {self.size} frames and pixels to the shape "
                 f"{tuple(found.shape)}, but decodes it from {self.decoded}. {NO_WAY}"
             )
-        return self.stepped(found)
+        return self.stepped(found).float()
 
 
 def latent_layout(run: PartialRun, prompt: str, image: Any = None) -> LatentLayout:
