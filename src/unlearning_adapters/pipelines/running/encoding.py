@@ -100,12 +100,12 @@ def latent_layout(run: PartialRun, prompt: str, image: Any = None) -> LatentLayo
     base, unit = BASES[exact], 1
     while unit < count:
         digits = torch.arange(count, device="cpu").div(unit, rounding_mode="floor") % base
-        found = probe.decoded(lambda latents, digits=digits: digits.reshape(latents.shape).to(latents))
+        found = probe.decoded(_in_place_of(digits))
         index += unit * ((found - shift)[moved] / scale[moved]).round().long()
         unit *= base
     maker = torch.Generator("cpu").manual_seed(0)
     noise = torch.randn(count, generator=maker, dtype=torch.float32, device="cpu")
-    found = probe.decoded(lambda latents: noise.reshape(latents.shape).to(latents))
+    found = probe.decoded(_in_place_of(noise))
     order = index.argsort()
     if torch.equal(index[order], torch.arange(count, device="cpu")):
         places = moved.nonzero().flatten()[order]
@@ -117,6 +117,11 @@ def latent_layout(run: PartialRun, prompt: str, image: Any = None) -> LatentLayo
         f"{type(run.pipe).__name__} does more to its latents before they are decoded than to scale, shift and move "
         f"them, so that given clips cannot be laid out like them. {NO_WAY}"
     )
+
+
+def _in_place_of(values: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that puts values in the place of latents."""
+    return lambda latents: values.reshape(latents.shape).to(latents)
 
 
 class _Probe:
@@ -166,7 +171,7 @@ class _Probe:
         if whole:
             self.shape = tuple(found.shape)
             frames = sum(size[0] for size in sizes) if found.ndim == 4 else sizes[0][2]
-            self.size = (frames, *sizes[0][-2:])
+            self.size = (frames, sizes[0][-2], sizes[0][-1])
         return found.flatten().double()
 
 
