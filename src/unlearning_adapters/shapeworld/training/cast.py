@@ -71,8 +71,7 @@ def train_cast(run: TrainingRun, settings: CastSettings) -> None:
         rng = np.random.default_rng((settings.seed, 2))
         return [describe(rng, scene) for scene in scenes for _ in range(settings.captions)]
 
-    with torch.autocast(DEVICE.type, torch.bfloat16):
-        captions = EncodedCaptions.encode(run, draw_captions, settings.captions)
+    captions = EncodedCaptions.encode(run, draw_captions, settings.captions, bfloat16=True)
     mean, deviation = normalised(run, *encode_scenes(run, scenes, render))
     training = Training(run, settings, start_model())
 

@@ -87,7 +87,9 @@ class EncodedCaptions:
 
     @classmethod
     @torch.no_grad()
-    def encode(cls, run: TrainingRun, draw: Callable[[], list[str]], captions: int) -> "EncodedCaptions":
+    def encode(
+        cls, run: TrainingRun, draw: Callable[[], list[str]], captions: int, bfloat16: bool = False
+    ) -> "EncodedCaptions":
         """Encode the captions, so many for each scene in turn, or read them; the last row is the empty prompt."""
         if (data := run.load("captions")) is not None:
             return cls(data["tokens"], data["starts"], captions)
@@ -101,7 +103,8 @@ class EncodedCaptions:
         for start in tqdm(range(0, len(order), 64), desc="captions"):
             indices = order[start : start + 64]
             tokens = tokenizer([texts[index] for index in indices], padding=True, return_tensors="pt").to(DEVICE)
-            hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state.half().cpu()
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bfloat16):
+                hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state.half().cpu()
             for index, row, mask in zip(indices, hidden, tokens.attention_mask, strict=True):
                 rows[index] = row[: int(mask.sum())].clone()
         starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
