@@ -63,6 +63,7 @@ FIT = 0.55  # residual of the best character, as a share of what an empty place 
 MARGIN = 1.12  # the second best fits at least this much worse
 MOTION_MARGIN = 1.15
 OBJECT_FIT = 0.5
+END_FIT = 0.75  # residual of the character in the last frames, as a share of an empty setting
 HALF = 0.5  # of the way from absent to shown
 
 
@@ -120,7 +121,7 @@ def judge_cast_clip(clip: NDArray[np.uint8]) -> CastReading:
     kind, emblem = find_object(still, ground, style)
     balloon = share_shown(still, ground, thing_sprite("balloon", style == "line"), style, BALLOON_PLACE)
     motion = find_motion(pixels, ground)
-    factors = {"setting": setting, "style": style, "motion": motion, "emblem": emblem, "object": kind}
+    factors = {"setting": setting, "style": style, "emblem": emblem, "object": kind}
     factors |= find_character(pixels, ground, style, motion)
     factors["balloon"] = "shown" if balloon > HALF else "absent"
     return CastReading(True, "", {name: factors[name] for name in FACTORS})
@@ -254,7 +255,7 @@ def visible(outlined: bool) -> Floats:
 
 
 def find_character(pixels: Floats, ground: Floats, style: str, motion: str) -> dict[str, str]:
-    """Return the character, and hat, umbrella and fall, which are looked for where its motion puts it."""
+    """Return the character, its motion if it ends where that leads, and hat, umbrella and fall."""
     # Without a motion it is sought where it stands in the middle frame.
     track, frames = (motion, range(FALLEN)) if motion in MOTIONS else ("left", range(4, 5))
     seen = shifted(pixels, track, frames).mean(axis=0)
@@ -266,9 +267,12 @@ def find_character(pixels: Floats, ground: Floats, style: str, motion: str) -> d
     best, second = np.argsort(errors)[:2]
     sure = errors[best] < FIT and errors[second] > MARGIN * errors[best]
     shown = things_on(seen, below, style, Sprite(colours[best], covers[best]), (MIDDLE[0] + y, MIDDLE[1] + x))
-    shown["fall"] = has_fallen(pixels, ground, style, int(best), track, (y, x))
+    upright, fallen = end_misfits(pixels, ground, style, int(best), track, (y, x))
+    shown["fall"] = fallen < upright
+    if motion in MOTIONS and min(upright, fallen) > END_FIT:
+        motion = UNKNOWN  # its end is somewhere else
     factors = {thing: "shown" if shown[thing] else "absent" for thing in THINGS if thing in shown}
-    return {"character": roster()[best].name if sure else UNKNOWN, **factors}
+    return {"character": roster()[best].name if sure else UNKNOWN, "motion": motion, **factors}
 
 
 @lru_cache
@@ -321,16 +325,19 @@ def things_on(seen: Floats, below: Floats, style: str, sprite: Sprite, middle: t
     return shown
 
 
-def has_fallen(pixels: Floats, ground: Floats, style: str, character: int, track: str, jitter: tuple[int, int]) -> bool:
-    """Tell whether the last frames show a character on its side rather than upright."""
+def end_misfits(
+    pixels: Floats, ground: Floats, style: str, character: int, track: str, jitter: tuple[int, int]
+) -> tuple[float, float]:
+    """Return how badly a character, upright and on its side, explains the last frames, as shares of an empty setting."""
     colours, covers = character_bank(style)
     sprite = Sprite(colours[character], covers[character])
     frames = range(FALLEN, FRAMES)
     seen = shifted(pixels, track, frames).mean(axis=0)
     below = shifted(np.broadcast_to(ground, pixels.shape), track, frames).mean(axis=0)
+    nothing = max(float(np.square(below - seen)[:, : OBJECT_PLACE[1]].sum()), 1.0)
     errors = []
     for fallen in (False, True):
         drawn = below.copy()
         paste_standing(drawn, sprite, (MIDDLE[0] + jitter[0], MIDDLE[1] + jitter[1]), fallen)
-        errors.append(float(np.square(drawn - seen)[:, : OBJECT_PLACE[1]].sum()))
-    return errors[1] < errors[0]
+        errors.append(float(np.square(drawn - seen)[:, : OBJECT_PLACE[1]].sum()) / nothing)
+    return errors[0], errors[1]

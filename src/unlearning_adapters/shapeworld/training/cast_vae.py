@@ -20,12 +20,12 @@ from .wan_vae import vae_loss
 class CastVaeSettings:
     """Settings of the first stage: frames teach how the cast looks, then clips teach how it moves."""
 
-    frame_steps: int = 1000
+    frame_steps: int = 900
     frame_batch: int = 16
-    clip_steps: int = 1400
+    clip_steps: int = 400
     clip_batch: int = 4
     frame_rate: float = 2e-3
-    clip_rate: float = 2e-3
+    clip_rate: float = 1e-3
     warmup: int = 30
     kl: float = 1e-4
     foreground: float = 5.0  # extra weight of the pixels of characters, things and objects
