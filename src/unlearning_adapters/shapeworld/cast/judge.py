@@ -328,7 +328,7 @@ def things_on(seen: Floats, below: Floats, style: str, sprite: Sprite, middle: t
 def end_misfits(
     pixels: Floats, ground: Floats, style: str, character: int, track: str, jitter: tuple[int, int]
 ) -> tuple[float, float]:
-    """Return how badly a character, upright and on its side, explains the last frames, as shares of an empty setting."""
+    """Return how badly a character, upright or lying, explains the last frames, as shares of an empty setting."""
     colours, covers = character_bank(style)
     sprite = Sprite(colours[character], covers[character])
     frames = range(FALLEN, FRAMES)
