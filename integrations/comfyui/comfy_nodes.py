@@ -15,12 +15,13 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
+from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.errors import ConfigError, DenoiserError
 
 from .edits import LayerEdit, Loaded, editing, solve
 from .layers import AUTO, HIGH_NOISE, LOW_NOISE, choose_component
 from .report import describe
+from .source import open_adapter
 
 KEY = "unlearning_adapters"  # of what we attach to a model, and of the folder of files
 NO_FILE = "none"
@@ -105,17 +106,10 @@ def without_adapters(model: Any) -> Any:
     return copy
 
 
-def open_adapter(file: str, hub_id: str) -> UnlearningAdapter:
-    """Return the adapter of a file in models/unlearning_adapters, or of a Hub repository, "org/name@revision"."""
-    if hub_id.strip():
-        name, _, revision = hub_id.strip().partition("@")
-        source, options = name, {"revision": revision or None}
-    elif file == NO_FILE:
-        raise ConfigError("No adapter is chosen. Choose a file of models/unlearning_adapters, or give a Hub id.")
-    else:
-        source, options = folder_paths.get_full_path_or_raise(KEY, file), {}
-    with torch.inference_mode(False):  # tensors made in inference could not be used elsewhere
-        return load_adapter(source, **options)
+def chosen(file: str, hub_id: str = "") -> UnlearningAdapter:
+    """Return the adapter of a file in models/unlearning_adapters, or of a Hub repository if one is named."""
+    known = file != NO_FILE and not hub_id.strip()
+    return open_adapter(folder_paths.get_full_path_or_raise(KEY, file) if known else None, hub_id)
 
 
 def _files() -> list[str]:
@@ -165,7 +159,7 @@ class LoadAdapter:
         self, model: Any, adapter: str, strength: float, denoiser: str = AUTO, hub_id: str = ""
     ) -> tuple[Any, ...]:
         """Return the model with the adapter on it."""
-        return (with_adapters(model, [(open_adapter(adapter, hub_id), strength, denoiser)]),)
+        return (with_adapters(model, [(chosen(adapter, hub_id), strength, denoiser)]),)
 
 
 class StackAdapters:
@@ -192,14 +186,14 @@ class StackAdapters:
 
     def load(self, model: Any, denoiser: str = AUTO, **values: Any) -> tuple[Any, ...]:
         """Return the model with all of the adapters on it."""
-        chosen = [
-            (open_adapter(values[f"adapter_{number}"], ""), values[f"strength_{number}"], denoiser)
+        stack = [
+            (chosen(values[f"adapter_{number}"]), values[f"strength_{number}"], denoiser)
             for number in range(1, STACKED + 1)
             if values[f"adapter_{number}"] != NO_FILE
         ]
-        if not chosen:
+        if not stack:
             raise ConfigError("No adapter is chosen. Choose at least one file of models/unlearning_adapters.")
-        return (with_adapters(model, chosen),)
+        return (with_adapters(model, stack),)
 
 
 class VerifyAdapters:

@@ -11,15 +11,18 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_pack import FOLDER, part
+from huggingface_hub import constants
+from loopback_hub import WRITE
 from reference import dense_edit
 from torch import Tensor, nn
 
 from planted import direction
-from unlearning_adapters.adapter.adapter import UnlearningAdapter
+from unlearning_adapters.adapter.adapter import UnlearningAdapter, save_adapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
-from unlearning_adapters.errors import BaseMismatchError, ConfigError, DenoiserError, SiteError
+from unlearning_adapters.errors import AdapterNotFoundError, BaseMismatchError, ConfigError, DenoiserError, SiteError
+from unlearning_adapters.hub.hub import push_adapter
 
-layers, edits, report = part("layers"), part("edits"), part("report")
+layers, edits, report, source = part("layers"), part("edits"), part("report"), part("source")
 WIDTH, HEIGHT = 12, 10
 
 
@@ -225,6 +228,53 @@ def test_a_compiled_or_missing_layer_is_refused_and_no_hook_stays() -> None:
         pass
 
 
+# The Hub.
+
+
+@pytest.fixture
+def pushed(hub, tmp_path, monkeypatch) -> dict[str, str]:
+    """Two commits of one repository, an adapter of another seed in each."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    commits = {}
+    for seed, name in ((0, "old"), (1, "new")):
+        url = push_adapter(wan_adapter(Wan(), seed), "org/no-red", token=WRITE)
+        commits[name] = url.rsplit("/", 1)[1]
+    hub.requests.clear()
+    return commits
+
+
+def test_a_node_loads_an_adapter_of_the_hub(pushed: dict[str, str], hub) -> None:
+    """By name, at a commit and around blanks; the directions are those that were pushed, and edit the layer."""
+    site, model = "transformer.blocks.0.attn2.to_k", Wan()
+    for text, seed in (("org/no-red", 1), (f" org/no-red@{pushed['old']} ", 0), (f"org/no-red@{pushed['new']}", 1)):
+        with torch.inference_mode():  # as its executor does
+            found = source.open_adapter(None, text)
+        assert torch.equal(found.directions[site].read, wan_adapter(model, seed).directions[site].read)
+        assert not found.directions[site].read.is_inference()
+    x, layer = torch.randn(5, WIDTH), model.get_submodule("diffusion_model.blocks.0.cross_attn.k")
+    before = layer(x)
+    with edits.editing(model, edits.solve([loaded(model, found)])):
+        assert not torch.allclose(layer(x), before, atol=1e-3)
+    assert any("/resolve/" in path for _, path, _, _ in hub.requests) and torch.equal(layer(x), before)
+
+
+def test_a_hub_id_goes_before_the_file_and_a_wrong_one_is_named(pushed: dict[str, str], tmp_path) -> None:
+    file = save_adapter(wan_adapter(Wan(), 5), tmp_path / "here.safetensors")
+    site = "transformer.blocks.0.attn2.to_k"
+    expected = wan_adapter(Wan(), 5).directions[site].read
+    assert torch.equal(source.open_adapter(file, "").directions[site].read, expected)
+    assert not torch.equal(source.open_adapter(file, "org/no-red").directions[site].read, expected)
+    for text in ("org/no-red@", "@main"):
+        with pytest.raises(ConfigError, match=f"to be org/name or org/name@revision, but got '{text}'"):
+            source.open_adapter(file, text)
+    with pytest.raises(ConfigError, match="No adapter is chosen. Choose a file of models/unlearning_adapters, or give"):
+        source.open_adapter(None, " ")
+    with pytest.raises(AdapterNotFoundError, match="org/none"):
+        source.open_adapter(None, "org/none")
+    with pytest.raises(AdapterNotFoundError, match="no-such-tag"):
+        source.open_adapter(None, "org/no-red@no-such-tag")
+
+
 def test_the_report_says_what_is_edited_and_what_is_left() -> None:
     model = Wan()
     stack = [loaded(model, wan_adapter(model, 0, "red"), 1.0), loaded(model, wan_adapter(model, 1, "left"), 0.25)]
@@ -249,7 +299,7 @@ def test_the_pack_needs_the_core_alone() -> None:
     """ComfyUI brings its own diffusion code: neither diffusers nor transformers is imported."""
     code = (
         "import sys; sys.path[:0] = sys.argv[1:]; import comfyui_pack\n"
-        "[comfyui_pack.part(name) for name in ('layers', 'edits', 'report')]\n"
+        "[comfyui_pack.part(name) for name in ('layers', 'edits', 'report', 'source')]\n"
         "print(sorted({'diffusers', 'transformers', 'peft', 'accelerate'} & set(sys.modules)))"
     )
     paths = [path for path in sys.path if path]
