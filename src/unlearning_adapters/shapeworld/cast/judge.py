@@ -194,7 +194,9 @@ def find_object(still: Floats, ground: Floats, style: str) -> tuple[str, str]:
         return "none", "none"
     if errors[order[0]] > OBJECT_FIT * nothing:
         return UNKNOWN, UNKNOWN
-    return best[0], best[1] if is_sure(errors * seen.size, drawn, np.ones(seen.shape[:2])) else UNKNOWN
+    return best[0], best[1] if is_sure(
+        errors * seen.size, drawn, np.ones(seen.shape[:2], dtype=np.float32)
+    ) else UNKNOWN
 
 
 def is_sure(errors: Floats, drawn: Floats, weight: Floats) -> bool:
