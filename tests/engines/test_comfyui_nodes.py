@@ -12,18 +12,25 @@ import pytest
 import safetensors.torch
 import torch
 from comfyui_server import Failed, Graph, Server, environment_of
-from engine_bench import FAMILIES, adapters_for, fused
+from engine_bench import FAMILIES, adapters_for, fused, put_back
+from loopback_hub import WRITE
 from PIL import Image
 from torch import Tensor
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, save_adapter
 from unlearning_adapters.export.lora import export_lora
+from unlearning_adapters.hub.hub import push_adapter
 
 pytestmark = pytest.mark.engines
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = ROOT / "integrations" / "comfyui"
 WORKFLOW = PACK / "example_workflows" / "wan_text_to_video.json"
+# How a prompt and a video of another model look: the width of its text, the node of its latents, and their size.
+OTHERS = {
+    "hunyuan-video": (64, "EmptyHunyuanLatentVideo", 32),
+    "ltx": (4096, "EmptyLTXVLatentVideo", 64),
+}
 ROUNDING = 2e-5  # of a latent after three steps, against weights that hold the edit
 MODEL, VERIFY, SAVED = "1", "7", "8"
 
@@ -39,7 +46,11 @@ class Bench:
         (folder / "custom_nodes" / "unlearning-adapters").symlink_to(PACK)
         (folder / "custom_nodes" / "tiny_parts").symlink_to(ROOT / "tests/engines/runners/comfyui_parts")
         base = models / "diffusion_models" / "tiny.safetensors"
-        engine.run([{"make": "wan", "out": str(base)}], folder)
+        engine.run(
+            [{"make": "wan", "out": str(base)}]
+            + [{"make": name, "out": str(base.with_name(f"{name}.safetensors"))} for name in OTHERS],
+            folder,
+        )
         (folder / "custom_nodes" / "gguf").symlink_to(engine.facts["nodes"]["gguf"])
         gguf = models / "diffusion_models" / "tiny.gguf"
         engine.run([{"gguf": str(base), "out": str(gguf)}], folder)
@@ -51,8 +62,10 @@ class Bench:
         self.folder = folder
         self.style = self._style()
         self._more_models()
+        self._other_families()
         self._more_adapters()
         environment = environment_of(Path(__file__).parent / "stubs", ROOT / "src")
+        environment |= {"HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home")}  # the Hub of these tests
         self.server = Server(engine.place / "bin" / "python", engine.facts["source"], folder, environment)
 
     def _style(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -92,11 +105,21 @@ class Bench:
 
     def _save(self, name: str, changed: dict[str, Tensor]) -> None:
         """Write the model with some weights, by the names of diffusers, in place of its own."""
-        back = {id(value): key for key, value in self.native.items()}
-        turned = FAMILIES["wan"].convert(dict(self.native))
-        theirs = {key: back[id(value)] for key, value in turned.items() if id(value) in back}
-        weights = dict(self.native) | {theirs[key]: value.clone() for key, value in changed.items()}
+        weights = put_back("wan", self.native, changed)
         safetensors.torch.save_file(weights, self.models / "diffusion_models" / f"{name}.safetensors")
+
+    def _other_families(self) -> None:
+        """An adapter, a LoRA file, and a model whose weights hold the edit, of each."""
+        models = self.models / "diffusion_models"
+        for name in OTHERS:
+            native = safetensors.torch.load_file(models / f"{name}.safetensors")
+            weights = FAMILIES[name].convert(dict(native))
+            adapter = adapters_for(name, weights)[0]
+            save_adapter(adapter, self.models / "unlearning_adapters" / f"{name}.safetensors")
+            file = export_lora(adapter, self.folder / "others" / name, engine="comfyui").file
+            (self.models / "loras" / f"{name}.safetensors").write_bytes(file.read_bytes())
+            edited = put_back(name, native, fused(weights, [adapter]))
+            safetensors.torch.save_file(edited, models / f"{name} edited.safetensors")
 
     def _more_adapters(self) -> None:
         first, folder = self.adapters[0], self.models / "unlearning_adapters"
@@ -154,6 +177,16 @@ def lora(name: str) -> tuple[str, dict[str, Any]]:
     return "LoraLoaderModelOnly", {"lora_name": f"{name}.safetensors", "strength_model": 1.0}
 
 
+def graph_of(family: str, *between: tuple[str, dict[str, Any]], edited: bool = False) -> Graph:
+    """The same for a model of another family, or for one whose weights hold the edit."""
+    width, kind, side = OTHERS[family]
+    made = graph(*between, model=f"{family} edited" if edited else family)
+    for node in ("2", "3"):
+        made[node]["inputs"] |= {"width": width, "mask": family == "ltx"}
+    made["4"] = {"class_type": kind, "inputs": {"width": side, "height": side, "length": 9, "batch_size": 1}}
+    return made
+
+
 @pytest.fixture(scope="module")
 def bench(engine: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     made = Bench(engine("comfyui"), tmp_path_factory.mktemp("server"))
@@ -177,6 +210,39 @@ def test_it_samples_what_a_fused_model_samples_and_leaves_the_base(bench: Bench,
     record(
         "comfyui", "wan", nodes=f"our nodes in its server: {found:.1e} of a latent; the base comes back, bit for bit"
     )
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_sample_what_a_fused_model_samples(bench: Bench, record, family: str) -> None:
+    """Our node, and the LoRA file that is written for ComfyUI in its own node, both through the server."""
+    base = bench.latents(graph_of(family))
+    exact = bench.latents(graph_of(family, edited=True))
+    node = bench.latents(graph_of(family, load(family)))
+    file = bench.latents(graph_of(family, lora(family)))
+    assert distance(exact, base) > 1e-3
+    found, stock = distance(node, exact), distance(file, exact)
+    assert max(found, stock) < ROUNDING
+    assert torch.equal(bench.latents(graph_of(family)), base)
+    shown = bench.server.run(graph_of(family, load(family)))[VERIFY]["text"][0]
+    assert "layers (transformer); the weights are those it was built on (deviation 0." in shown
+    text = f"in its server: {found:.1e} of a latent; our LoRA file in its own node {stock:.1e}; the base comes back, "
+    record("comfyui", family, nodes=f"{text}bit for bit")
+
+
+def test_an_adapter_of_the_hub_is_loaded_by_its_name(bench: Bench, hub) -> None:
+    """Its server fetches the file with the Hub's own client; a commit is kept apart from the branch."""
+    first = push_adapter(bench.adapters[0], "org/no-red", token=WRITE).rsplit("/", 1)[1]
+    push_adapter(bench.adapters[1], "org/no-red", token=WRITE)
+
+    def of(name: str, strength: float) -> tuple[str, dict[str, Any]]:
+        kind, values = load("red", strength)
+        return kind, {**values, "adapter": "none", "hub_id": name}
+
+    assert torch.equal(bench.latents(graph(of(f"org/no-red@{first}", 1.3))), bench.latents(graph(load("red"))))
+    assert torch.equal(bench.latents(graph(of("org/no-red", 0.8))), bench.latents(graph(load("left", 0.8))))
+    assert any("/resolve/" in path for _, path, _, _ in hub.requests)
+    with pytest.raises(Failed, match="UnlearningLoad: .*org/none"):
+        bench.server.run(graph(of("org/none", 1.0)))
 
 
 def test_adapters_are_solved_together_in_any_order(bench: Bench) -> None:

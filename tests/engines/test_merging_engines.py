@@ -1,4 +1,4 @@
-"""Engines that merge a file into the weights: DiffSynth-Studio, LightX2V and vLLM-Omni, with their own loaders."""
+"""Engines that merge a file into the weights, with their own loaders: DiffSynth, LightX2V, vLLM-Omni, mlx-video."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from unlearning_adapters.export.lora import export_lora
 pytestmark = pytest.mark.engines
 ROUNDING = 1e-6
 # bfloat16 holds 8 bits: the factors are rounded to it before the product, the sum after it.
-HALF = {"diffsynth": 2e-2, "lightx2v": 2e-2, "vllm_omni": 8e-3}
-NAMES = {"vllm_omni": "vllm-omni"}
+HALF = {"diffsynth": 2e-2, "lightx2v": 2e-2, "vllm_omni": 8e-3, "mlx_video": 8e-3}
+NAMES = {"vllm_omni": "vllm-omni", "mlx_video": "mlx-video"}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ class Bench:
         return self.turned(safetensors.torch.load_file(self.jobs[kind]["out"] + (".before" if before else "")))
 
 
-@pytest.fixture(scope="module", params=["diffsynth", "lightx2v", "vllm_omni"])
+@pytest.fixture(scope="module", params=["diffsynth", "lightx2v", "vllm_omni", "mlx_video"])
 def bench(request, engine, wan, tmp_path_factory) -> Bench:
     return Bench(engine, request.param, tmp_path_factory.mktemp(request.param), wan[1], wan[0])
 
@@ -97,9 +97,9 @@ def test_the_adapter_and_the_stock_layout_do_what_our_table_says(bench: Bench) -
 
 
 def test_what_undoes_the_edit(bench: Bench, record) -> None:
-    """None of the three keeps the weights: what they add they can subtract, which is not the way back."""
+    """None of these keeps the weights: what they add they can subtract, which is not the way back."""
     off = bench.found["one"].get("not_restored")
-    if bench.name == "lightx2v":
+    if bench.name in ("lightx2v", "mlx_video"):
         undo = "no way back but a restart"
     else:
         assert off > 1000
@@ -130,3 +130,41 @@ def test_vllm_omni_takes_two_files_by_position(engine, wan, record, tmp_path) ->
         found = compare(weights, after, expected)
         assert (found["deviation"] < ROUNDING) == (number == 0), (number, end)
     record("vllm-omni", "wan", experts="run: a list of two files, high noise first")
+
+
+def test_ltx_core_reads_the_native_names_alone(engine, record, tmp_path) -> None:
+    """Its own loader and fusing, in bfloat16, which is all that they take; the stock layout changes nothing."""
+    maker = torch.Generator().manual_seed(0)
+    weights = {f"{path}.weight": 0.1 * torch.randn(48, 32, generator=maker) for path in FAMILIES["ltx-2"].sites}
+    weights["transformer_blocks.0.attn1.to_k.weight"] = 0.1 * torch.randn(48, 32, generator=maker)
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    adapters = adapters_for("ltx-2", weights)
+    files = {
+        "one": export_lora(adapters[0], tmp_path / "one", engine="ltx-core").file,
+        "stack": export_lora(adapters, tmp_path / "stack", engine="ltx-core").file,
+        "diffusers": export_lora(adapters[0], tmp_path / "stock", layout="diffusers").file,
+    }
+    jobs = [
+        {
+            "weights": str(tmp_path / "model.safetensors"),
+            "loras": [[str(file), 1.0]],
+            "out": str(tmp_path / f"out-{kind}"),
+        }
+        for kind, file in files.items()
+    ]
+    found = dict(zip(files, engine("ltx_core").run(jobs, tmp_path), strict=True))
+    for kind, result in found.items():
+        reading = check_lora(files[kind], engine="ltx-core", family="ltx-2")
+        assert result["changed"] == sorted(f"{path}.weight" for path in reading.layers), kind
+    assert not found["diffusers"]["changed"]
+    before = safetensors.torch.load_file(tmp_path / "out-one.before")
+    for kind, number in (("one", 1), ("stack", 2)):
+        expected = fused(before, adapters[:number], torch.bfloat16)
+        result = compare(before, safetensors.torch.load_file(tmp_path / f"out-{kind}"), expected)
+        assert result["deviation"] < 2e-2 and result["effect"] > 1e-2 and result["others_changed"] == 0
+        if kind == "one":
+            text = f"{result['deviation']:.1e}, {result['differing']:.0%} of elements off by a rounding"
+    record(
+        "ltx-core", "ltx-2", how="run: its loader and fusing, on a dictionary of weights", loads="all", bfloat16=text
+    )
+    record("ltx-core", "ltx-2", undo="no way back but a restart")

@@ -1,4 +1,4 @@
-"""sglang, FastVideo and Wan2GP: their own maps of names and loaders say what they read, and our tables say the same."""
+"""sglang, FastVideo, mlx-gen and Wan2GP: what their own maps of names and loaders read, and what our tables say."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def files_of(family: str, folder: Path) -> tuple[list[Path], list[str]]:
 @pytest.mark.parametrize(
     ("name", "family"),
     [("sglang", "wan"), ("sglang", "hunyuan-video"), ("fastvideo", "wan"), ("fastvideo", "hunyuan-video"),
-     ("fastvideo", "hunyuan-video-1.5"), ("fastvideo", "kandinsky-5")],
+     ("fastvideo", "hunyuan-video-1.5"), ("fastvideo", "kandinsky-5"), ("mlx-gen", "wan")],
 )  # fmt: skip
 def test_our_table_says_which_keys_it_reads(engine, record, tmp_path, name: str, family: str) -> None:
     files, layers = files_of(family, tmp_path)
@@ -67,7 +67,7 @@ def test_our_table_says_which_keys_it_reads(engine, record, tmp_path, name: str,
     for file in files:
         shapes = {key: list(value.shape) for key, value in safetensors.torch.load_file(file).items()}
         jobs.append({"family": family, "layers": layers, "keys": shapes})
-    found = engine(name).run(jobs, tmp_path)
+    found = engine(name.replace("-", "_")).run(jobs, tmp_path)
     whole = 0
     for file, result in zip(files, found, strict=True):
         reading = check_lora(file, engine=name, family=family)

@@ -13,7 +13,13 @@ from unlearning_adapters.export.names.families import FAMILIES
 
 VERSIONS = json.loads((RESULTS.parent / "engines.json").read_text(encoding="utf-8"))
 FOUND = json.loads(RESULTS.read_text(encoding="utf-8"))
-RUN = {"vllm_omni": "vllm-omni", "sd_cpp": "sd.cpp", "mlx_gen": "mlx-gen"}
+RUN = {
+    "vllm_omni": "vllm-omni",
+    "sd_cpp": "sd.cpp",
+    "mlx_gen": "mlx-gen",
+    "mlx_video": "mlx-video",
+    "ltx_core": "ltx-core",
+}
 
 
 def test_the_page_is_up_to_date() -> None:

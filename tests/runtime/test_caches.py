@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from caches import BLOCKS, ORDERS, STEPS, run
+import torch
+from caches import BLOCKS, ORDERS, STEPS, STRENGTH, pipeline, run, sample
 from diffusers import FirstBlockCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
+
+from planted import lora_that_reads, planted
 
 CALLS = 2 * STEPS  # two branches of guidance
 
@@ -51,3 +54,20 @@ def test_a_cached_clip_is_that_of_edited_weights(name: str, order: str) -> None:
     assert told == dict.fromkeys(told, True), found
     if name in ("FirstBlockCache", "PAB", "MagCache"):
         assert max(found["calls"][1:]) < CALLS and len(found["calls"]) == BLOCKS, "the cache saves nothing"
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_lora_of_others_stays_beneath_a_cache(name: str) -> None:
+    """It reads what the adapter removes; afterwards it is active as before, and the clip has the same bits."""
+    pipe = pipeline()
+    adapter = planted(pipe)
+    pipe.load_lora_weights(lora_that_reads(adapter, pipe), adapter_name="style")
+    CACHES[name](pipe)
+    styled = sample(pipe)
+    pipe.load_unlearning_adapter(adapter, strength=STRENGTH)
+    edited = sample(pipe)
+    assert not torch.allclose(edited, styled, atol=1e-3) and torch.equal(sample(pipe), edited)
+    pipe.unload_unlearning_adapters()
+    assert torch.equal(sample(pipe), styled) and pipe.get_active_adapters() == ["style"]
+    disable(pipe)
+    assert pipe.get_active_adapters() == ["style"]

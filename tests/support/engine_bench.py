@@ -93,6 +93,19 @@ FAMILIES = {
     ),
     "hunyuan-video": Family("HunyuanVideoTransformer3DModel", [*HUNYUAN, "context_embedder.proj_in"], hunyuan_by_parts),
     "hunyuan-video-1.5": Family("HunyuanVideo15Transformer3DModel", HUNYUAN, hunyuan_by_parts),
+    "ltx-2": Family(  # the names are the same there
+        "LTX2VideoTransformer3DModel",
+        [
+            *(
+                f"transformer_blocks.{block}.{name}.to_{leaf}"
+                for block in (0, 1)
+                for name in ("attn2", "audio_attn2")
+                for leaf in "kv"
+            ),
+            "transformer_blocks.1.ff.net.2",
+        ],
+        dict,
+    ),
     "ltx": Family(
         "LTXVideoTransformer3DModel",
         [*(f"transformer_blocks.0.attn2.to_{leaf}" for leaf in "kv"), "transformer_blocks.1.ff.net.2"],
@@ -131,6 +144,29 @@ def fused(
         fuse_edit(layer, edit, site)
         after[f"{path}.weight"] = layer.weight.detach()
     return after
+
+
+def put_back(family: str, native: Weights, changed: Weights) -> dict[str, Tensor]:
+    """Return an engine's weights with some of them replaced.
+
+    Args:
+        family: A family of `FAMILIES`.
+        native: All weights, by the engine's names.
+        changed: New weights, by the names of diffusers.
+    """
+    weights = {name: value.clone() for name, value in native.items()}
+    turned = FAMILIES[family].convert(dict(native))
+    theirs = {id(value): name for name, value in native.items()}
+    for name, value in changed.items():
+        found = theirs.get(id(turned[name]))
+        if found is not None:
+            weights[found] = value.clone()
+            continue
+        block, layer = name.split(".")[1], name.split(".")[3]  # a part of a layer of HunyuanVideo
+        stream, part = ("img", layer[-1]) if layer.startswith("to_") else ("txt", layer.split("_")[1])
+        whole, number = weights[f"double_blocks.{block}.{stream}_attn.qkv.weight"], "qkv".index(part)
+        whole.chunk(3)[number].copy_(value)
+    return weights
 
 
 def compare(before: Weights, after: Weights, expected: Weights) -> dict[str, Any]:

@@ -44,6 +44,13 @@ class DiTConfig:
     pass
 
 
+class Named(type):
+    """A class whose attributes are their own names, for an enumeration that is not asked."""
+
+    def __getattr__(cls, name: str) -> str:
+        return name
+
+
 def stand_in(name: str, **values: Any) -> None:
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = []
@@ -72,6 +79,7 @@ for part in ("", ".configs", ".configs.models", ".configs.models.dits", ".runtim
              ".runtime.pipelines_core.lora", ".models", ".models.loader"):  # fmt: skip
     stand_in(f"{ROOT}{part}")
 stand_in("sglang")
+stand_in(f"{ROOT}.platforms", AttentionBackendEnum=Named("AttentionBackendEnum", (), {}))
 stand_in(f"{ROOT}.logger", init_logger=logging.getLogger)
 stand_in(f"{ROOT}.configs.models.dits.base", DiTArchConfig=DiTArchConfig, DiTConfig=DiTConfig)
 LOADER = "runtime/loader/utils.py" if PACKAGE == "sglang" else "models/loader/utils.py"

@@ -16,6 +16,8 @@ from .rows import (
 
 _SOURCE = "fastvideo/pipelines/lora_pipeline.py::LoRAPipeline.set_lora_adapter"
 _PREFIXES = ("diffusion_model.", "")
+# Its feed-forwards have other names, and its map of names turns weights alone.
+_KANDINSKY: Rows = tuple(row for row in KANDINSKY_NATIVE if "feed_forward" not in row[0])
 
 
 def with_own_feed_forward(rows: Rows) -> Rows:
@@ -45,7 +47,7 @@ FASTVIDEO = Engine(
             ("sglang", "native"), _SOURCE, (Spelling(with_own_feed_forward(HUNYUAN_15_NATIVE), _PREFIXES),)
         ),
         "ltx-2": Reads(("native",), _SOURCE, (Spelling(LTX_2_NATIVE, _PREFIXES),)),
-        "kandinsky-5": Reads(("native",), _SOURCE, (Spelling(KANDINSKY_NATIVE, _PREFIXES),)),
+        "kandinsky-5": Reads(("native",), _SOURCE, (Spelling(_KANDINSKY, _PREFIXES),)),
     },
     _instructions,
     lacking("it has no such model: `fastvideo/configs/models/dits`", "wan-vace", "ltx", "mochi", "cogvideox"),

@@ -20,7 +20,6 @@ LTX = Engine(
         "it runs LTX-2 alone: `ltx_core/model/transformer`",
         *("wan", "wan-vace", "hunyuan-video", "hunyuan-video-1.5", "ltx", "mochi", "kandinsky-5", "cogvideox"),
     ),
-    not_run="its model needs a GPU",
     suffixes=AB,
     undo="restart",
     alpha="ignored",

@@ -22,15 +22,19 @@ MLX_GEN = Engine(
             ("native", "kohya"),
             "mflux/models/wan/weights/wan_lora_mapping.py::WanLoRAMapping.get_mapping",
             (
-                Spelling(WAN_NATIVE, ("diffusion_model.", "")),
-                Spelling((*WAN_ATTENTION_DIFFUSERS, *WAN_IMAGE_DIFFUSERS), ("transformer.", ""), kohya=False),
+                Spelling(
+                    WAN_NATIVE, ("diffusion_model.", "base_model.model.diffusion_model.", "base_model.model.", "")
+                ),
+                Spelling(
+                    (*WAN_ATTENTION_DIFFUSERS, *WAN_IMAGE_DIFFUSERS),
+                    ("transformer.", "base_model.model.transformer.", "base_model.model.", ""),
+                    kohya=False,
+                ),
             ),
         )
     },
     lambda files: "--lora-paths " + " ".join(files.values()) + " --lora-scales" + " 1.0" * len(files),
     lacking("it has no such model: `mflux/models`", *_OTHERS, "ltx-2"),
-    not_run="MLX runs on Apple's GPUs",
-    suffixes=A_B_DOWN_UP,
     embedders=False,
     kohya=True,
     undo="restart",
@@ -52,7 +56,6 @@ MLX_VIDEO = Engine(
         "ltx-2": "its commands for LTX-2 take no LoRA: `mlx_video/generate.py`, `mlx_video/generate_av.py`",
         **lacking("it has no such model: `mlx_video/models`", *_OTHERS),
     },
-    not_run="MLX runs on Apple's GPUs",
     suffixes=A_B_DOWN_UP,
     experts="--lora-high and --lora-low",
     undo="restart",

@@ -4,11 +4,11 @@ import hashlib
 
 import torch
 
-WIDTH, TOKENS = 4096, 12
+WIDTH, POOLED, TOKENS = 4096, 768, 12
 
 
 class TinyText:
-    """Words as random rows, the same for the same word."""
+    """Words as random rows, the same for the same word, and their mean for models that read a pooled prompt too."""
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "encode"
@@ -16,14 +16,23 @@ class TinyText:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"text": ("STRING", {"multiline": True})}}
+        return {
+            "required": {"text": ("STRING", {"multiline": True})},
+            "optional": {
+                "width": ("INT", {"default": WIDTH, "min": POOLED // 16, "max": WIDTH}),
+                "mask": ("BOOLEAN", {"default": False}),  # as the text encoder of LTX-Video gives it, which needs one
+            },
+        }
 
-    def encode(self, text):
+    def encode(self, text, width=WIDTH, mask=False):
         rows = torch.zeros(1, TOKENS, WIDTH)
         for place, word in enumerate(text.split()[:TOKENS]):
             seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "little")
             rows[0, place] = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
-        return ([[rows, {}]],)
+        more = {"pooled_output": rows.mean(dim=1)[:, :POOLED]}
+        if mask:
+            more["attention_mask"] = torch.ones(1, TOKENS, dtype=torch.long)
+        return ([[rows[..., :width], more]],)
 
 
 class Decoder:
