@@ -61,19 +61,23 @@ def main(arguments: list[str] | None = None) -> None:
 
     conditions = {**environment(), "quick": options.quick}
     report = _begun(options.output, conditions)
-    for name, benchmark in _chosen(parser, options.only).items():
-        if name in report["parts"] and not options.again:
-            print(f"{name}: in the file; --again measures it again", file=sys.stderr)
-            continue
-        gc.collect()  # pipelines of an earlier part
-        start, rows = time.perf_counter(), []
-        for row in benchmark(QUICK if options.quick else FULL):
-            print(f"{row.name}: {row.formula} = {row.ratio.median:.3g}", file=sys.stderr)
-            rows.append(row)
-        torch.set_num_threads(options.threads)
-        _take(report, name, rows, {**environment(), "seconds": round(time.perf_counter() - start)})
-        if options.output:
-            options.output.write_text(f"{json.dumps(report, indent=2)}\n", encoding="utf-8")
+    gc.freeze()  # each round collects what the one before left; what the imports made is no part of that
+    try:
+        for name, benchmark in _chosen(parser, options.only).items():
+            if name in report["parts"] and not options.again:
+                print(f"{name}: in the file; --again measures it again", file=sys.stderr)
+                continue
+            gc.collect()  # pipelines of an earlier part
+            start, rows = time.perf_counter(), []
+            for row in benchmark(QUICK if options.quick else FULL):
+                print(f"{row.name}: {row.formula} = {row.ratio.median:.3g}", file=sys.stderr)
+                rows.append(row)
+            torch.set_num_threads(options.threads)
+            _take(report, name, rows, {**environment(), "seconds": round(time.perf_counter() - start)})
+            if options.output:
+                options.output.write_text(f"{json.dumps(report, indent=2)}\n", encoding="utf-8")
+    finally:
+        gc.unfreeze()
     print(json.dumps(report, indent=2) if options.json else to_table(from_json(report), conditions))
 
 

@@ -86,7 +86,7 @@ def _case(
             build_adapters(pipe, chosen[:count], progress=False, call_kwargs=call)
 
     arms = [[("one", lambda: build(1))], [("many", lambda: build(len(chosen)))]]
-    times = in_turn(arms, rounds, f"many/{case}", warm_up=1 if rounds > 1 else 0)
+    times = in_turn(arms, rounds, f"many/{case}")
     yield compare(
         f"many/{case}/one",
         f"build_adapters of {len(chosen)} concepts of 5 pairs on {where}, {len(chosen[0].neutral)} neutral prompts "

@@ -44,7 +44,7 @@ def can_measure_memory() -> bool:
 
 
 def in_turn(
-    arms: Sequence[Arm], rounds: int, label: str, meter: Meter = seconds, warm_up: int = 1
+    arms: Sequence[Arm], rounds: int, label: str, meter: Meter = seconds, warm_up: int | None = None
 ) -> dict[str, list[float]]:
     """Return what each named step measured in each round.
 
@@ -56,10 +56,11 @@ def in_turn(
         rounds: Number of rounds that count.
         label: Label of the progress bar, on stderr.
         meter: What is measured.
-        warm_up: Number of rounds before.
+        warm_up: Number of rounds before; None takes one, and none before a single round.
     """
     found: dict[str, list[float]] = {name: [] for arm in arms for name, _ in arm if name}
-    for index in tqdm(range(-warm_up, rounds), desc=label, unit="round"):
+    before = int(rounds > 1) if warm_up is None else warm_up
+    for index in tqdm(range(-before, rounds), desc=label, unit="round"):
         for arm in arms if index % 2 else reversed(arms):
             gc.collect()
             for name, step in arm:

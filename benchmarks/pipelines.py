@@ -38,7 +38,7 @@ def benchmark_build(sizes: Sizes) -> Iterator[Row]:
             pipe(PROMPT, generator=torch.Generator().manual_seed(0), **settings)
 
         arms = [[("build", build)], [("generate", generate)]]
-        times = in_turn(arms, sizes.rounds if case == "shapeworld" else 2, f"build/{case}")
+        times = in_turn(arms, sizes.rounds if case == "shapeworld" else min(2, sizes.rounds), f"build/{case}")
         yield compare(
             f"build/{case}/generation",
             f"build_adapter for text sites, {len(concept.pairs)} pairs and {len(concept.neutral)} neutral prompts, "

@@ -63,7 +63,7 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
-    rounds=2,
+    rounds=1,
     weight_rounds=1,
     solve_features=512,
     solve_rows={"few-tokens": (16, 48), "shipped-prompts": (10, 200)},
@@ -74,8 +74,8 @@ QUICK = Sizes(
     load_blocks=2,
     text=(16, 64),
     latents=(2, 8, 8),
-    call_rounds=(2, 2),
-    large_video={"height": 96, "width": 96, "num_frames": 9},
+    call_rounds=(1, 1),
+    large_video={"height": 80, "width": 80, "num_frames": 9},
     stacks=(1, 3),
     stack_rounds=1,
     concepts=(3, 2),

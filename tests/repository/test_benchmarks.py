@@ -2,8 +2,8 @@
 
 import json
 import math
-import subprocess
-import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -64,10 +64,12 @@ def from_the_root(monkeypatch):
 def quick(tmp_path_factory) -> tuple[dict, dict]:
     """What a quick run prints, and what it writes."""
     file = tmp_path_factory.mktemp("benchmarks") / "results.json"
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--threads", "1", "--json", "--output", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), json.loads(file.read_text(encoding="utf-8"))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+        patch.syspath_prepend(ROOT)
+        from benchmarks.__main__ import main
+
+        main(["--quick", "--threads", "1", "--json", "--output", str(file)])
+    return json.loads(out.getvalue()), json.loads(file.read_text(encoding="utf-8"))
 
 
 def test_every_row_is_there_with_its_target(quick):

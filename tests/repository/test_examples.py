@@ -1,8 +1,11 @@
-"""Every example runs as a user would run it, offline, and does what it says."""
+"""Every example runs offline and does what it says; one is started as a user starts it."""
 
 import re
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -14,12 +17,18 @@ from unlearning_adapters.adapter.file import FILE_NAME
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"))
 
 
-def run_example(name: str, *arguments: object) -> str:
+def run_example(name: str, *arguments: object, fresh: bool = False) -> str:
+    """What an example prints: in this process, whose imports are done, or as a user starts it."""
     (path,) = (example for example in EXAMPLES if example.stem == name)
-    call = [sys.executable, str(path), *map(str, arguments)]
-    done = subprocess.run(call, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    call = [str(path), *map(str, arguments)]
+    if fresh:
+        done = subprocess.run([sys.executable, *call], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+        patch.setattr(sys, "argv", call)
+        runpy.run_path(call[0], run_name="__main__")
+    return out.getvalue()
 
 
 def written(text: str) -> list[Path]:
@@ -91,7 +100,7 @@ def test_export(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["01_build"])
 def test_without_a_folder_an_example_takes_a_new_one(name: str) -> None:
-    paths = written(run_example(name))
+    paths = written(run_example(name, fresh=True))
     assert paths and all(path.is_file() for path in paths)
     for path in paths:
         path.unlink()

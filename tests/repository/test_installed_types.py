@@ -58,7 +58,16 @@ def check(python: Path, folder: Path, program: str) -> subprocess.CompletedProce
     """Run mypy on a user's file as if it ran in that environment, far from the sources."""
     file = folder / "program.py"
     file.write_text(program, encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(folder / "cache")]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--config-file",
+        "",
+        "--cache-dir",
+        str(python.parents[2] / "cache"),
+    ]
     command += ["--python-executable", str(python), file.name]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={"PATH": ""})
 

@@ -8,10 +8,12 @@ import torch
 
 from unlearning_adapters import load_castworld
 from unlearning_adapters.errors import DenoiserError
+from unlearning_adapters.shapeworld.cast.captions import describe
 from unlearning_adapters.shapeworld.cast.judge import CastReading
 from unlearning_adapters.shapeworld.cast.prompts import draw_cast_prompts
 from unlearning_adapters.shapeworld.cast.roster import look_alikes, roster
 from unlearning_adapters.shapeworld.cast.scenes import render, sample_scene
+from unlearning_adapters.shapeworld.models.generate import CAST_GENERATION, generation_of
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
 from unlearning_adapters.shapeworld.training.cast import (
     CastSettings,
@@ -97,6 +99,10 @@ def test_the_exported_model_loads_as_the_trained_one(run, tmp_path):
     for part in ("transformer", "vae"):
         states = [getattr(each, part).state_dict() for each in (pipe, trained)]
         assert all(torch.allclose(value, states[1][name], atol=2e-3) for name, value in states[0].items())
+    assert generation_of(pipe) == CAST_GENERATION
+    rng = np.random.default_rng(2)
+    captions = [describe(rng, sample_scene(rng)) for _ in range(2000)]
+    assert 32 < max(map(len, pipe.tokenizer(captions).input_ids)) <= CAST_GENERATION["max_sequence_length"]
     assert not torch.equal(pipe.vae.encoder.conv_in.weight, load_shapeworld().vae.encoder.conv_in.weight)
 
 

@@ -56,11 +56,12 @@ GROUND_SHARE = 0.35  # of each band, sky and ground, that must be near its colou
 NEAR = 24.0
 BODY = 26.0  # a pixel of a body differs from the setting by more, times the contrast of the style
 CONTRAST = {"flat": 1.0, "line": 0.6, "grain": 1.0, "night": 0.5}
-AREA = (120.0, 1300.0)  # pixels of the foreground in a frame, things with it
+AREA = (120.0, 1800.0)  # pixels of the foreground in a frame, things with it
 BODY_SHARE = 0.8  # of the frames must hold a body of that size
 STRAY = 0.05  # of a frame, far from body, object and balloon, that may be off the setting
 FIT = 0.55  # residual of the best character, as a share of what an empty place leaves
-MARGIN = 1.12  # the second best fits at least this much worse
+LEANING = 0.42  # of the way from the best to another that a clip may lie; a blend of two lies at 0.5
+RIVALS = 5  # how many others the best is compared with
 MOTION_MARGIN = 1.15
 OBJECT_FIT = 0.5
 END_FIT = 0.75  # residual of the character in the last frames, as a share of an empty setting
@@ -188,12 +189,29 @@ def find_object(still: Floats, ground: Floats, style: str) -> tuple[str, str]:
     nothing = float(np.square(seen - empty).mean())
     order = np.argsort(errors)
     kinds = [(kind, emblem) for kind in OBJECTS for emblem in EMBLEMS]
-    best, second = kinds[order[0]], errors[order[1]]
+    best = kinds[order[0]]
     if nothing < errors[order[0]]:
         return "none", "none"
     if errors[order[0]] > OBJECT_FIT * nothing:
         return UNKNOWN, UNKNOWN
-    return best[0], best[1] if second > MARGIN * errors[order[0]] else UNKNOWN
+    return best[0], best[1] if is_sure(
+        errors * seen.size, drawn, np.ones(seen.shape[:2], dtype=np.float32)
+    ) else UNKNOWN
+
+
+def is_sure(errors: Floats, drawn: Floats, weight: Floats) -> bool:
+    """Tell whether what is seen lies near the best drawing, and not on the way to another.
+
+    Args:
+        errors: Weighted sum of squares of each drawing's difference to what is seen, (drawings).
+        drawn: The drawings, (drawings, height, width, 3).
+        weight: Of each pixel, (height, width).
+    """
+    best, *others = np.argsort(errors)[: RIVALS + 1]
+    apart = (np.square(drawn[others] - drawn[best]) * weight[..., None]).sum(axis=(1, 2, 3))
+    # Noise adds the same to both errors, so that it moves nothing along the way.
+    way = (errors[best] - errors[others] + apart) / (2 * np.maximum(apart, 1.0))
+    return bool((way < LEANING).all())
 
 
 @lru_cache
@@ -261,11 +279,15 @@ def find_character(pixels: Floats, ground: Floats, style: str, motion: str) -> d
     seen = shifted(pixels, track, frames).mean(axis=0)
     below = shifted(np.broadcast_to(ground, pixels.shape), track, frames).mean(axis=0)
     jitters = [(y, x) for y in range(-JITTER, JITTER + 1) for x in range(-JITTER, JITTER + 1)]
-    fits = misfits(seen, below, style, [(MIDDLE[0] + y, MIDDLE[1] + x) for y, x in jitters])
-    errors, (y, x) = min(zip(fits, jitters, strict=True), key=lambda fit: float(fit[0].min()))
+    errors, nothing = misfits(seen, below, style, [(MIDDLE[0] + y, MIDDLE[1] + x) for y, x in jitters])
+    chosen = int((errors.min(axis=1) / nothing).argmin())
+    errors, (y, x) = errors[chosen], jitters[chosen]
     colours, covers = character_bank(style)
-    best, second = np.argsort(errors)[:2]
-    sure = errors[best] < FIT and errors[second] > MARGIN * errors[best]
+    best = int(errors.argmin())
+    here = canvas_of(below, (MIDDLE[0] + y, MIDDLE[1] + x))
+    weight = canvas_of(free_pixels(), (MIDDLE[0] + y, MIDDLE[1] + x))[..., 0] * visible(style == "line")
+    drawn = here + covers[..., None] * (colours - here)
+    sure = errors[best] < FIT * nothing[chosen] and is_sure(errors, drawn, weight)
     shown = things_on(seen, below, style, Sprite(colours[best], covers[best]), (MIDDLE[0] + y, MIDDLE[1] + x))
     upright, fallen = end_misfits(pixels, ground, style, int(best), track, (y, x))
     shown["fall"] = fallen < upright
@@ -284,14 +306,20 @@ def products(style: str) -> tuple[Floats, ...]:
     return tuple(part.reshape(len(part), -1) for part in parts)
 
 
-def misfits(seen: Floats, below: Floats, style: str, middles: list[tuple[int, int]]) -> Floats:
-    """Return how badly each character explains what is seen around each middle: (middles, characters).
-
-    The sum over visible pixels of `(a (c - below) - (seen - below))^2` as a share of what it is without anybody. It is
-    expanded, so that all characters are compared by matrix products.
-    """
+def free_pixels() -> Floats:
+    """Return 1 where characters are looked for, and 0 in the columns of object and balloon: (size, size, 1)."""
     free = np.zeros((SIZE, SIZE, 1), dtype=np.float32)
     free[:, : OBJECT_PLACE[1]] = 1.0
+    return free
+
+
+def misfits(seen: Floats, below: Floats, style: str, middles: list[tuple[int, int]]) -> tuple[Floats, Floats]:
+    """Return how badly each character explains what is seen around each middle (middles, characters), and how nobody.
+
+    The sum over visible pixels of `(a (c - below) - (seen - below))^2`, expanded, so that all characters are compared
+    by matrix products.
+    """
+    free = free_pixels()
     rest = [canvas_of(np.concatenate([free, below, seen - below], axis=-1), middle) for middle in middles]
     weight = np.stack(rest)[..., :1] * visible(style == "line")[..., None]
     below, change = np.stack(rest)[..., 1:4], np.stack(rest)[..., 4:]
@@ -302,9 +330,10 @@ def misfits(seen: Floats, below: Floats, style: str, middles: list[tuple[int, in
         -2 * weight * change,
         2 * weight * (below * change).sum(-1, keepdims=True),
     )
-    nothing = (weight * np.square(change)).sum(axis=(1, 2, 3))[:, None]
-    errors = sum(side.reshape(len(middles), -1) @ part.T for side, part in zip(sides, products(style), strict=True))
-    return np.asarray((errors + nothing) / np.maximum(nothing, 1.0), dtype=np.float32)
+    nothing = (weight * np.square(change)).sum(axis=(1, 2, 3))
+    pairs = zip(sides, products(style), strict=True)
+    errors = sum((side.reshape(len(middles), -1) @ part.T for side, part in pairs), nothing[:, None])
+    return np.asarray(errors, dtype=np.float32), np.maximum(nothing, 1.0)
 
 
 def canvas_of(frame: Floats, middle: tuple[int, int]) -> Floats:

@@ -2,16 +2,23 @@
 
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from unlearning_adapters.errors import DenoiserError
 
+from .generate import CAST_GENERATION, call_defaults
 from .language_model import load_text_encoder
-from .wan import WanPipeline, build_scheduler
+from .wan import build_scheduler
 
 NAME = "castworld"
 WEIGHTS = Path(__file__).resolve().parents[4] / "models" / NAME  # of a checkout; no wheel holds them
+
+
+@call_defaults(**CAST_GENERATION)
+class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
+    """diffusers' pipeline, whose call has the arguments of CastWorld as defaults."""
 
 
 def load_castworld(dtype: torch.dtype = torch.float32, *, model: str | Path | None = None) -> WanPipeline:

@@ -16,6 +16,8 @@ GENERATION: dict[str, Any] = {
     "guidance_scale": 3.0,
     "max_sequence_length": 32,
 }
+# Those of CastWorld, whose prompts have up to 25 words and names of several tokens.
+CAST_GENERATION: dict[str, Any] = {**GENERATION, "max_sequence_length": 48}
 # The same for the models of other classes, which are smaller.
 OTHERS: dict[str, dict[str, Any]] = {
     "TextToVideoSDPipeline": {
@@ -37,8 +39,11 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 def generation_of(pipe: Any) -> dict[str, Any]:
-    """Return the call arguments of a ShapeWorld model, known by its name, and none for any other pipeline."""
-    is_shapeworld = base_model_of(pipe).rpartition("/")[2].startswith("shapeworld")
+    """Return the call arguments of a ShapeWorld or CastWorld model, known by its name, and none for other pipelines."""
+    name = base_model_of(pipe).rpartition("/")[2]
+    if name.startswith("castworld"):
+        return dict(CAST_GENERATION)
+    is_shapeworld = name.startswith("shapeworld")
     return dict(OTHERS.get(type(pipe).__name__, GENERATION)) if is_shapeworld else {}
 
 

@@ -46,7 +46,7 @@ class CastSettings(DenoiserSettings):
     matrix_rate: float = 1.5e-3
     warmup: int = 40
     average: float = 0.998
-    scenes: int = 7680  # 60 of each character
+    scenes: int = 5120  # 40 of each character
     captions: int = 3  # per scene
     seed: int = 12
 

@@ -22,10 +22,10 @@ class CastVaeSettings:
 
     frame_steps: int = 900
     frame_batch: int = 16
-    clip_steps: int = 400
+    clip_steps: int = 1200
     clip_batch: int = 4
     frame_rate: float = 2e-3
-    clip_rate: float = 1e-3
+    clip_rate: float = 1.5e-3
     warmup: int = 30
     kl: float = 1e-4
     foreground: float = 5.0  # extra weight of the pixels of characters, things and objects
