@@ -146,6 +146,22 @@ def test_both_scopes_go_into_one_file(pipe, left, tmp_path, with_base: bool) -> 
             torch.testing.assert_close(delta, joint(pipe, site, first, left, second), rtol=1e-4, atol=1e-5)
 
 
+def test_the_first_releases_have_a_name_for_every_site_of_the_concept_scope_but_the_last_layer(pipe, tmp_path) -> None:
+    whole = of_wan(planted(pipe, "c", seed=5, strength=1.3, scope="concept"))
+    text = r"The layer 'proj_out' of WanTransformer3DModel has no name in the layout 'native'\. .* without it"
+    refused(SiteError, text, whole, tmp_path / "x", layout="native")
+    inside = [site for site in whole.sites if site != "transformer.proj_out"]
+    parts = {name: {site: getattr(whole, name)[site] for site in inside} for name in ("directions", "lora_B")}
+    found = deltas(export_lora(replace(whole, **parts), tmp_path / "native", layout="native").file)
+    assert len(found) == len(inside) == len(whole.sites) - 1
+    names = {"attn1.to_q": "self_attn.q", "attn1.to_v": "self_attn.v", "ffn.net.0.proj": "ffn.0"}
+    for ours, theirs in names.items():
+        site = f"transformer.blocks.1.{ours}"
+        weight, each = site_module(pipe, site).weight.detach().double(), whole.directions[site]
+        expected = -weight @ (each.write.T @ each.read).double()
+        torch.testing.assert_close(found[f"diffusion_model.blocks.1.{theirs}"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_order_does_not_matter_and_twice_is_once(red, left, tmp_path) -> None:
     one, other = (
         tensors(export_lora(pair, tmp_path / f"{number}.safetensors").file)

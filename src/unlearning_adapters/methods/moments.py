@@ -55,17 +55,17 @@ class Moments:
                 f"Expected tokens and counterfactuals of one shape, but got {tuple(tokens.shape)} and "
                 f"{tuple(counterfactual.shape)}."
             )
-        self.add_kept(counterfactual, weight)
-        read = exact_rows(self._checked(tokens))
-        apart = read - exact_rows(counterfactual)
-        self.shown += (weight * read.T @ read).cpu()
-        self.cross += (weight * apart.T @ read).cpu()
-        self.apart += weight * float(apart.square().sum())
+        read, led_to = exact_rows(self._checked(tokens)), exact_rows(counterfactual)
+        self.kept += weight * _gram(led_to).cpu()  # the weight on features x features, not on all tokens
+        apart = read - led_to
+        self.shown += weight * _gram(read).cpu()
+        self.cross += weight * (apart.T @ read).cpu()
+        self.apart += weight * float(apart.norm()) ** 2
 
     def add_kept(self, rows: Tensor, weight: float = 1.0) -> None:
         """Add tokens that must stay, shape (tokens, features)."""
         read = exact_rows(self._checked(rows))
-        self.kept += (weight * read.T @ read).cpu()
+        self.kept += weight * _gram(read).cpu()
 
     def _checked(self, rows: Tensor) -> Tensor:
         if rows.ndim != 2 or rows.shape[1] != self.features:
@@ -87,6 +87,14 @@ class Moments:
         """Return the part of the difference that the edit takes away at this site, `tr(E cross^T) / apart`."""
         edit = torch.linalg.solve(self.gram(weight, epsilon), self.cross.T).T
         return float((edit * self.cross).sum()) / self.apart
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """Return `rows^T rows`, of which three quarters are computed: the last one is known by symmetry."""
+    half = rows.shape[1] // 2
+    left, right = rows[:, :half], rows[:, half:]
+    across = left.T @ right
+    return torch.cat([torch.cat([left.T @ left, across], dim=1), torch.cat([across.T, right.T @ right], dim=1)])
 
 
 def protective_weight(sites: Sequence[Moments], share: float, epsilon: float) -> float:
