@@ -166,8 +166,8 @@ def test_a_file_that_the_disk_spoils_is_noticed(stack, base, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path) -> None:
-    """1 GB of other weights, which lie in a sparse file, and one edited layer of Wan 14B."""
-    size, rows, columns = 1_000_000_000, 5120, 5120
+    """400 MB of other weights, which lie in a sparse file, and one edited layer of 19 MB."""
+    size, rows, columns = 400_000_000, 3072, 3072
     folder = tmp_path / "base" / "transformer"
     folder.mkdir(parents=True)
     (tmp_path / "base" / "model_index.json").write_text("{}")
@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path) -> None:
     places = [tmp_path / name for name in ("no-red", "out", "base")]
     done = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, check=True)
     layers, before, peak = map(int, done.stdout.split())
-    assert layers == 1 and (peak - before) * 1024 < 400_000_000, (before, peak)
+    assert layers == 1 and (peak - before) * 1024 < 160_000_000, (before, peak)
     assert peak * 1024 < 2 * 2**30
 
 

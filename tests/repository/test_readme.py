@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,19 +59,16 @@ def test_python_fences_run_in_order(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", command_lines())
-def test_commands_run(line: str, folder: Path) -> None:
+def test_commands_run(
+    line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, unlearn: Callable[..., tuple[int, str, str]]
+) -> None:
     arguments = shlex.split(line, comments=True)[1:]
     if arguments[0] == "demo":
         arguments += ["--clips", "2"]
-    run = subprocess.run(
-        [sys.executable, "-m", "unlearning_adapters", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.strip()
+    monkeypatch.chdir(folder)
+    code, out, error = unlearn(*arguments)
+    assert code == 0, error[-2000:]
+    assert out.strip()
 
 
 def test_set_up_commands_are_those_that_are_promised() -> None:
