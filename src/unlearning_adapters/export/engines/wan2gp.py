@@ -32,7 +32,7 @@ WAN2GP = Engine(
     _instructions,
     {
         "hunyuan-video-1.5": "not clear: q, k and v are cut at 3072 rows, the width of 1.0, and 1.5 has 2048: "
-        "`models/hyvideo/modules/models.py::get_linear_split_map`",
+        "`hyvideo/modules/models.py::get_linear_split_map`",
         **lacking("it has no such model: `models`", "mochi", "cogvideox"),
     },
     not_run="it needs a GPU; its loader, mmgp, was run on Wan",
