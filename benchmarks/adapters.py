@@ -2,7 +2,8 @@
 
 `adapters.safetensors` holds the reads, writes and strengths of the adapters that the tables of results measured: all
 shipped concepts of ShapeWorld, built with the defaults on one thread. For each concept the command prints whether the
-bits are the same, and otherwise the largest difference relative to the largest number. Another CPU rounds otherwise.
+bits are the same, and otherwise the largest difference relative to the largest number. Another CPU may round
+differently.
 """
 
 import argparse

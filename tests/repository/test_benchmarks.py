@@ -245,3 +245,18 @@ def test_the_drift_is_compared_with_the_rival_that_moves_least_of_those_that_era
     assert "| one | ridge | none |" in models.drifts(results)  # what is not measured on all concepts does not count
     del results["one"]["concepts"]["red"]["ridge"]
     assert len(models.drifts(results).splitlines()) == 2
+
+
+def test_a_build_gives_the_published_adapter_and_the_command_sees_another_one(capsys):
+    from benchmarks import adapters
+
+    name = "shapeworld-red"
+    assert adapters.main(["--concepts", name]) == 0
+    assert capsys.readouterr().out.startswith(f"{name}: ")
+    published = {key: t for key, t in adapters.load_file(adapters.FILE).items() if key.startswith(name)}
+    assert adapters.differences([name], published, published) == {name: 0}
+    key = next(key for key in published if key.endswith("/read"))
+    changed = {**published, key: published[key] * 1.01}
+    assert adapters.differences([name], changed, published)[name] > adapters.TOLERANCE
+    del changed[key]
+    assert adapters.differences([name], changed, published)[name] == float("inf")
