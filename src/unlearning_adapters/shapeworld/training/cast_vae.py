@@ -22,7 +22,7 @@ class CastVaeSettings:
 
     frame_steps: int = 900
     frame_batch: int = 16
-    clip_steps: int = 1200
+    clip_steps: int = 950
     clip_batch: int = 4
     frame_rate: float = 2e-3
     clip_rate: float = 1.5e-3
