@@ -1,6 +1,6 @@
 """CastWorld's VAE: the embedded model's, trained further on frames and then on clips of the cast."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from unlearning_adapters.shapeworld.cast.scenes import render, sample_scene, without_foreground
+from unlearning_adapters.shapeworld.cast.roster import look_alikes
+from unlearning_adapters.shapeworld.cast.scenes import CastScene, render, sample_scene, without_foreground
+from unlearning_adapters.shapeworld.cast.sprites import EMBLEMS
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
 from unlearning_adapters.shapeworld.world.scenes import FRAMES
 
@@ -22,13 +24,14 @@ class CastVaeSettings:
 
     frame_steps: int = 900
     frame_batch: int = 16
-    clip_steps: int = 950
+    clip_steps: int = 1500
     clip_batch: int = 4
     frame_rate: float = 2e-3
-    clip_rate: float = 1.5e-3
+    clip_rate: float = 2e-3
     warmup: int = 30
     kl: float = 1e-4
     foreground: float = 5.0  # extra weight of the pixels of characters, things and objects
+    apart: float = 12.0  # and of those that tell a character from its look-alikes, or an emblem from no emblem
     seed: int = 11
 
     @property
@@ -42,14 +45,28 @@ def cast_batch(settings: CastVaeSettings, step: int) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng((settings.seed, step))
     frames = step < settings.frame_steps
     scenes = [sample_scene(rng) for _ in range(settings.frame_batch if frames else settings.clip_batch)]
-    clips, grounds = [render(scene) for scene in scenes], [without_foreground(scene) for scene in scenes]
-    if frames:
-        moments = rng.integers(FRAMES, size=len(scenes))
-        clips = [clip[[moment]] for clip, moment in zip(clips, moments, strict=True)]
-        grounds = [clip[[moment]] for clip, moment in zip(grounds, moments, strict=True)]
-    pixels, ground = to_tensor(clips), to_tensor(grounds)
-    weight = 1.0 + settings.foreground * ((pixels - ground).abs().amax(1, keepdim=True) > 0.1).float()
-    return pixels, weight
+    moments = [[index] for index in rng.integers(FRAMES, size=len(scenes))] if frames else [slice(None)] * len(scenes)
+    clips, weights = [], []
+    for scene, moment in zip(scenes, moments, strict=True):
+        clip = render(scene)[moment]
+        others = [render(other)[moment] for other in confusable(scene)]
+        over = differs(clip, without_foreground(scene)[moment])
+        apart = np.any([differs(clip, other) for other in others], axis=0)
+        clips.append(clip)
+        weights.append(1.0 + settings.foreground * over + settings.apart * apart)
+    return to_tensor(clips), torch.from_numpy(np.stack(weights)).float()[:, None]
+
+
+def confusable(scene: CastScene) -> list[CastScene]:
+    """Return the scene with each look-alike of its character, and with other emblems on its object."""
+    scenes = [replace(scene, character=other) for other in look_alikes(scene.character)]
+    place = EMBLEMS.index(scene.emblem) if scene.emblem else 0
+    return scenes + [replace(scene, emblem=EMBLEMS[place - step]) for step in (1, 2, 3) if scene.emblem]
+
+
+def differs(clip: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the pixels (frames, height, width) in which two uint8 clips differ by more than 12 in some channel."""
+    return np.asarray(np.abs(clip.astype(np.int16) - other).max(axis=-1) > 12)
 
 
 def train_cast_vae(run: TrainingRun, settings: CastVaeSettings) -> None:
