@@ -36,14 +36,16 @@ def test_each_character_has_as_many_training_scenes_as_any_other():
     assert scenes == cast_scenes(CastSettings(scenes=384))
 
 
-def test_a_batch_of_the_vae_weighs_what_is_drawn_over_the_setting():
+def test_a_batch_of_the_vae_weighs_what_is_drawn_and_what_tells_look_alikes_apart():
     settings = CastVaeSettings(frame_steps=1)
     frames, weight = cast_batch(settings, 0)
     clips, _ = cast_batch(settings, 1)
     assert frames.shape == (16, 3, 1, 64, 64)
     assert clips.shape == (4, 3, 9, 64, 64)
-    assert set(weight.unique().tolist()) == {1.0, 6.0}
+    # The setting, what is drawn over it, what only look-alikes draw, and what is drawn otherwise than by them.
+    assert set(weight.unique().tolist()) == {1.0, 6.0, 13.0, 18.0}
     assert 0.05 < float((weight > 1).float().mean()) < 0.4
+    assert 0.005 < float((weight > 10).float().mean()) < 0.1
     assert torch.equal(frames, cast_batch(settings, 0)[0])
 
 
