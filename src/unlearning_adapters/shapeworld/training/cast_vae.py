@@ -45,7 +45,9 @@ def cast_batch(settings: CastVaeSettings, step: int) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng((settings.seed, step))
     frames = step < settings.frame_steps
     scenes = [sample_scene(rng) for _ in range(settings.frame_batch if frames else settings.clip_batch)]
-    moments = [[index] for index in rng.integers(FRAMES, size=len(scenes))] if frames else [slice(None)] * len(scenes)
+    moments: list[Any] = (
+        [[index] for index in rng.integers(FRAMES, size=len(scenes))] if frames else [slice(None)] * len(scenes)
+    )
     clips, weights = [], []
     for scene, moment in zip(scenes, moments, strict=True):
         clip = render(scene)[moment]
