@@ -30,6 +30,7 @@ from unlearning_adapters.runtime.verbs import (
 )
 
 from .held_out import Split, split_concept
+from .interrupts import interrupts_wait
 from .plot import front_svg
 from .proxy import STEPS, Proxy, Score
 from .space import STRENGTH, Trial, choose, first_guesses, pareto_front, suggest, trials_of
@@ -241,9 +242,11 @@ def _open_study(search: Search, folder: Path) -> Any:
     )
     identity = study.user_attrs.get("search")
     if identity is None:
-        study.set_user_attr("search", search.identity)
-        for guess in first_guesses(search.calibrated()):
-            study.enqueue_trial(guess)
+        guesses = first_guesses(search.calibrated())
+        with interrupts_wait():
+            study.set_user_attr("search", search.identity)
+            for guess in guesses:
+                study.enqueue_trial(guess)
     elif identity != search.identity:
         key = next(name for name in search.identity if identity.get(name) != search.identity[name])
         raise ConfigError(
@@ -264,21 +267,27 @@ def _try_settings(search: Search, study: Any, folder: Path, trials: int) -> bool
         total=trials, initial=min(count, trials), desc="Trials", unit="trial", disable=not search.progress
     ) as bar:
         while count < trials:
-            trial = study.ask()
+            trial: Any = None
             try:
-                config = search.suggest(trial)
+                with interrupts_wait():
+                    trial = study.ask()
+                    config = search.suggest(trial)
                 score = search.score(config)
-                for name, value in (("settings", config.to_dict()), ("mean_leftover", score.mean_leftover)):
-                    trial.set_user_attr(name, value)
-                study.tell(trial, [score.most_leftover, score.mean_drift])
+                with interrupts_wait():
+                    for name, value in (("settings", config.to_dict()), ("mean_leftover", score.mean_leftover)):
+                        trial.set_user_attr(name, value)
+                    study.tell(trial, [score.most_leftover, score.mean_drift])
             except ConceptError:  # such settings find no direction in these pairs
-                study.tell(trial, state=load_optuna().trial.TrialState.FAIL)
+                with interrupts_wait():
+                    study.tell(trial, state=load_optuna().trial.TrialState.FAIL)
                 failures += 1
                 if failures > trials:
                     raise
                 continue
             except KeyboardInterrupt:
-                study.tell(trial, state=load_optuna().trial.TrialState.FAIL, skip_if_finished=True)
+                if trial is not None:
+                    with interrupts_wait():
+                        study.tell(trial, state=load_optuna().trial.TrialState.FAIL, skip_if_finished=True)
                 return True
             count += 1
             bar.update()

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 from browser import needs_chromium
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from gradio_page import browsing, serving, visit
+from gradio_page import browsing, visit
 from loopback_hub import LoopbackHub
+from tiny import CALL as TINY
 from tiny import tiny_wan_pipeline
 
 from unlearning_adapters.cli.app.bench import Bench
 from unlearning_adapters.cli.app.jobs import Job
-from unlearning_adapters.cli.app.session import Session
+from unlearning_adapters.cli.app.serve import import_gradio, serve
+from unlearning_adapters.cli.app.session import Session, Sessions
 from unlearning_adapters.cli.app.tabs.comparing import compare
 from unlearning_adapters.cli.app.tabs.forgetting import build, chosen_concept
 from unlearning_adapters.cli.open import open_pipeline
@@ -30,13 +32,16 @@ def test_a_pipeline_of_the_hub_is_edited_in_the_browser(tmp_path: Path, hub: Loo
     tiny_wan_pipeline().save_pretrained(tmp_path / "base")
     files = [path for path in (tmp_path / "base").rglob("*") if path.is_file()]
     hub.create("org/tiny-wan", **{str(path.relative_to(tmp_path / "base")): path.read_bytes() for path in files})
-    call = ("height=16", "width=16", "num_frames=5", "num_inference_steps=2", "max_sequence_length=16")
-    calls = [word for value in call for word in ("--call", value)]
-    (tmp_path / "run").mkdir()
-    with serving(tmp_path / "run", "app", "org/tiny-wan", "--no-browser", "--port", "PORT", *calls) as server:
-        assert any("model_index.json" in request[1] for request in hub.requests)
+    import_gradio()
+    from unlearning_adapters.cli.app.page import make_page
+
+    sessions = Sessions()
+    page = make_page(Bench(open_pipeline("org/tiny-wan"), "org/tiny-wan", TINY), sessions)
+    assert any("model_index.json" in request[1] for request in hub.requests)
+    try:
+        address = serve(page, None, block=False)
         with browsing() as browser:
-            seen = visit(browser, server.address)
+            seen = visit(browser, address)
             seen.page.get_by_label("What to forget").click()
             seen.page.get_by_role("option", name="my own pairs").click()
             seen.page.get_by_label("Its words, separated by commas").fill("red")
@@ -53,7 +58,10 @@ def test_a_pipeline_of_the_hub_is_edited_in_the_browser(tmp_path: Path, hub: Loo
             films.nth(1).wait_for()
             original, edited = films.evaluate_all("films => films.map(film => film.src)")
             assert original.startswith("data:video/mp4") and original != edited
-            assert seen.errors == [] and seen.hosts() == {"127.0.0.1"} and server.asked() == set()
+            assert seen.errors == [] and seen.hosts() == {"127.0.0.1"}
+    finally:
+        page.close()
+        sessions.close_all()
 
 
 @pytest.mark.slow

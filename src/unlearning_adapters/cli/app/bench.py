@@ -34,14 +34,14 @@ class Bench:
         pipe: A diffusers pipeline without adapters of this package.
         source: What the user called it.
         call: Arguments of the pipeline's call for all clips, such as {"num_frames": 49}.
-        given: The same as plain JSON types, as the command line has them; None if they are.
+        raw_call: The same as plain JSON types, as the command line has them; None if they are.
     """
 
     def __init__(
-        self, pipe: Any, source: str, call: Mapping[str, Any] | None = None, given: Mapping[str, Any] | None = None
+        self, pipe: Any, source: str, call: Mapping[str, Any] | None = None, raw_call: Mapping[str, Any] | None = None
     ) -> None:
         self.pipe, self.source = pipe, source
-        self.given = dict((call if given is None else given) or {})
+        self.raw_call = dict((call if raw_call is None else raw_call) or {})
         self.call = {**generation_of(pipe), **(call or {})}
         self.embedded = base_model_of(pipe).rpartition("/")[2].startswith("shapeworld")
         self._work, self._look = lanes_of(pipe)

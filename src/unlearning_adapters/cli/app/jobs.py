@@ -34,6 +34,7 @@ class Job:
     def __init__(self, work: Callable[["Job"], Any], text: str) -> None:
         self.text, self.steps, self.result, self.error = text, 0, None, ""
         self.stopped, self.waits = False, ""  # for whom it waits, in words
+        self.replaced = False  # stopped, since its page asked for something newer
         self._stop, self._done = threading.Event(), threading.Event()
         threading.Thread(target=self._run, args=(work,), daemon=True, name=f"unlearn app: {text}").start()
 

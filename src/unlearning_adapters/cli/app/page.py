@@ -20,7 +20,7 @@ from .tabs.measuring import Measurement, framed, opened, sheet, table, verdict
 from .tabs.sharing import card, engine_names, files_of, for_engine, push
 from .widgets import Rows, failed, follow, progress, session_of, stop_button
 
-OWN, FILE = "own", "file"
+OWN, FILE, CLIPS = "own", "file", "Making two clips"
 PAIRS = {True: 5, False: 10}  # whether the pipeline is of the embedded world
 SIZES = [1, 2, 4, 8, 16, 24]
 BARE = {"show_progress": "hidden"}
@@ -134,9 +134,9 @@ def _compare(bench: Bench, sessions: Sessions, rows: Rows) -> None:
 
         def begin() -> tuple[Any, str]:
             edits = edits_of(session, values[:MOST], values[MOST:])
-            return lambda job: compare(bench, session, text, int(number_ or 0), edits, job), "Making two clips"
+            return lambda job: compare(bench, session, text, int(number_ or 0), edits, job), CLIPS
 
-        yield from follow(session, begin, [gr.skip()], _compared)
+        yield from follow(session, begin, [gr.skip()], _compared, over=CLIPS)
 
     def run_grid(request: gr.Request, texts: str, number_: float, *values: Any) -> Iterator[tuple[Any, ...]]:
         session = session_of(sessions, request)
@@ -145,7 +145,7 @@ def _compare(bench: Bench, sessions: Sessions, rows: Rows) -> None:
             edits = edits_of(session, values[:MOST], values[MOST:])
             return lambda job: compare_grid(bench, session, texts, int(number_ or 0), edits, job), "Making the grid"
 
-        yield from follow(session, begin, [gr.skip()], _compared)
+        yield from follow(session, begin, [gr.skip()], _compared, over=CLIPS)
 
     state = [*rows.switches, *rows.dials]
     click = [run, [prompt, seed, *state], [status, player]]
@@ -164,7 +164,7 @@ def _compared(made: dict[str, Any]) -> tuple[str, str]:
 def _measure(bench: Bench, sessions: Sessions, local: bool) -> gr.Dropdown:
     """Draw the tab; return the widget that names the adapters."""
     with gr.Row():
-        name = gr.Dropdown([], label="Adapter")
+        name = gr.Dropdown([], label="Adapter", min_width=220)
         size = gr.Dropdown(SIZES, value=4, label="Prompts of each kind")
         detectors = gr.Dropdown(
             list(BUILT_IN), value=[], multiselect=True, label="Detectors (none: the judge of ShapeWorld)", visible=local
@@ -174,7 +174,9 @@ def _measure(bench: Bench, sessions: Sessions, local: bool) -> gr.Dropdown:
         start = gr.Button("Measure", variant="primary", min_width=120)
         stop_button(sessions)
     status, rates = gr.HTML(), gr.HTML()
-    picture = gr.Image(label="Contact sheet", visible=False, interactive=False, buttons=["download", "fullscreen"])
+    picture = gr.Image(
+        label="Contact sheet", show_label=False, visible=False, interactive=False, buttons=["download", "fullscreen"]
+    )
     with gr.Accordion("The report, with all plots", open=False):
         report = gr.HTML("<p class='ua-note'>Nothing was measured or opened yet.</p>")
     with gr.Accordion("Open an earlier report", open=False, visible=local):
@@ -220,7 +222,7 @@ def _measured(report: Any, folder: Any) -> tuple[Any, ...]:
 def _share(bench: Bench, sessions: Sessions, local: bool) -> gr.Dropdown:
     """Draw the tab; return the widget that names the adapters."""
     with gr.Row():
-        name = gr.Dropdown([], label="Adapter")
+        name = gr.Dropdown([], label="Adapter", min_width=220)
         repository = gr.Textbox("", label="Repository on the Hub", placeholder="org/name")
     with gr.Row():
         show = gr.Button("Show the card and the files", min_width=200)

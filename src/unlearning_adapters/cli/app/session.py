@@ -27,7 +27,7 @@ class Entry:
         warnings: What the build warned of.
         report: What was measured of it last; None if nothing was.
         command: Words of `unlearn` that build it again; none if it came from a file.
-        measured: Folder of the last report; None if there is none.
+        report_folder: Folder of the last report; None if there is none.
     """
 
     adapter: UnlearningAdapter
@@ -35,7 +35,7 @@ class Entry:
     warnings: list[str] = field(default_factory=list)
     report: Any = None
     command: list[str] = field(default_factory=list)
-    measured: Path | None = None
+    report_folder: Path | None = None
 
 
 class Session:
@@ -80,13 +80,21 @@ class Session:
             raise ConfigError("There is no adapter yet. Build one in the tab Forget, or open a file in Compare.")
         return self.entries[name]
 
-    def start(self, work: Callable[[Job], Any], text: str) -> Job:
+    def start(self, work: Callable[[Job], Any], text: str, over: str = "") -> Job:
         """Start a job.
 
+        Args:
+            work: What it does.
+            text: The same for people.
+            over: Text of a job that may run and is then stopped, such as clips at a strength that is no longer asked.
+
         Raises:
-            ConfigError: If one is running.
+            ConfigError: If another one is running.
         """
-        if self.job and not self.job.wait(0):
+        if self.job and self.job.text == over:
+            self.job.replaced = True
+            self.job.stop()
+        elif self.job and not self.job.wait(0):
             raise ConfigError(f"Still {self.job.text}. Wait for it, or press Stop.")
         self.job = Job(work, text)
         return self.job

@@ -39,6 +39,7 @@ def follow(
     blank: Sequence[Any],
     show: Callable[[Any], Sequence[Any]],
     live: Callable[[Job], Sequence[Any]] | None = None,
+    over: str = "",
 ) -> Iterator[tuple[Any, ...]]:
     """Run a job, and yield the outputs of its event: first a line of HTML, then the others.
 
@@ -48,9 +49,10 @@ def follow(
         blank: The other outputs while there is nothing to show.
         show: Function from the job's result to all outputs.
         live: Function from the job to all outputs while it runs; None shows its steps.
+        over: As for `Session.start`.
     """
     try:
-        job = session.start(*start())
+        job = session.start(*start(), over)
     except Exception as error:  # one line on the page, whatever it is
         yield failed(error), *blank
         return
@@ -59,7 +61,9 @@ def follow(
             yield tuple(live(job)) if live else (progress(job), *blank)
     finally:
         job.stop()  # the page is closed, or the job is over
-    if job.error:
+    if job.replaced:
+        yield "", *blank
+    elif job.error:
         yield failed(job.error), *blank
     elif job.stopped:
         yield "<p class='ua-note' role='status'>Stopped. Nothing of it is left.</p>", *blank

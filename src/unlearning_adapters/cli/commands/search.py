@@ -76,10 +76,12 @@ def search(
     few = {name: value for name, value in arguments.items() if name != "num_inference_steps"}  # the proxy has its own
     settings_search = Search(pipe, forgotten, seed=seed, one_strength=one_strength, call_kwargs=few)
     folder = Path(output)
+    result = None
     with limit(time_budget) as budget:
         result = run_search(settings_search, folder, trials or TRIALS)
-    if budget.over and not (folder / "search.json").is_file():
-        return CommandResult({"folder": output, "unfinished": True}, f"{output}: the time is over before a first trial")
+    if result is None:
+        text = f"{output}: the time is over, and the search is not; the same command goes on with it"
+        return CommandResult({"folder": output, "unfinished": True}, text)
     record = dict(result.record)
     if not result.interrupted:
         embedded = Path(pipeline).name.startswith(SHAPEWORLD)

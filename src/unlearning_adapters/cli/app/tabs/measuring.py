@@ -74,7 +74,7 @@ class Measurement:
                 )  # fmt: skip
             report.save(self.folder)
             write_page(report, self.folder)
-            self.entry.measured = self._keep(report)
+            self.entry.report_folder = self._keep(report)
             self.entry.report = report
             return report
         except BaseException:

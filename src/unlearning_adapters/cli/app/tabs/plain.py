@@ -27,9 +27,9 @@ def build_command(bench: Bench, concept: Concept, settings: Mapping[str, Any]) -
     """
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     whole = settings.get("scope") == "concept"
-    given = {name: value for name, value in bench.given.items() if whole or name in WORD_ARGUMENTS}
+    call = {name: value for name, value in bench.raw_call.items() if whole or name in WORD_ARGUMENTS}
     name = concept.name if is_shipped(concept) else CONCEPT
-    return ["build", bench.source, name, "-o", "adapter", *options, *_calls(given)]
+    return ["build", bench.source, name, "-o", "adapter", *options, *_calls(call)]
 
 
 def eval_command(bench: Bench, entry: Entry, clips: int, detectors: Sequence[str], controls: bool) -> list[str]:
@@ -46,11 +46,11 @@ def eval_command(bench: Bench, entry: Entry, clips: int, detectors: Sequence[str
     own = entry.concept is not None and not is_shipped(entry.concept)
     words += ["--suite", CONCEPT] if own and not shapeworld_value(entry.adapter.info.concept) else []
     words += [word for name in detectors for word in ("--detector", name)]
-    return [*words, *([] if controls else ["--no-controls"]), *_calls(bench.given)]
+    return [*words, *([] if controls else ["--no-controls"]), *_calls(bench.raw_call)]
 
 
-def _calls(given: Mapping[str, Any]) -> list[str]:
-    return [word for name, value in given.items() for word in ("--call", f"{name}={json.dumps(value)}")]
+def _calls(call: Mapping[str, Any]) -> list[str]:
+    return [word for name, value in call.items() for word in ("--call", f"{name}={json.dumps(value)}")]
 
 
 def is_shipped(concept: Concept) -> bool:
@@ -70,14 +70,14 @@ def record_build(bench: Bench, entry: Entry, file: Path) -> list[Path]:
     if entry.concept is None or not entry.command:
         return []
     adapter = entry.adapter
-    made = {"strength": adapter.strength, "rank": adapter.rank, "sites": len(adapter.sites)}
-    written = write_record(
+    facts = {"strength": adapter.strength, "rank": adapter.rank, "sites": len(adapter.sites)}
+    record = write_record(
         file,
         bench.pipe,
         bench.source,
         prompts={"pairs": [entry.concept.pairs_hash], "neutral": entry.concept.neutral},
         seeds={"build": BuildConfig().seed},
-        results={"sha256": file_digest(file), **made},
+        results={"sha256": file_digest(file), **facts},
         command=entry.command,
     )
-    return [written] if written else []
+    return [record] if record else []

@@ -60,7 +60,7 @@ def files_of(bench: Bench, entry: Entry, session: Session, name: str) -> list[Pa
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return [*files, *(entry.measured / part for part in REPORT_FILES if entry.measured)]
+    return [*files, *(entry.report_folder / part for part in REPORT_FILES if entry.report_folder)]
 
 
 def engine_names() -> list[tuple[str, str]]:
