@@ -115,12 +115,13 @@ def test_hidden_sites_read_the_video(tiny: Tiny):
     assert still == {path for path in hidden if tiny.model in NO_TEXT and path.endswith("attn2.to_out.0")}
 
 
-@pytest.mark.parametrize("sites", ["text", "hidden"])
+@pytest.mark.parametrize(("sites", "scope"), [("text", "word"), ("hidden", "word"), ("text", "concept")])
 @each
-def test_attach_fuse_unfuse_unload(tiny: Tiny, sites: str):
+def test_attach_fuse_unfuse_unload(tiny: Tiny, sites: str, scope: str):
     pipe = tiny.pipe()
     base, clean, original = pipe(), state(pipe), weights(pipe)
-    adapter = some_adapter(pipe, sites=sites)
+    adapter = some_adapter(pipe, sites=sites, scope=scope)
+    assert bool(adapter.additive) == (scope == "concept")
     expected = densely_edited(tiny, adapter)
     assert not torch.allclose(expected, base, **ROUNDING)
 

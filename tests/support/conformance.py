@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from reference import dense_edit
+from reference import dense_added, dense_edit
 from tiny_denoisers import TINY, Tiny, TinyPipeline
 from torch import Tensor, nn
 
@@ -35,9 +35,9 @@ def expand(paths: str) -> set[str]:
     return found
 
 
-def some_adapter(pipe: TinyPipeline, seed: int = 0, sites: str = "text") -> UnlearningAdapter:
+def some_adapter(pipe: TinyPipeline, seed: int = 0, sites: str = "text", scope: str = "word") -> UnlearningAdapter:
     """An oblique random direction at each site; of a model that reads no text, at the hidden ones."""
-    return planted(pipe, f"concept-{seed}", seed=seed, sites=sites if pipe.tiny.sites else "hidden")
+    return planted(pipe, f"concept-{seed}", seed=seed, sites=sites if pipe.tiny.sites else "hidden", scope=scope)
 
 
 @contextmanager
@@ -86,6 +86,6 @@ def densely_edited(tiny: Tiny, adapter: UnlearningAdapter) -> Tensor:
     pipe = tiny.pipe()
     for site, direction in adapter.directions.items():
         reads, writes = direction.read.double().numpy(), direction.write.double().numpy()
-        weight = site_module(pipe, site).weight
-        weight.copy_(weight.double() @ torch.from_numpy(dense_edit([reads], [writes], [adapter.strength])))
+        weight, dense = site_module(pipe, site).weight, dense_added if direction.additive else dense_edit
+        weight.copy_(weight.double() @ torch.from_numpy(dense([reads], [writes], [adapter.strength_at(site)])))
     return tiny.run(pipe.model)
