@@ -40,7 +40,7 @@ def test_only_trials_of_the_front_can_be_chosen() -> None:
 
 @pytest.mark.slow
 def test_a_search_is_looked_at_and_another_trial_chosen(tmp_path: Path, unlearn: Callable[..., Outcome]) -> None:
-    words = ("search", "shapeworld", "red", "-o", tmp_path / "found", "--trials", "6", "--clips", "1", "--one-strength")
+    words = ("search", "shapeworld", "red", "-o", tmp_path / "found", "--trials", "4", "--clips", "1", "--one-strength")
     assert unlearn(*words, "--look")[0] == 0
     record = json.loads((tmp_path / "found/search.json").read_text())
     shown = [item["number"] for item in record["clips"]["front"]]
