@@ -38,16 +38,17 @@ def encode(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, ...]:
     return tuple(rows)
 
 
-def measure(pipe: Any, name: str) -> list[dict[str, Any]]:
+def measure(pipe: Any, name: str, neutral_count: int | None = None) -> list[dict[str, Any]]:
     """Return a row per method and number of pairs.
 
     `taken` is the largest part of the concept that the edit takes from a token of a held-out prompt that shows it (the
     median prompt and the lowest tenth), `neighbours` the mean of the same for neighbours, and `told apart` how often a
     prompt that shows the concept reads as more than a neighbour (the area under the ROC curve).
+    `neutral_count` takes the first neutral prompts alone.
     """
     concept = ua.load_concept(name)
     shown, beside = encode(pipe, concept.evaluation), encode(pipe, concept.neighbours)
-    neutral = NeutralRows(encode(pipe, concept.neutral), guidance=encode(pipe, [""]))
+    neutral = NeutralRows(encode(pipe, concept.neutral[:neutral_count]), guidance=encode(pipe, [""]))
     found = []
     for method in METHODS:
         for count in PAIRS:

@@ -29,6 +29,7 @@ class Sizes:
         concept_rounds: Number of its rounds on ShapeWorld.
         encoder: Width and number of layers of that text encoder.
         true_layers: Layers of the text encoder in "true-sizes"; UMT5-XXL has 24.
+        true_neutral: Number of its neutral prompts; None takes all.
     """
 
     rounds: int = 7
@@ -59,6 +60,7 @@ class Sizes:
     concept_rounds: int = 3
     encoder: tuple[int, int] = (2048, 1)
     true_layers: int = 24
+    true_neutral: int | None = None
 
 
 FULL = Sizes()
@@ -82,4 +84,5 @@ QUICK = Sizes(
     concept_rounds=1,
     encoder=(64, 1),
     true_layers=1,
+    true_neutral=32,
 )

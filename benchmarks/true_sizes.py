@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,7 +39,8 @@ BATCH, PADDED = 16, 512
 def benchmark_true_sizes(sizes: Sizes, experts: int = 1) -> Iterator[Row]:
     """Compare a build with reading the same prompts by the text encoder alone, and the verbs with it."""
     case = "wan-1.3b" if experts == 1 else "wan-2-experts"
-    concept = load_concept(CONCEPT)
+    shipped = load_concept(CONCEPT)
+    concept = replace(shipped, neutral=shipped.neutral[: sizes.true_neutral])
     pipe = _pipeline(sizes, concept, experts)
     layers, width = pipe.text_encoder.config.num_layers, pipe.text_encoder.config.d_model
     where = (

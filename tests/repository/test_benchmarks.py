@@ -219,7 +219,7 @@ def test_a_read_of_a_shipped_concept_is_put_to_its_held_out_prompts():
 
     from unlearning_adapters import load_shapeworld_language
 
-    rows = packs.measure(load_shapeworld_language(), "graphic-violence")
+    rows = packs.measure(load_shapeworld_language(), "graphic-violence", neutral_count=64)
     assert [(row["method"], row["pairs"]) for row in rows] == [(name, n) for name in packs.METHODS for n in packs.PAIRS]
     for row in rows:
         assert 0.5 < row["told apart"] <= 1  # better than chance
