@@ -13,7 +13,12 @@ from tiny_denoisers import TINY
 from planted import planted
 from unlearning_adapters.adapter.adapter import save_adapter
 from unlearning_adapters.export.check import check_lora
+from unlearning_adapters.export.engines import ENGINES
+from unlearning_adapters.export.layouts import LAYOUTS as EVERY_LAYOUT
 from unlearning_adapters.export.lora import export_lora
+from unlearning_adapters.export.names.families import FAMILIES as NAMES
+from unlearning_adapters.export.names.naming import expand
+from unlearning_adapters.export.reading import read_keys
 from unlearning_adapters.pipelines.sites import linear_layers
 
 pytestmark = pytest.mark.engines
@@ -75,6 +80,28 @@ def test_our_table_says_which_keys_it_reads(engine, record, tmp_path, name: str,
         whole += bool(result["read"])
     assert 2 <= whole < len(files)
     record(name, family, how="names run, layers read", loads="all but the layers that prepare the prompt")
+
+
+@pytest.mark.parametrize("family", ["wan", "wan-vace", "hunyuan-video-1.5", "ltx-2"])
+def test_stable_diffusion_cpp_turns_the_names_that_our_table_says(engine, record, tmp_path, family: str) -> None:
+    """Its own map of names, compiled: each layer in each layout, with the suffix of PEFT, and without a prefix."""
+    naming, denoiser = NAMES[family].native, NAMES[family].denoisers[0]
+    paths = [path.replace("N", "3") for ours, _ in naming.rows for path in expand(ours)]
+    layers = sorted({path.replace("N", "3") for _, theirs in naming.rows for path in expand(theirs)})
+    jobs = []
+    for layout in EVERY_LAYOUT.values():
+        parts = [part for path in paths if (part := layout.names(denoiser, path))]
+        names = list(dict.fromkeys(part.layer + suffix for part in parts for suffix in layout.suffixes))
+        bare = [name.removeprefix("diffusion_model.").removeprefix("transformer.") for name in names]
+        for keys in (names, [name.replace(".weight", ".default.weight") for name in names], bare):
+            jobs.append({"family": family, "layers": layers, "keys": keys})
+    counts = set()
+    for job, result in zip(jobs, engine("sd_cpp").run(jobs, tmp_path), strict=True):
+        reading = read_keys(ENGINES["sd.cpp"], family, ENGINES["sd.cpp"].reads[family], job["keys"])
+        assert sorted(reading.read) == result["read"], set(reading.read) ^ set(result["read"])
+        counts.add(len(result["read"]))
+    assert 0 in counts and 2 * len(layers) in counts
+    record("sd.cpp", family, how="names run, compiled from its source; layers read", loads="all")
 
 
 def test_mmgp_reads_the_whole_file_or_refuses_it(engine, record, tmp_path) -> None:
