@@ -108,9 +108,31 @@ def test_the_weight_of_what_must_stay_gives_the_share(seed, share):
     sums = moments_of(shown, counterfactual, kept)
     shares = [sums.share(weight, EPSILON) for weight in (0.25, 1.0, 16.0, 256.0)]
     assert shares == sorted(shares, reverse=True) and shares[0] > shares[-1]
-    weight = protective_weight([sums], share, EPSILON)
+    weight = protective_weight([sums], share, 1.0, EPSILON)
     if shares[-1] < share < shares[0]:
         assert sums.share(weight, EPSILON) == pytest.approx(share, abs=0.05)
+
+
+def test_a_limit_on_what_is_moved_raises_the_weight_where_it_is_met_first():
+    shown, counterfactual, kept, concept = planted(noise=0.3)
+    sums = moments_of(shown, counterfactual, kept + 0.5 * drawn(300, 9)[:, :1] * concept)  # some of it looks like it
+    free = protective_weight([sums], 0.25, 1.0, EPSILON)
+    moved = sums.effects(free, EPSILON)[1]
+    assert moved > 1e-4 and protective_weight([sums], 0.25, 2 * moved, EPSILON) == free
+    bound = protective_weight([sums], 0.25, moved / 3, EPSILON)
+    assert bound > free and sums.effects(bound, EPSILON)[1] == pytest.approx(moved / 3, rel=0.2)
+    assert sums.effects(bound, EPSILON)[0] < sums.effects(free, EPSILON)[0]
+
+
+def test_what_is_moved_is_what_the_edit_does_to_the_tokens_that_must_stay():
+    shown, counterfactual, kept, _ = planted(noise=0.3)
+    sums = moments_of(shown, counterfactual, kept)
+    edit = counterfactual_direction(sums, 2.0, EPSILON, FEATURES)
+    matrix = (edit.write.T @ edit.read).double()
+    parts = [(rows, len(rows)) for rows in (counterfactual, kept)]
+    moved = sum((rows @ matrix.T).square().sum() / count for rows, count in parts)
+    whole = sum(rows.square().sum() / count for rows, count in parts)
+    assert sums.effects(2.0, EPSILON)[1] == pytest.approx(float(moved / whole), rel=1e-4)
 
 
 def test_the_share_is_what_the_edit_takes_of_the_differences():

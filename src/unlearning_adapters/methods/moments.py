@@ -85,8 +85,13 @@ class Moments:
 
     def share(self, weight: float, epsilon: float) -> float:
         """Return the part of the difference that the edit takes away at this site, `tr(E cross^T) / apart`."""
+        return self.effects(weight, epsilon)[0]
+
+    def effects(self, weight: float, epsilon: float) -> tuple[float, float]:
+        """Return the share, and how much the edit moves what must stay, `tr(E kept E^T) / tr(kept)`."""
         edit = torch.linalg.solve(self.gram(weight, epsilon), self.cross.T).T
-        return float((edit * self.cross).sum()) / self.apart
+        taken, moved = float((edit * self.cross).sum()), float(((edit @ self.kept) * edit).sum())
+        return taken / self.apart, moved / max(float(self.kept.trace()), NOTHING)
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -97,21 +102,24 @@ def _gram(rows: Tensor) -> Tensor:
     return torch.cat([torch.cat([left.T @ left, across], dim=1), torch.cat([across.T, right.T @ right], dim=1)])
 
 
-def protective_weight(sites: Sequence[Moments], share: float, epsilon: float) -> float:
-    """Return the weight of what must stay at which the sites take, at the median, a share of the difference away.
+def protective_weight(sites: Sequence[Moments], share: float, moved: float, epsilon: float) -> float:
+    """Return the least weight of what must stay at which the edit keeps to two limits, each at the median of the sites.
 
-    The share falls as the weight rises; the weight is found by halving its logarithm. A concept that is read well, such
-    as a colour, is erased beside a large weight, and little else moves.
+    What is taken and what is moved fall as the weight rises; the weight is found by halving its logarithm. A concept
+    that is read well, such as a colour, is erased beside a large weight, and little else moves. A motion, which differs
+    at every frame, moves more, and meets the second limit first.
 
     Args:
         sites: What some of the sites read.
-        share: The share, above 0.
+        share: Largest share of the difference that a site takes away, above 0.
+        moved: Largest part of what must stay that it moves, in squares, above 0.
         epsilon: Ridge, as a share of the mean eigenvalue.
     """
     low, high = (torch.tensor(weight, dtype=torch.float32, device="cpu").log2().item() for weight in WEIGHTS)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        if median(each.share(2**middle, epsilon) for each in sites) > share:
+        shares, moves = zip(*(each.effects(2**middle, epsilon) for each in sites), strict=True)
+        if median(shares) > share or median(moves) > moved:
             low = middle
         else:
             high = middle
