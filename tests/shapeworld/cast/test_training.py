@@ -91,12 +91,16 @@ def test_a_run_goes_on_from_what_it_exports(run, tmp_path):
         assert set(states[0]) == set(states[1]) != set()
         for index, values in states[0].items():
             assert all(torch.allclose(values[key], states[1][index][key], rtol=0.01, atol=1e-6) for key in values)
+    train_cast_vae(other, CastVaeSettings(frame_steps=1, frame_batch=1, clip_steps=0))
+    assert other.load("vae")["step"] == 1
     with pytest.raises(SystemExit, match="holds a run already"):
         read_checkpoint(tmp_path / "model", other, start(), CastSettings())
 
 
 def test_the_exported_model_loads_as_the_trained_one(run, tmp_path):
     export(run, tmp_path)
+    for part in ("transformer", "vae"):
+        assert json.loads((tmp_path / part / "config.json").read_text()).get("_name_or_path", "") == ""
     pipe, trained = load_castworld(model=tmp_path), trained_pipeline(run)
     for part in ("transformer", "vae"):
         states = [getattr(each, part).state_dict() for each in (pipe, trained)]

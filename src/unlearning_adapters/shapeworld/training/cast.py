@@ -97,6 +97,7 @@ def trained_pipeline(run: TrainingRun, weights: str = "average") -> Any:
     model.load_state_dict(state[weights])
     for block in model.transformer.blocks:
         block.attn2.set_processor(WanAttnProcessor())
+    model.transformer.register_to_config(_name_or_path="")  # else the folder that training started from
     return assemble_castworld(model.transformer.requires_grad_(False), trained_cast_vae(run))
 
 

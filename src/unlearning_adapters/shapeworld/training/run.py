@@ -140,8 +140,9 @@ def minimise(
     start = 0
     if (state := run.load(stage)) is not None:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+        if "optimizer" in state:  # weights alone, of an exported model, start the schedule anew
+            optimizer.load_state_dict(state["optimizer"])
+            start = state["step"]
     bar = tqdm(range(start, steps), total=steps, initial=start, desc=stage)
     for step in bar:
         for group in optimizer.param_groups:
