@@ -218,19 +218,12 @@ def test_several_adapters_have_a_switch_and_a_dial_each(open_page: Any) -> None:
     assert is_blue(edited)  # the other one is another's
     assert files()[0] == first["blue"], "the same prompt and seed give the same clip"
     assert seen.page.locator(".ua-pair figcaption").last.inner_text().startswith("edited: shapeworld-red at")
-    switches["blue"].check()
     dials["red"].fill("0")
-    dials["blue"].fill("0")
-    compare(seen)  # a dial starts a compare as well: the last one counts
-    seen.sees("edited: shapeworld-red at 0, shapeworld-blue at 0")
+    dials["red"].blur()  # a dial that was moved compares by itself
+    seen.sees("edited: shapeworld-red at 0")
     assert files() == [first["blue"]] * 2
-    seen.page.get_by_label("Seed, the same for all").fill("7")
-    compare(seen)
-    assert first["blue"] not in files()
-    assert "(seed 7)" in seen.page.locator(".ua-caption").inner_text()
-    seen.page.get_by_label("Seed, the same for all").fill("0")
+    switches["blue"].check()
     dials["red"].fill("1")
-    dials["blue"].fill("1")
     seen.page.get_by_text("Grid of strengths and prompts").click()
     seen.page.get_by_label("Prompts, one on each line").fill("\n".join(prompts.values()))
     seen.press("Make the grid")
