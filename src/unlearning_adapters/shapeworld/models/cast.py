@@ -35,11 +35,11 @@ def load_castworld(dtype: torch.dtype = torch.float32, *, model: str | Path | No
         DenoiserError: If the files are not there, or the text encoder's package is not installed.
     """
     folder = WEIGHTS if model is None else Path(model)
-    if not all((folder / part / "config.json").is_file() for part in ("transformer", "vae")):
+    missing = [part for part in ("transformer", "vae") if not (folder / part / "config.json").is_file()]
+    if missing:
         raise DenoiserError(
-            f"CastWorld's weights are not in {folder.name!r}: no wheel holds them. Give `model=` the folder "
-            "models/castworld of a checkout, or train them with "
-            "`python -m unlearning_adapters.shapeworld.training.cast`."
+            f"CastWorld's weights are not in {folder.name!r}: missing: {', '.join(missing)}. Train them with "
+            "`python -m unlearning_adapters.shapeworld.training.cast`, or give `model=` the folder of a trained model."
         )
     transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", dtype=dtype, local_files_only=True)
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", dtype=dtype, local_files_only=True)
