@@ -14,7 +14,7 @@ from .world import CONCEPT, World, adapters, files, odd
 Call = Callable[[], Any]
 NAMES = ("red", "blue", "added", "built", "no-red")
 CALLS: dict[str, Callable[[World, Random], Call]] = {}
-CHANGING = {"load", "set", "enable", "disable", "delete", "unload", "fuse", "unfuse"}
+CHANGING = {"load", "load_from_hub", "set", "enable", "disable", "delete", "unload", "fuse", "unfuse"}
 
 
 def api(function: Callable[[World, Random], Call]) -> Callable[[World, Random], Call]:

@@ -17,8 +17,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
+
 from unlearning_adapters.errors import UnlearningError
 
+from . import hub, measuring  # noqa: F401 - they add calls
 from .calls import CALLS, CHANGING
 from .picture import changed, picture
 from .states import disturb
@@ -27,7 +30,8 @@ from .world import World, new_world
 STEPS = 7  # at most, in one sequence
 DISTURBED = 0.25  # share of steps that are no call of ours
 LONGEST = 1000  # characters of an error
-PACKAGE = f"{Path('src') / 'unlearning_adapters'}"
+CALLING = ("evaluate", "export_fused")  # they call or save the pipeline, which leaves these behind
+LEFT_BY_CALLS = ("pipeline", "scheduler:")
 
 
 @dataclass
@@ -51,9 +55,11 @@ class Session:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             world = new_world(random, Path(folder))
+            hub.prepare()
             steps.append(world.kind)
             for _ in range(random.randint(1, STEPS)):
                 if random.random() < DISTURBED:
+                    world.seen = None
                     steps.append(disturb(world, random))
                     continue
                 name = random.choice(list(CALLS))
@@ -65,7 +71,10 @@ class Session:
 
     def call(self, world: World, name: str, random: Random) -> str:
         """Call the API once, and return what was wrong, or nothing."""
-        call, before = CALLS[name](world, random), picture(world.pipe)
+        with torch.random.fork_rng(devices=[]):  # what is made for a call is no change of the random state by it
+            call = CALLS[name](world, random)
+        before, world.seen = world.seen or picture(world.pipe), None
+        stored = hub.contents()
         error: BaseException | None = None
         try:
             call()
@@ -81,7 +90,13 @@ class Session:
         except Exception as foreign:  # noqa: BLE001
             return f"{type(foreign).__name__} escaped: {foreign!s:.300} | {_place(foreign)}"
         self.outcomes[f"{name}: {_kind(error)}"] += 1
-        left = changed(before, picture(world.pipe)) if error is not None or name not in CHANGING else []
+        left: list[str] = []
+        if error is not None or name not in CHANGING:
+            world.seen = picture(world.pipe)
+            left = [part for part in changed(before, world.seen) if name not in CALLING or part not in LEFT_BY_CALLS]
+        if error is not None:
+            now = hub.contents()
+            left += [name for name, commit in stored.items() if now.get(name) != commit]
         return f"after {_kind(error)} these differ: {', '.join(left[:4])}" if left else ""
 
 

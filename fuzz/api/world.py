@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -47,18 +47,19 @@ class World:
         pipe: The pipeline.
         folder: A folder for files.
         kind: What kind of pipeline it is, one of `KINDS`.
-        touched: What was done to it beside verbs, in words.
+        seen: The picture after the last call, as long as nothing else was done; None if one has to be taken.
     """
 
     pipe: Any
     folder: Path
     kind: str
-    touched: list[str] = field(default_factory=list)
+    seen: dict[str, Any] | None = None
 
 
 def new_world(random: Random, folder: Path) -> World:
     """Return a world with a pipeline of a random kind."""
     kind = random.choice(KINDS)
+    adapters(), lora(), files()  # made once, and before any picture is taken
     return World(_pipeline(kind), folder, kind)
 
 
@@ -66,13 +67,13 @@ def _pipeline(kind: str) -> Any:
     if kind == "not loaded":
         return WanModularPipeline()
     if kind == "bare":  # as a pipeline of which only the denoiser was loaded
-        pipe = copied(_template(False))
+        pipe = copied(template(False))
         return WanPipeline(None, None, None, pipe.scheduler, pipe.transformer)
     if kind == "wrapped module":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return wrap_denoiser(STDiT().eval(), run)
-    pipe = copied(_template(kind == "two denoisers"))
+    pipe = copied(template(kind == "two denoisers"))
     if kind == "shared denoiser":
         pipe.register_modules(transformer_2=pipe.transformer)
         pipe.register_to_config(boundary_ratio=0.875)
@@ -80,10 +81,11 @@ def _pipeline(kind: str) -> Any:
 
 
 @cache
-def _template(two: bool) -> WanPipeline:
+def template(two: bool) -> WanPipeline:
+    """Return the pipeline, of one denoiser or two, of which sequences get copies."""
     pipe = tiny_wan_pipeline(two)
     with torch.no_grad():
-        pipe(PROMPT, **CALL, output_type="latent")  # leaves registries of diffusers behind, which are no trace of ours
+        pipe(PROMPT, **CALL)  # leaves registries and attributes of diffusers behind, which are no trace of ours
     return pipe
 
 
@@ -98,7 +100,7 @@ def copied(pipe: WanPipeline) -> WanPipeline:
 @cache
 def adapters() -> dict[str, UnlearningAdapter]:
     """Return adapters by name: such as fit the tiny pipelines, and such as do not."""
-    pipe, two = _template(False), _template(True)
+    pipe, two = template(False), template(True)
     red = planted(pipe, "red", rank=2, strength=1.3)
     site = red.sites[0]
     narrow = Direction(torch.eye(1, 7), torch.eye(1, 7))
@@ -108,7 +110,7 @@ def adapters() -> dict[str, UnlearningAdapter]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        real = build_adapter(_template(False), CONCEPT, progress=False, call_kwargs=CALL)
+        real = build_adapter(template(False), CONCEPT, progress=False, call_kwargs=CALL)
     return {
         "red": red,
         "blue": planted(pipe, "blue", seed=1),
@@ -127,15 +129,21 @@ def adapters() -> dict[str, UnlearningAdapter]:
 
 
 @cache
+def red_bytes() -> bytes:
+    """Return the file of the adapter "red"."""
+    return adapters()["red"].save_pretrained(_folder() / "red.safetensors").read_bytes()
+
+
+@cache
 def lora() -> dict[str, torch.Tensor]:
     """Return a LoRA that reads what the adapter "red" removes."""
-    return lora_that_reads(adapters()["red"], _template(False), ("transformer.blocks.0.attn1.to_q",))
+    return lora_that_reads(adapters()["red"], template(False), ("transformer.blocks.0.attn1.to_q",))
 
 
 @cache
 def files() -> Callable[[Path], dict[str, Path]]:
     """Return what writes files that adapters can, and cannot, be read from."""
-    blob = adapters()["red"].save_pretrained(_folder() / "red.safetensors").read_bytes()
+    blob = red_bytes()
 
     def write(folder: Path) -> dict[str, Path]:
         contents = {"red": blob, "cut": blob[:200], "empty": b"", "pointer": POINTER, "noise": bytes(range(256)) * 4}

@@ -26,9 +26,8 @@ def test_five_hundred_sequences_show_no_defect() -> None:
     called = {kind.split(":")[0] for kind in session.outcomes}
     assert called == set(CALLS), "each call is drawn"
     done = {kind.split(":")[0] for kind in session.outcomes if kind.endswith(": done")}
-    assert done >= {"load", "set", "fuse", "unfuse", "unload", "save_adapter", "build", "read", "export"}, (
-        "and succeeds"
-    )
+    succeed = {"load", "set", "fuse", "unfuse", "unload", "save_adapter", "build", "read", "export"}
+    assert done >= succeed | {"rescore", "export_fused", "evaluate", "pull", "load_from_hub"}, "and succeeds"
     assert len(session.outcomes) > 150, "the states and arguments reach too little"
 
 

@@ -90,7 +90,7 @@ def run_arm(run: Run, name: str, arm: Arm, cases: Sequence[Case]) -> None:
             failures = failures + 1 if row.error and failures >= 0 else (failures if row.error else -1)
             if failures >= HOPELESS or (failures == len(missing) and name == BASE):
                 raise EvaluationError(
-                    f"No clip of the arm {name!r} could be made. The last error: {row.error}{_cure(run)}"
+                    f"No clip of the arm {name!r} could be made. The last error: {row.error.rstrip('.')}. {_cure(run)}"
                 )
 
 
@@ -121,8 +121,8 @@ def _line(error: Exception | None) -> str:
 
 def _cure(run: Run) -> str:
     if run.batch == 1:
-        return ""
-    return f" If {type(run.pipe).__name__} cannot make {run.batch} clips in one call, use batch 1, and another folder."
+        return f"Call {type(run.pipe).__name__} by itself, with the suite's generation settings, to see why."
+    return f"If {type(run.pipe).__name__} cannot make {run.batch} clips in one call, use batch 1, and another folder."
 
 
 def look_again(store: Store, suite: Suite, detectors: Sequence[Detector], progress: bool = True) -> None:
