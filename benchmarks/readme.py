@@ -4,12 +4,14 @@ python -m benchmarks.readme
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .curves import write_curves
 from .report import Row, from_json, grid
+from .sizes import FULL
 
 FOLDER = Path(__file__).parent
 RESULTS, PAGE = FOLDER / "results.json", FOLDER / "README.md"
@@ -36,6 +38,10 @@ NOT_RUN = """## Not run
 
 On a GPU: fuse, unfuse, an attached call and a build. The rows above are those of a CPU.
 """
+MATRIX = """Fuse and unfuse: the median time of ours over that of the stock verb, which is not exact, and over that
+of one bare copy of the edited weights. Bold is a promise that is missed; the heads give the promises.
+"""
+VERBS, PARTS_OF_A_NAME = ("fuse", "unfuse"), 5  # verb/record/layers/dtype/threads/against
 CURVES = {
     "adapters.svg": "A denoiser call over the number of attached adapters",
     "width.svg": "Fuse and unfuse over the width of the layers",
@@ -50,12 +56,20 @@ def page(report: Mapping[str, Any], curves: Sequence[str]) -> str:
         curves: Names of the plots beside it.
     """
     rows = from_json(report)
+    verbs = [row for row in rows if row.name.split("/")[0] in VERBS and row.name.count("/") == PARTS_OF_A_NAME]
+    others = [row for row in rows if row not in verbs]
     lost = [row for row in rows if row.met is False]
-    won = [row for row in rows if row.met]
-    plain = [row for row in rows if row.met is None]
+    won = [row for row in others if row.met]
+    plain = [row for row in others if row.met is None]
     parts = [HEAD, f"{_conditions(report)}\n"]
     if lost:
-        parts.append(f"## Where we lose\n\n{len(lost)} of {len(lost) + len(won)} promises are missed.\n\n{grid(lost)}")
+        promises = sum(row.met is not None for row in rows)
+        parts.append(f"## Where we lose\n\n{len(lost)} of {promises} promises are missed.\n")
+    if verbs:
+        parts.append(_matrix(verbs))
+    if lost:
+        if missed := [row for row in lost if row not in verbs]:
+            parts.append(grid(missed))
         parts.append("Why:\n\n" + "".join(f"- {reason}: {', '.join(names)}.\n" for reason, names in _reasons(lost)))
     parts += [f"![{CURVES[name]}]({name})\n" for name in curves]
     if won:
@@ -63,8 +77,36 @@ def page(report: Mapping[str, Any], curves: Sequence[str]) -> str:
     if plain:
         parts.append(f"## Without a promise\n\n{grid(plain)}")
     parts.append(NOT_RUN)
-    parts.append("## What the rows are\n\n" + "".join(f"- `{row.name}`: {row.what}.\n" for row in rows))
+    explained = {_pattern(row): row for row in reversed(rows)}
+    lines = [f"- `{name}`: {row.what}.\n" for name, row in reversed(explained.items())]
+    parts.append(
+        "## What the rows are\n\nA `*` stands for layers, dtype and threads; the text is that of one of them.\n\n"
+        + "".join(lines)
+    )
+    if verbs:
+        parts.append(f"## All rows of fuse and unfuse\n\n{grid(verbs)}")
     return "\n".join(parts)
+
+
+def _matrix(rows: Sequence[Row]) -> str:
+    """Return the median ratios of fuse and unfuse as a table: cases down, comparisons across."""
+    ratios: dict[str, dict[tuple[str, str, str], str]] = {}
+    promises: dict[tuple[str, str, str], str] = {}
+    for row in rows:
+        verb, record, layers, dtype, threads, against = row.name.split("/")
+        key = (verb, record, "stock" if against.endswith("_lora") else "a bare copy")
+        shown = f"{row.ratio.median:.2f}"
+        count, in_features, out_features = FULL.layers[layers]
+        case = f"{count} of {in_features} x {out_features}, {dtype}, {threads.replace('-', ' ')}"
+        ratios.setdefault(case, {})[key] = shown if row.met else f"**{shown}**"
+        promises[key] = row.target or ""
+    columns = sorted(promises, key=lambda key: (key[2] != "stock", key[0], key[1] != "copy"))
+    heads = " | ".join(
+        f"{verb}, {record}, of {against}, {promises[verb, record, against]}" for verb, record, against in columns
+    )
+    lines = [f"| time of ours over | {heads} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {case} | {' | '.join(found.get(key, '') for key in columns)} |" for case, found in ratios.items()]
+    return "\n".join([MATRIX, *lines, ""])
 
 
 def _conditions(report: Mapping[str, Any]) -> str:
@@ -78,8 +120,17 @@ def _conditions(report: Mapping[str, Any]) -> str:
 def _reasons(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     by_reason: dict[str, list[str]] = {}
     for row in rows:
-        by_reason.setdefault(row.reason, []).append(f"`{row.name}`")
-    return list(by_reason.items())
+        by_reason.setdefault(row.reason, []).append(_pattern(row))
+    return [
+        (reason, [f"`{name}`" + (f" ({count} rows)" if count > 1 else "") for name, count in Counter(names).items()])
+        for reason, names in by_reason.items()
+    ]
+
+
+def _pattern(row: Row) -> str:
+    """Return a row's name, with a star in place of the layers, dtype and threads of fuse and unfuse."""
+    parts = row.name.split("/")
+    return "/".join([*parts[:2], "*", parts[-1]]) if len(parts) > PARTS_OF_A_NAME else row.name
 
 
 def main() -> None:
