@@ -200,3 +200,8 @@ def test_what_is_no_denoiser_or_no_callable_is_refused():
         with pytest.raises(ConfigError, match=rf"callable of \(module, prompts, generators\) .*{found}\."):
             wrap_denoiser(STDiT(), bad)
     assert not torch.equal(wrapped()("a cat"), wrapped()("a cat"))  # without a generator the noise is new
+
+
+def test_a_callable_whose_arguments_are_unknown_is_named() -> None:
+    with pytest.raises(ConfigError, match="the arguments of 'int' are unknown"):
+        wrap_denoiser(torch.nn.Linear(2, 2), int)

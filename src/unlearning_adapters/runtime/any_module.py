@@ -105,12 +105,16 @@ def _call_signature(run: Run) -> inspect.Signature:
     text = "Expected `run` to be a callable of (module, prompts, generators) and of further arguments with defaults"
     if not callable(run):
         raise ConfigError(f"{text}, but got {type(run).__name__}.")
-    parameters = list(inspect.signature(run).parameters.values())
+    try:
+        signature = inspect.signature(run)
+    except (TypeError, ValueError) as error:  # of some callables that are not written in Python
+        raise ConfigError(f"{text}, but the arguments of {getattr(run, '__name__', run)!r:.80} are unknown.") from error
+    parameters = list(signature.parameters.values())
     first, rest = parameters[:3], parameters[3:]
     bare = [item.name for item in rest if item.default is item.empty and item.kind not in (item.VAR_KEYWORD,)]
     bare = [name for name in bare if name != "images"]
     if len(first) < 3 or any(item.kind not in POSITIONAL for item in first) or bare:
-        raise ConfigError(f"{text}, but got {getattr(run, '__name__', run)}{inspect.signature(run)}.")
+        raise ConfigError(f"{text}, but got {getattr(run, '__name__', run)}{signature}.")
     names = ["prompt", "generator"]
     accepted = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
     for item in rest:
