@@ -17,13 +17,9 @@ _WAN: Rows = (
     ("blocks.N.attn2.add_{k,v}_proj", "blocks.N.add_{k,v}_proj"),
 )
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "dit.", "")
-_SELF = ("attn1", "audio_attn1")  # one layer each, of which the file must hold q, k and v
+# Self-attention is one layer there, of which the file must hold q, k and v.
+_SELF = ("attn1", "audio_attn1")
 _SOURCE = "tensorrt_llm/_torch/visual_gen/runtime_lora.py::apply_runtime_lora"
-
-
-def _fused_attention(rows: Rows, *whole: str) -> Reads:
-    """Self-attention is one layer there, of which the file must hold q, k and v."""
-    return Reads(("diffusers", "native"), _SOURCE, (Spelling(rows, _PREFIXES, whole=whole),))
 
 
 TENSORRT_LLM = Engine(
