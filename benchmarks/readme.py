@@ -113,8 +113,15 @@ def _conditions(report: Mapping[str, Any]) -> str:
     known = report["environment"]
     libraries = ", ".join(f"{name} {known[name]}" for name in ("torch", "diffusers", "peft") if name in known)
     text = f"Measured on {known['cpu']}, {known['cores']} cores, {known['threads']} threads, {libraries}."
-    took = [f"{name} {part['seconds']} s" for name, part in report.get("parts", {}).items()]
+    took = [f"{name} {part['seconds']} s{_otherwise(part, known)}" for name, part in report.get("parts", {}).items()]
     return f"{text} The parts took: {', '.join(took)}." if took else text
+
+
+def _otherwise(part: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """Return in brackets how a part was measured, if otherwise than the rest."""
+    names = [name for name in ("cpu", "threads") if part.get(name, known[name]) != known[name]]
+    shown = [f"{name}: {part[name]}" for name in (*names, "load_average")] if names else []
+    return f" ({', '.join(shown)})".replace("load_average", "load of the machine") if shown else ""
 
 
 def _reasons(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:

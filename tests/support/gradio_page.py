@@ -19,7 +19,8 @@ from browser import CHROMIUM
 
 # Python's own connections are noted by an audit hook, which no library can go round.
 SERVER = """
-import sys
+import faulthandler, signal, sys
+faulthandler.register(signal.SIGUSR1)
 def note(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo"):
         place = arguments[1] if event == "socket.connect" else arguments[0]
@@ -62,10 +63,14 @@ def serving(
         _wait(port, process, log)
         yield Server(f"http://127.0.0.1:{port}/", process, log)
     finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
+        for _ in range(2):  # as a person does, who presses again where nothing happens
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(15)
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGUSR1)  # its log gets what each thread does
+        else:
             process.kill()
             process.wait()
 
