@@ -57,7 +57,8 @@ def _values_alone(path: str, module: nn.Module, filed: bool) -> dict[str, Any]:
     kept = {f"{path} adapters": _adapters(module)}
     for name, value in () if filed else module._parameters.items():
         local = value.to_local() if isinstance(value, DTensor) else value
-        if type(local) in (Tensor, nn.Parameter) and not local.is_meta and local.numel():
+        plain = type(local) in (Tensor, nn.Parameter) and local.layout == torch.strided and not local.is_meta
+        if plain and local.numel():
             kept[f"{path}.{name}"] = zlib.crc32(local.detach().contiguous().flatten().view(torch.uint8).numpy())
     return kept
 
