@@ -23,6 +23,8 @@ WRONG = {
     "features": [3, "fvd", object(), int],
     "output": [3, "", "a\0b", ["red"], True],
     "process": [3, "main", object()],
+    "controls": [3, None, "yes", np.ones(3)],
+    "fused": [3, None, "yes", np.ones(3)],
     "batch_size": [0, 0.5, "1", None, True],
 }
 

@@ -9,6 +9,8 @@ from planted import lora_that_reads, planted
 from unlearning_adapters.errors import FuseError
 from unlearning_adapters.pipelines.sites import base_linear
 from unlearning_adapters.pipelines.weights import is_in_a_file, is_plain, kept_weight, layer_response
+from unlearning_adapters.runtime.fusing.fuse import fuse_edit
+from unlearning_adapters.runtime.joint.joint_edit import stack_directions
 
 PATH = "blocks.0.attn2.to_k"
 
@@ -98,3 +100,13 @@ def test_a_weight_in_a_code_is_asked_through_the_layers_own_forward():
     torch.testing.assert_close(found, 0.25 * denoiser[0].weight[:, :7].T.float(), rtol=0.02, atol=0.1)
     assert found.dtype == torch.float32
     assert layer_response(denoiser, "1", unit) is None
+
+
+def test_a_sparse_weight_is_out_of_reach_and_is_not_fused(denoiser):
+    layer = denoiser.get_submodule(PATH)
+    assert layer_response(denoiser, PATH, rows()) is not None
+    layer.weight = nn.Parameter(layer.weight.detach().to_sparse(), requires_grad=False)
+    assert not is_plain(layer.weight) and layer_response(denoiser, PATH, rows()) is None
+    edit = stack_directions(list(planted(tiny_wan_pipeline()).directions.values())[:1], [1.0])
+    with pytest.raises(FuseError, match="is sparse .* Make it dense before you fuse, or attach the adapter"):
+        fuse_edit(layer, edit)

@@ -1,5 +1,6 @@
 """One expert at a time: a part of an adapter, a part on another denoiser, and a strength for each denoiser."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -180,3 +181,28 @@ def test_a_factor_of_an_expert_that_is_not_loaded_is_missed_in_one_line(tmp_path
         pipe.load_unlearning_adapter(replace(adapter, lora_B={}))
     with pytest.raises(FuseError, match="this WanPipeline has no transformer_2 loaded"):
         pipe.save_unlearning_adapter(tmp_path)
+
+
+def test_components_that_share_a_module_get_one_edit(tmp_path):
+    pipe = tiny_wan_pipeline()
+    base, before = output(pipe), snapshot(pipe)
+    adapter = planted(pipe)
+    pipe.load_unlearning_adapter(adapter)
+    edited = output(pipe)
+    pipe.unload_unlearning_adapters()
+    pipe.register_modules(transformer_2=pipe.transformer)
+    with pipe.unlearning_adapters([]):
+        assert torch.equal(output(pipe), base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no other expert is left that knows the concept
+        pipe.load_unlearning_adapter(adapter)
+    assert torch.equal(output(pipe), edited)
+    pipe.unload_unlearning_adapters()
+    pipe.load_unlearning_adapter(adapter, components={FIRST: [FIRST, SECOND]})
+    assert torch.equal(output(pipe), edited) and not close(edited, base)
+    pipe.unload_unlearning_adapters()
+    assert torch.equal(output(pipe), base) and not pipe.transformer._forward_pre_hooks
+    assert before.items() <= snapshot(pipe).items()
+    with pytest.raises(ConfigError, match="are one module, which cannot hold the two different parts of 'red'"):
+        pipe.load_unlearning_adapter(adapter, strength={FIRST: 1.0, SECOND: 0.5}, components={FIRST: [FIRST, SECOND]})
+    assert torch.equal(output(pipe), base) and not pipe.transformer._forward_pre_hooks

@@ -45,6 +45,13 @@ def check_plan(
         raise EvaluationError(f"Expected `process` to be a Process, or None, but got {show(process)}.")
 
 
+def check_flags(**flags: Any) -> None:
+    """Raise `EvaluationError` if a switch is neither True nor False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise EvaluationError(f"Expected `{name}` to be True or False, but got {show(value)}.")
+
+
 def check_scoring(detectors: Any, gate: Any, features: Any) -> None:
     """Raise `EvaluationError` if what decides a report is of another type than it takes, or out of range."""
     if detectors is not None and not _is_list(detectors):

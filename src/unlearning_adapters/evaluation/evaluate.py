@@ -32,7 +32,7 @@ from unlearning_adapters.evaluation.suites.file import read_suite, suite_from_di
 from unlearning_adapters.evaluation.suites.suite import Case, Suite
 from unlearning_adapters.shapeworld.world.prompts import PREFIX
 
-from .arguments import check_folder, check_plan, check_scoring, check_thresholds, checked_adapter
+from .arguments import check_flags, check_folder, check_plan, check_scoring, check_thresholds, checked_adapter
 
 REPEATED = 2  # clips of the base that are made once more at the end, without batches
 
@@ -115,6 +115,7 @@ def evaluate(
         >>> report.status, report.value("erase"), report.value("preserve")
     """
     check_plan(detectors, seeds, arms, strengths, gate, features, output, process)
+    check_flags(controls=controls, fused=fused)
     edit = checked_adapter(adapter)
     prompts = as_suite(edit, suite)
     observers = default_detectors(prompts) if detectors is None else as_detectors(detectors)

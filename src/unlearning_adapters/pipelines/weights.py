@@ -19,8 +19,8 @@ GROUP_OFFLOADING = "group_offloading"  # as diffusers names its hook
 
 
 def is_plain(weight: Tensor) -> bool:
-    """Whether a weight holds its values as they are: quantised ones are subclasses of Tensor, or of another dtype."""
-    return type(weight) in (nn.Parameter, Tensor) and weight.dtype in FLOATING
+    """Whether a weight holds its values as they are: neither sparse nor quantised (a subclass, or another dtype)."""
+    return type(weight) in (nn.Parameter, Tensor) and weight.dtype in FLOATING and weight.layout == torch.strided
 
 
 def is_sharded(weight: Tensor) -> bool:
@@ -109,7 +109,8 @@ def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | Non
         return None
     with torch.no_grad(), align_module_device(layer):
         tensor = layer.weight if weight.is_meta else weight
-        if type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point():
+        dense = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+        if dense and tensor.is_floating_point():
             blocks = tensor.split(max(1, BLOCK_ELEMENTS // max(1, tensor.shape[1])))
             parts = [rows.to(tensor.device, torch.float32) @ block.float().T for block in blocks]
             return _finite(torch.cat(parts, dim=1).cpu(), path)

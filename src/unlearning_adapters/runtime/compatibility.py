@@ -59,7 +59,8 @@ def check_sites(pipe: Any, adapter: UnlearningAdapter) -> dict[str, dict[str, Di
 def warn_of_partial_cover(pipe: Any, adapter: UnlearningAdapter) -> None:
     """Warn if the pipeline has denoisers that the adapter does not edit, or lacks some that it edits."""
     live, first = denoisers(pipe), adapter.components[0]
-    bare = [component for component in live if component not in adapter.components]
+    edited = [id(live[component]) for component in adapter.components if component in live]
+    bare = [component for component, network in live.items() if id(network) not in edited]
     absent = [component for component in adapter.components if component not in live]
     if bare:
         places = f"components={{{first!r}: {[first, *bare]!r}}}"

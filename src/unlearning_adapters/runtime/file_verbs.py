@@ -5,17 +5,18 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import torch
 from typing_extensions import Unpack
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter, save_adapter
 from unlearning_adapters.adapter.source import SourceOptions, check_options
-from unlearning_adapters.errors import AdapterNameError
+from unlearning_adapters.errors import AdapterNameError, ConfigError
 from unlearning_adapters.hub.hub import push_adapter
 
 from .compatibility import check_sites, warn_of_other_base, warn_of_partial_cover, with_stock_factors
 from .components import Components, for_components, with_strengths
 from .coverage import remember_edited
-from .editor import change_stacks
+from .editor import Editor, change_stacks
 from .pipeline_editors import check_loaded, editors_of, loaded_names, locked_editors
 from .stack import Loaded
 from .strengths import Strength, by_component
@@ -60,7 +61,8 @@ def load_unlearning_adapter(
         AdapterNotFoundError: If there is nothing at the source.
         AdapterFileError: If it is not a valid adapter.
         AdapterNameError: If the name is taken or not valid.
-        ConfigError: If a strength is out of range, or the file or the pipeline has no such component.
+        ConfigError: If a strength is out of range, the file or the pipeline has no such component, or components share
+            one module and get different parts.
         DenoiserError: If the pipeline has no denoiser, or one that bypasses the sites.
         SiteError: If the pipeline lacks sites of the adapter.
         BaseMismatchError: If a layer has another width than the adapter.
@@ -80,17 +82,36 @@ def load_unlearning_adapter(
     with locked_editors(pipe) as editors:
         name = default_name(source.info.concept, loaded_names(editors)) if adapter_name is None else adapter_name
         check_new_name(name, loaded_names(editors))
-        changes = []
+        items: dict[str, tuple[Editor, Loaded]] = {}
         for component, part in check_sites(pipe, source).items():
             choice = strengths[component]
             amount = source.strength if choice is None else source.allowed_strength(choice)
             editor, item = editors[component], Loaded(source, part, amount, amount)
-            changes.append((editor, editor.stack.with_adapter(name, item, strict)))
+            owner = next((name for name, (other, _) in items.items() if other is editor), None)
+            if owner is None:
+                items[component] = editor, item
+            elif not _same_edit(items[owner][1], item):
+                raise ConfigError(
+                    f"The {owner} and the {component} of this pipeline are one module, which cannot hold the two "
+                    f"different parts of {source.info.concept!r}. Choose one of them with components={owner!r}."
+                )
+        changes = [(editor, editor.stack.with_adapter(name, item, strict)) for editor, item in items.values()]
         warn_of_partial_cover(pipe, source)
         warn_of_other_base(pipe, source)
         change_stacks(changes)
         remember_edited(pipe)
     return name
+
+
+def _same_edit(one: Loaded, other: Loaded) -> bool:
+    """Whether two parts of an adapter do the same to a module."""
+    if one.strength != other.strength or one.directions.keys() != other.directions.keys():
+        return False
+    pairs = [(direction, other.directions[path]) for path, direction in one.directions.items()]
+    return all(
+        mine.gain == theirs.gain and torch.equal(mine.read, theirs.read) and torch.equal(mine.write, theirs.write)
+        for mine, theirs in pairs
+    )
 
 
 def save_unlearning_adapter(pipe: Any, save_directory: str | Path, adapter_name: str | None = None) -> Path:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+from torch import nn
+
 from unlearning_adapters.errors import AdapterNameError, FuseError
 from unlearning_adapters.pipelines.running.call_lock import held
 from unlearning_adapters.pipelines.sites import denoisers
@@ -18,7 +20,7 @@ def editors_of(pipe: Any) -> dict[str, Editor]:
     Raises:
         DenoiserError: If the pipeline has no denoiser.
     """
-    return {component: editor_of(denoiser) for component, denoiser in denoisers(pipe).items()}
+    return _editors(denoisers(pipe))
 
 
 @contextmanager
@@ -26,7 +28,12 @@ def locked_editors(pipe: Any) -> Iterator[dict[str, Editor]]:
     """Yield the editors of a pipeline's denoisers, which no other thread changes meanwhile."""
     networks = denoisers(pipe)
     with held(networks.values()):
-        yield {component: editor_of(denoiser) for component, denoiser in networks.items()}
+        yield _editors(networks)
+
+
+def _editors(networks: Mapping[str, nn.Module]) -> dict[str, Editor]:
+    by_module = {id(network): editor_of(network) for network in networks.values()}  # components may share one
+    return {component: by_module[id(network)] for component, network in networks.items()}
 
 
 def loaded_names(editors: Mapping[str, Editor]) -> list[str]:

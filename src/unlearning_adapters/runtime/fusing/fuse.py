@@ -160,6 +160,10 @@ def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
             f"The weight of {name} is sharded ({type(weight).__name__}), and each process holds a part of it. Fuse "
             "before the denoiser is sharded, or attach the adapter."
         )
+    if weight.layout != torch.strided:
+        raise FuseError(
+            f"The weight of {name} is sparse ({weight.layout}). Make it dense before you fuse, or attach the adapter."
+        )
     if not is_plain(weight):
         raise FuseError(
             f"The weight of {name} is quantised ({type(weight).__name__}, {weight.dtype}), so that an edit of it would "
