@@ -50,7 +50,8 @@ def unregister(module: nn.Module) -> None:
         return
     registry: Any = module.__dict__["_diffusers_hook"]
     with _beneath_offloading(module):
-        if _next_above(module, registry) is hook.forward:
+        # None: Ctrl-C came before `register` could note it, and nobody has come after us yet.
+        if hook.forward is None or _next_above(module, registry) is hook.forward:
             _remove(registry, hook)
             _restore(module)
         else:
