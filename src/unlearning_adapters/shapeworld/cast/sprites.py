@@ -36,8 +36,8 @@ ACCENT_COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (255, 140, 190),
     "cyan": (70, 225, 235),
 }
-EAR_PLACES = {"owl": 9.0, "bear": 9.5, "penguin": 7.5, "cat": 6.5}  # columns from the middle of a body
-HORN_PLACES = {"owl": 10.5, "bear": 11.5, "penguin": 7.5, "cat": 6.5}
+TOP_PLACES = {"owl": 9.0, "bear": 9.5, "penguin": 7.5, "cat": 6.5}  # columns from the middle to the head's shoulders
+SIDE_PLACES = {"owl": 13.5, "bear": 12.0, "penguin": 9.5, "cat": 9.0}  # and to its sides
 OBJECTS = ("box", "sign", "shirt")
 EMBLEM_COLOURS: dict[str, tuple[int, int, int]] = {
     "star": (200, 150, 0),
@@ -114,18 +114,16 @@ def body_region(body: str, x: Floats, y: Floats) -> NDArray[np.bool_]:
 
 
 def paint_ears(canvas: Canvas, kind: str, body: str, colour: tuple[int, int, int], outline: float) -> None:
-    """Paint two ears (or horns) beside the head, which leave room for a hat."""
-    # Ears stand where the head has shoulders for them, horns at its side.
-    half = (HORN_PLACES if kind == "horns" else EAR_PLACES)[body]
-    x, y = np.abs(canvas.x) - half, canvas.y
+    """Paint two ears (or horns) that leave room for a hat; each kind lies where no other does, so that a VAE tells them."""
+    top, side, y = np.abs(canvas.x) - TOP_PLACES[body], np.abs(canvas.x) - SIDE_PLACES[body], canvas.y
     if kind == "pointed":
-        region = (y > -20) & (y < -6) & (np.abs(x) < (y + 20) * 0.42)
+        region = (y > -25) & (y < -5) & (np.abs(top - 1) < (y + 25) * 0.34)
     elif kind == "round":
-        region = np.hypot(x, y + 11) < 5
+        region = np.hypot(side - 2.5, y + 6) < 6.5
     elif kind == "long":
-        region = (np.abs(x) < 2.6) & (y > -25) & (y < -6)
+        region = (np.abs(side - 2.8) < 2.8) & (y > -6) & (y < 15)
     else:
-        region = (x > -2) & (x < 8.5) & (np.abs(y + 8) < (8.5 - x) * 0.38)
+        region = (top > -2) & (top < 12) & (np.abs(y + 14) < 3.4 - top * 0.1)
     canvas.paint(region, colour, outline)
 
 
