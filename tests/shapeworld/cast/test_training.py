@@ -12,19 +12,20 @@ from unlearning_adapters.shapeworld.cast.captions import describe
 from unlearning_adapters.shapeworld.cast.judge import CastReading
 from unlearning_adapters.shapeworld.cast.prompts import draw_cast_prompts
 from unlearning_adapters.shapeworld.cast.roster import look_alikes, roster
-from unlearning_adapters.shapeworld.cast.scenes import render, sample_scene
+from unlearning_adapters.shapeworld.cast.scenes import render, sample_scene, without_foreground
 from unlearning_adapters.shapeworld.models.generate import CAST_GENERATION, generation_of
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
 from unlearning_adapters.shapeworld.training.cast import (
     CastSettings,
     cast_scenes,
     export,
+    foreground_shares,
     start_model,
     trained_pipeline,
 )
 from unlearning_adapters.shapeworld.training.cast_checkpoint import read_checkpoint
 from unlearning_adapters.shapeworld.training.cast_gate import shares_right
-from unlearning_adapters.shapeworld.training.cast_vae import CastVaeSettings, cast_batch, train_cast_vae
+from unlearning_adapters.shapeworld.training.cast_vae import CastVaeSettings, cast_batch, differs, train_cast_vae
 from unlearning_adapters.shapeworld.training.language import TokenConditioned
 from unlearning_adapters.shapeworld.training.run import TrainingRun
 from unlearning_adapters.shapeworld.training.wan_denoiser import Training
@@ -47,6 +48,15 @@ def test_a_batch_of_the_vae_weighs_what_is_drawn_and_what_tells_look_alikes_apar
     assert 0.05 < float((weight > 1).float().mean()) < 0.4
     assert 0.005 < float((weight > 10).float().mean()) < 0.1
     assert torch.equal(frames, cast_batch(settings, 0)[0])
+
+
+def test_the_share_of_foreground_in_each_latent_is_that_of_the_pixels_it_stands_for():
+    scenes = [sample_scene(np.random.default_rng(seed)) for seed in range(3)]
+    shares = foreground_shares(scenes)
+    assert shares.shape == (3, 1, 3, 4, 4)
+    over = differs(render(scenes[1]), without_foreground(scenes[1]))
+    assert float(shares[1, 0, 0, 2, 1]) == pytest.approx(over[0, 32:48, 16:32].mean(), abs=1e-6)
+    assert float(shares[1, 0, 2, 2, 1]) == pytest.approx(over[5:9, 32:48, 16:32].mean(), abs=1e-6)
 
 
 @pytest.fixture(scope="module")

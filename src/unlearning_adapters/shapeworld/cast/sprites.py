@@ -114,7 +114,8 @@ def body_region(body: str, x: Floats, y: Floats) -> NDArray[np.bool_]:
 
 
 def paint_ears(canvas: Canvas, kind: str, body: str, colour: tuple[int, int, int], outline: float) -> None:
-    """Paint two ears (or horns) that leave room for a hat; each kind lies where no other does, so that a VAE tells them."""
+    """Paint two ears (or horns) that leave room for a hat."""
+    # Each kind lies where no other does, so that a small VAE tells look-alikes.
     top, side, y = np.abs(canvas.x) - TOP_PLACES[body], np.abs(canvas.x) - SIDE_PLACES[body], canvas.y
     if kind == "pointed":
         region = (y > -25) & (y < -5) & (np.abs(top - 1) < (y + 25) * 0.34)
