@@ -40,6 +40,8 @@ LONG: Mapping[str, Benchmark] = {
     "true-sizes": benchmark_true_sizes,
     "true-sizes-two-experts": partial(benchmark_true_sizes, experts=2),
 }
+# What the parts of one file have in common.
+ALIKE = ("cpu", "quick", "threads", "torch")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,12 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON object to a file, part by part")
     parser.add_argument("--again", action="store_true", help="measure parts again that the file has")
+    parser.add_argument("--anew", action="store_true", help="replace the file, whatever it holds")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch (default: all cores)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
     conditions = {**environment(), "quick": options.quick}
-    report = _begun(options.output, conditions)
+    report = _begun(None if options.anew else options.output, conditions)
     gc.freeze()  # each round collects what the one before left; what the imports made is no part of that
     try:
         for name, benchmark in _chosen(parser, options.only).items():
@@ -95,13 +98,23 @@ def _chosen(parser: argparse.ArgumentParser, only: list[str] | None) -> Mapping[
 
 
 def _begun(file: Path | None, conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the report that a file holds, of the same machine and settings, or a new one."""
-    if file is not None and file.is_file():
+    """Return the report that a file holds, or a new one; end if it was measured otherwise, or is no report."""
+    if file is None or not file.exists():
+        return {**to_json([], dict(conditions)), "parts": {}}
+    cure = "Give another --output, or --anew to replace it."
+    try:
         held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        same = ("cpu", "quick", "threads", "torch")
-        if "parts" in held and all(held["environment"].get(key) == conditions.get(key) for key in same):
-            return held
-    return {**to_json([], dict(conditions)), "parts": {}}
+        earlier = held["environment"]
+        if not all(isinstance(item, dict) for item in (earlier, held["parts"])):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError):
+        sys.exit(f"{file} is no report of the benchmarks. {cure}")
+    changes = [
+        f"{key} {earlier.get(key)}, and not {conditions[key]}" for key in ALIKE if earlier.get(key) != conditions[key]
+    ]
+    if changes:
+        sys.exit(f"{file} was measured with {'; '.join(changes)}. {cure}")
+    return held
 
 
 def _take(report: dict[str, Any], name: str, rows: list[Row], conditions: dict[str, Any]) -> None:

@@ -125,3 +125,12 @@ def test_what_is_no_strength_is_wrong_usage(text: str, unlearn: Callable[..., Ou
     for call in (["build", "shapeworld", "red", "-o", "x"], ["doctor", "tiny", "a"]):
         code, _, err = unlearn(*call, "--strength", text)
         assert code == 2 and "expected a number, or one for each component, such as" in " ".join(err.split())
+
+
+def test_compare_takes_no_strength_and_says_which_commands_do(unlearn: Callable[..., Outcome]) -> None:
+    code, _, err = unlearn("compare", "shapeworld", "shapeworld-red", "-o", "compared", "--strength", "1")
+    assert code == 2 and "--strength" in err
+    text = " ".join(unlearn("compare", "--help")[1].split())
+    assert "`unlearn build --method NAME --strength X`, then `unlearn eval --strength X --rival ADAPTER`" in text
+    for command, options in (("build", ("--method", "--strength")), ("eval", ("--strength", "--rival"))):
+        assert all(f"{option} " in unlearn(command, "--help")[1] for option in options)

@@ -125,6 +125,32 @@ def test_a_file_is_resumed_and_parts_are_measured_again_on_demand(tmp_path, caps
     assert "there is no part 'call'" in capsys.readouterr().err
 
 
+def test_a_file_of_other_settings_is_refused_and_stays(tmp_path, capsys):
+    from benchmarks.__main__ import main
+
+    file = tmp_path / "results.json"
+    given = ["--quick", "--threads", "1", "--output", str(file), "--only", "arithmetic"]
+    main(given)
+    report = file.read_text(encoding="utf-8")
+    others = [word for word in given if word != "--quick"]
+    for arguments, changes in (
+        ([*given, "--threads", "2"], "threads 1, and not 2"),
+        ([*others, "--threads", "3"], "quick True, and not False; threads 1, and not 3"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == f"{file} was measured with {changes}. Give another --output, or --anew to replace it."
+        assert file.read_text(encoding="utf-8") == report
+    for text in ("", "[]", "{}", '{"environment": 1, "parts": {}}'):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(SystemExit, match="is no report of the benchmarks. Give another --output, or --anew"):
+            main(given)
+        assert file.read_text(encoding="utf-8") == text
+    main([*given, "--anew"])
+    assert list(json.loads(file.read_text(encoding="utf-8"))["parts"]) == ["arithmetic"]
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize("experts", [1, 2])
 def test_the_pipeline_of_true_size_gives_all_rows(experts):
     from benchmarks.sizes import QUICK

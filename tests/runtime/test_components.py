@@ -203,6 +203,33 @@ def test_components_that_share_a_module_get_one_edit(tmp_path):
     pipe.unload_unlearning_adapters()
     assert torch.equal(output(pipe), base) and not pipe.transformer._forward_pre_hooks
     assert before.items() <= snapshot(pipe).items()
+    other = {site.replace(FIRST, SECOND): replace(item, gain=0.5) for site, item in adapter.directions.items()}
     with pytest.raises(ConfigError, match="are one module, which cannot hold the two different parts of 'red'"):
-        pipe.load_unlearning_adapter(adapter, strength={FIRST: 1.0, SECOND: 0.5}, components={FIRST: [FIRST, SECOND]})
+        pipe.load_unlearning_adapter(replace(adapter, directions={**adapter.directions, **other}, lora_B={}))
     assert torch.equal(output(pipe), base) and not pipe.transformer._forward_pre_hooks
+
+
+def test_components_that_share_a_module_have_one_strength():
+    pipe = tiny_wan_pipeline()
+    base, adapter = output(pipe), planted(pipe)
+    pipe.register_modules(transformer_2=pipe.transformer)
+    both = {"components": {FIRST: [FIRST, SECOND]}, "adapter_name": "a"}
+    refused = "transformer and the transformer_2 of this pipeline are one module, on which '.*' cannot act at 1 and 0.5"
+    with pytest.raises(ConfigError, match=refused):
+        pipe.load_unlearning_adapter(adapter, strength={FIRST: 1.0, SECOND: 0.5}, **both)
+    assert torch.equal(output(pipe), base) and not pipe.transformer._forward_pre_hooks
+    pipe.load_unlearning_adapter(adapter, strength={SECOND: 0.5}, **both)
+    half, states = output(pipe), pipe.get_unlearning_adapters_info()
+    assert states["a"].strengths == {FIRST: 0.5, SECOND: 0.5}
+    with pytest.raises(ConfigError, match=refused):
+        pipe.set_unlearning_adapters("a", {FIRST: 1.0, SECOND: 0.5})
+    with pytest.raises(ConfigError, match=refused), pipe.unlearning_adapters("a", {FIRST: 1.0, SECOND: 0.5}):
+        pass
+    assert torch.equal(output(pipe), half) and pipe.get_unlearning_adapters_info() == states
+    for strength in ({FIRST: 1.0}, {SECOND: 1.0}, {FIRST: 1.0, SECOND: 1.0}):
+        with pipe.unlearning_adapters("a", strength):
+            whole = output(pipe)
+        pipe.set_unlearning_adapters("a", strength)
+        assert torch.equal(output(pipe), whole) and not close(whole, half)
+        pipe.set_unlearning_adapters("a")
+        assert torch.equal(output(pipe), half)

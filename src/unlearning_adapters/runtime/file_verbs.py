@@ -19,7 +19,7 @@ from .coverage import remember_edited
 from .editor import Editor, change_stacks
 from .pipeline_editors import check_loaded, editors_of, loaded_names, locked_editors
 from .stack import Loaded
-from .strengths import Strength, by_component
+from .strengths import Strength, by_component, by_module
 
 MAX_LENGTH = 100  # of a name
 
@@ -62,7 +62,7 @@ def load_unlearning_adapter(
         AdapterFileError: If it is not a valid adapter.
         AdapterNameError: If the name is taken or not valid.
         ConfigError: If a strength is out of range, the file or the pipeline has no such component, or components share
-            one module and get different parts.
+            one module and get different parts or strengths.
         DenoiserError: If the pipeline has no denoiser, or one that bypasses the sites.
         SiteError: If the pipeline lacks sites of the adapter.
         BaseMismatchError: If a layer has another width than the adapter.
@@ -82,6 +82,8 @@ def load_unlearning_adapter(
     with locked_editors(pipe) as editors:
         name = default_name(source.info.concept, loaded_names(editors)) if adapter_name is None else adapter_name
         check_new_name(name, loaded_names(editors))
+        modules = {component: editor.denoiser for component, editor in editors.items()}
+        strengths = by_module(strengths, modules, source.info.concept)
         items: dict[str, tuple[Editor, Loaded]] = {}
         for component, part in check_sites(pipe, source).items():
             choice = strengths[component]

@@ -13,7 +13,7 @@ Strengths = Strength | Sequence[Strength]
 
 
 def strength_by_name(
-    names: Sequence[str], strengths: Strengths, carried: Mapping[str, Sequence[str]]
+    names: Sequence[str], strengths: Strengths, carried: Mapping[str, Sequence[str]], modules: Mapping[str, object]
 ) -> dict[str, dict[str, float | None]]:
     """Return the strength of each adapter, by component and name.
 
@@ -21,16 +21,17 @@ def strength_by_name(
         names: Names of the adapters.
         strengths: One for all, or one for each.
         carried: Names of the adapters on each component.
+        modules: The denoiser that each component is.
 
     Raises:
-        ConfigError: If one is no strength, names a component that the adapter does not edit, or there is another
-            number of strengths than of names.
+        ConfigError: If one is no strength, names a component that the adapter does not edit, differs for components
+            that are one module, or there is another number of strengths than of names.
     """
     each = dict(zip(names, for_each(strengths, len(names)), strict=True))
     values: dict[str, dict[str, float | None]] = {component: {} for component in carried}
     for name, strength in each.items():
         components = [component for component, loaded in carried.items() if name in loaded]
-        for component, value in by_component(strength, components, name).items():
+        for component, value in by_module(by_component(strength, components, name), modules, name).items():
             values[component][name] = value
     return values
 
@@ -56,6 +57,33 @@ def by_component(strength: Strength, components: Sequence[str], name: str) -> di
             )
     strengths = {key: None if value is None else check_strength(value) for key, value in strength.items()}
     return {component: strengths.get(component) for component in components}
+
+
+def by_module(
+    strengths: Mapping[str, float | None], modules: Mapping[str, object], name: str
+) -> dict[str, float | None]:
+    """Return strengths by component, where components that are one module have one strength: the one that is given.
+
+    Args:
+        strengths: Strength by component; None where none is given.
+        modules: The denoiser that each component is.
+        name: What errors call the adapter.
+
+    Raises:
+        ConfigError: If components that are one module have different strengths.
+    """
+    values: dict[str, float | None] = {}
+    for component in strengths:
+        module = modules.get(component)
+        same = [component, *(other for other in strengths if module is not None and modules.get(other) is module)]
+        amounts = {other: strengths[other] for other in same if strengths[other] is not None}
+        if len(set(amounts.values())) > 1:
+            raise ConfigError(
+                f"The {' and the '.join(amounts)} of this pipeline are one module, on which {name!r} cannot act at "
+                f"{' and '.join(f'{amount:g}' for amount in amounts.values())}. Give one strength for all."
+            )
+        values[component] = next(iter(amounts.values()), None)
+    return values
 
 
 def for_each(strengths: Any, count: int) -> list[Strength]:

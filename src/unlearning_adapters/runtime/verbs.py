@@ -46,8 +46,8 @@ def set_unlearning_adapters(
 
     Raises:
         AdapterNameError: If there is no adapter of that name.
-        ConfigError: If a strength is out of range, is for a component that the adapter does not edit, or their number
-            is not that of the names.
+        ConfigError: If a strength is out of range, is for a component that the adapter does not edit, differs for
+            components that are one module, or their number is not that of the names.
         FuseError: If that would change a fused adapter, or no edit of the input makes the others act beside it.
 
     Example:
@@ -56,7 +56,7 @@ def set_unlearning_adapters(
     names = as_names(adapter_names)
     with locked_editors(pipe) as editors:
         check_loaded(names, loaded_names(editors))
-        by_editor = strength_by_name(names, strengths, _carried(editors))
+        by_editor = strength_by_name(names, strengths, _carried(editors), _modules(editors))
         change_stacks([(editor, editor.stack.with_active(by_editor[name], strict)) for name, editor in editors.items()])
 
 
@@ -76,8 +76,8 @@ def unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str], strength:
 
     Raises:
         AdapterNameError: If there is no adapter of that name.
-        ConfigError: If a strength is out of range, is for a component that the adapter does not edit, or their number
-            is not that of the names.
+        ConfigError: If a strength is out of range, is for a component that the adapter does not edit, differs for
+            components that are one module, or their number is not that of the names.
         FuseError: If that would change a fused adapter, or no edit of the input makes the others act beside it.
         DenoiserError: If a part of a denoiser is compiled.
 
@@ -89,7 +89,7 @@ def unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str], strength:
     _check_not_compiled(pipe)
     with locked_editors(pipe) as editors:
         check_loaded(names, loaded_names(editors))
-        by_editor = strength_by_name(names, strength, _carried(editors))
+        by_editor = strength_by_name(names, strength, _carried(editors), _modules(editors))
         scopes = open_scopes([(editor, editor.stack.with_active(by_editor[name])) for name, editor in editors.items()])
     try:
         with entered({editor.hooks.state: scope for editor, scope in scopes}):
@@ -310,3 +310,7 @@ def _check_not_compiled(pipe: Any) -> None:
 
 def _carried(editors: Mapping[str, Editor]) -> dict[str, list[str]]:
     return {component: list(editor.stack.loaded) for component, editor in editors.items()}
+
+
+def _modules(editors: Mapping[str, Editor]) -> dict[str, object]:
+    return {component: editor.denoiser for component, editor in editors.items()}

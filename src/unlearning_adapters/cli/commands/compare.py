@@ -24,7 +24,9 @@ NAME = "compare"
     "--methods",
     type=options.listed(str, "ridge,uce"),
     metavar="NAME,NAME",
-    help=f"out of {', '.join(METHODS)} (default: all)",
+    help=f"out of {', '.join(METHODS)} (default: all); each has the strength that its build gives it: one number means "
+    "another thing to each method. For strengths of your choice: `unlearn build --method NAME --strength X`, then "
+    "`unlearn eval --strength X --rival ADAPTER`",
 )
 @click.option("--esd", is_flag=True, help="add ESD, which is trained: a costly reference")
 @options.name_values("--esd-set", "setting of ESD, such as steps=400; repeat it", str, "steps=400")
