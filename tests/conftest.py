@@ -1,5 +1,6 @@
 """Settings of the whole suite, made before anything is imported that reads them: threads, and the Hub that is asked."""
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -12,6 +13,12 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 # The Hub's client asks a server of this suite, so that no test can reach another.
 HUB = served()
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports made, two million objects, out of the garbage collector's rounds: an eighth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ def picture(pipe: Any) -> dict[str, Any]:
     for name, part in (getattr(pipe, "components", None) or {}).items():
         taken[name] = id(part)
         if isinstance(part, nn.Module):
-            moving, filed = (any(map(is_so, part.modules())) for is_so in (_moves_by_itself, _is_in_files))
-            for path, module in part.named_modules(prefix=name):
+            modules = list(part.named_modules(prefix=name))
+            moving, filed = (any(is_so(module) for _, module in modules) for is_so in (_moves_by_itself, _is_in_files))
+            for path, module in modules:
                 taken |= _values_alone(path, module, filed) if moving else _module(path, module)
         elif hasattr(part, "set_timesteps"):
             taken[f"{name}:"] = {key: repr(value) for key, value in vars(part).items()}
@@ -72,19 +73,24 @@ def _adapters(module: nn.Module) -> Any:
 
 
 def _module(path: str, module: nn.Module) -> dict[str, Any]:
-    registry = module.__dict__.get("_diffusers_hook")
-    taken: dict[str, Any] = {
-        path: (id(module), type(module), sorted(vars(module).keys() - {"_diffusers_hook"}), module.training),
-        f"{path} hooks": [list(map(id, vars(module).get(name, {}).values())) for name in HOOKS],
-        f"{path} registry": [] if registry is None else [(key, id(hook)) for key, hook in registry.hooks.items()],
-        f"{path} forward": id(module.__dict__.get("forward")),
-    }
+    """Return a module's identity and tensors; of hooks, registry, own forward and adapters what there is."""
+    attributes = vars(module)
+    registry = attributes.get("_diffusers_hook")
+    names = frozenset(attributes)
+    taken: dict[str, Any] = {path: (id(module), type(module), names - {"_diffusers_hook"}, module.training)}
+    if hooks := [(name, *map(id, attributes[name].values())) for name in HOOKS if attributes.get(name)]:
+        taken[f"{path} hooks"] = hooks
+    if registry is not None and registry.hooks:
+        taken[f"{path} registry"] = [(key, id(hook)) for key, hook in registry.hooks.items()]
+    if "forward" in attributes:
+        taken[f"{path} forward"] = id(attributes["forward"])
     for kind in (module._parameters, module._buffers):
         for name, value in kind.items():
             if value is not None:  # what stands for an offloaded weight on meta comes and goes
                 meta = isinstance(value, Tensor) and value.is_meta
                 taken[f"{path}.{name}"] = (None if meta else id(value), _value(value))
-    taken[f"{path} adapters"] = _adapters(module)
+    if EDITOR in attributes:
+        taken[f"{path} adapters"] = _adapters(module)
     return taken
 
 
@@ -98,5 +104,5 @@ def _value(value: Any) -> Any:
         return (*known, *(_value(getattr(value, name)) for name in value.__tensor_flatten__()[0]))
     if value.is_meta or value.layout != torch.strided:
         return known
-    flat = value.detach().contiguous().flatten().view(torch.uint8)
+    flat = value.detach().reshape(-1).view(torch.uint8)
     return (*known, value.data_ptr(), zlib.crc32(flat.numpy()))

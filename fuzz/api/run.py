@@ -106,13 +106,14 @@ class Session:
 
 def _edited_late(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
     """Return layers that another library put in place of edited ones; the next call, in a build too, edits them."""
-    registries = {part.removesuffix(" registry"): found for part, found in before.items() if part.endswith(" registry")}
-    if not any(key == HOOK for found in registries.values() for key, _ in found):
+    ending = " registry"
+    if not any(key == HOOK for part, found in before.items() if part.endswith(ending) for key, _ in found):
         return set()
     return {
-        path
-        for path, found in registries.items()
-        if not found and [key for key, _ in after.get(f"{path} registry", [])] == [HOOK]
+        part.removesuffix(ending)
+        for part, found in after.items()
+        if part.endswith(ending) and part not in before and part.removesuffix(ending) in before
+        if [key for key, _ in found] == [HOOK]
     }
 
 

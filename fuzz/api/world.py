@@ -1,6 +1,5 @@
 """What a sequence starts from: a tiny pipeline, adapters for it and not for it, a concept, and odd values."""
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from copies import copier
 from diffusers import WanModularPipeline, WanPipeline
 from stdit import STDiT, run
 from tiny import CALL, tiny_wan_pipeline
@@ -67,13 +67,13 @@ def _pipeline(kind: str) -> Any:
     if kind == "not loaded":
         return WanModularPipeline()
     if kind == "bare":  # as a pipeline of which only the denoiser was loaded
-        pipe = copied(template(False))
+        pipe = copied(False)
         return WanPipeline(None, None, None, pipe.scheduler, pipe.transformer)
     if kind == "wrapped module":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return wrap_denoiser(STDiT().eval(), run)
-    pipe = copied(template(kind == "two denoisers"))
+    pipe = copied(kind == "two denoisers")
     if kind == "shared denoiser":
         pipe.register_modules(transformer_2=pipe.transformer)
         pipe.register_to_config(boundary_ratio=0.875)
@@ -89,12 +89,16 @@ def template(two: bool) -> WanPipeline:
     return pipe
 
 
-def copied(pipe: WanPipeline) -> WanPipeline:
-    """Return a pipeline with copies of all parts of another one."""
-    parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()}
-    other = type(pipe)(**parts, boundary_ratio=pipe.config.boundary_ratio)
-    other.set_progress_bar_config(disable=True)
-    return other
+@cache
+def _copier(two: bool) -> Callable[[], dict[str, Any]]:
+    return copier(template(two).components)
+
+
+def copied(two: bool) -> WanPipeline:
+    """Return a pipeline with copies of all parts of the template."""
+    pipe = WanPipeline(**_copier(two)(), boundary_ratio=template(two).config.boundary_ratio)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @cache
