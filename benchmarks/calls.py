@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearning_adapters.runtime.coverage import check_coverage
+from unlearning_adapters.runtime.coverage import covered
 from unlearning_adapters.runtime.editor import editor_of
 from unlearning_adapters.runtime.verbs import load_unlearning_adapter
 from unlearning_adapters.shapeworld.models.generate import GENERATION
@@ -88,11 +88,11 @@ def _checks(pipe: Any) -> None:
     """Do what a call does to see which layers it reached, and nothing else, several times."""
     hooks = editor_of(pipe.transformer).hooks
     for _ in range(CHECKS):
-        check_coverage(pipe)
-        hooks._begin()
-        for path in hooks.sites:
-            hooks.state.call.reached.add(path)
-        hooks._end()
+        with covered(pipe):
+            hooks._begin()
+            for path in hooks.sites:
+                hooks.state.call.reached.add(path)
+            hooks._end()
 
 
 def _check(base: Tensor, attached: Tensor, stock: Tensor) -> None:

@@ -139,7 +139,10 @@ class BuildConfig:
 
 def is_number(value: object) -> bool:
     """Tell whether a value is a finite number, of Python or of numpy, and not True or False."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def _plain(value: Any) -> float:

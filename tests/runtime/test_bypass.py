@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from planted import planted
-from unlearning_adapters.errors import DenoiserError
+from unlearning_adapters.errors import ConfigError, DenoiserError
 
 EDITED = r"transformer\.blocks\.\d\.attn2\.to_[kv]"
 
@@ -46,10 +46,42 @@ def other_denoiser(pipe: Any) -> None:
     pipe.transformer = tiny_wan_pipeline().transformer
 
 
+class Engine:
+    """A denoiser that is no module, as that of TensorRT or ONNX."""
+
+    def __init__(self, module: Any) -> None:
+        self.run, self.config, self.dtype, self.cache_context = (
+            module,
+            module.config,
+            module.dtype,
+            module.cache_context,
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
+def engine(pipe: Any) -> None:
+    pipe.transformer = Engine(tiny_wan_pipeline().transformer)
+
+
+class RunsAnother(WanPipeline):
+    """A pipeline that keeps the denoiser that it runs to itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return tiny_wan_pipeline()(*args, **kwargs)
+
+
+def another_pipeline(pipe: Any) -> None:
+    pipe.__class__ = RunsAnother
+
+
 CAUSES = {
     own_processor: "the attention processor OneProduct does not call the layer",
     own_forward: "the forward of the layer was replaced after the adapter was loaded",
     other_denoiser: "transformer",
+    engine: "is not the one that 'no-red' edited, but an object of class Engine",
+    another_pipeline: "A call of RunsAnother did not run its transformer with the hooks of 'no-red'",
 }
 
 
@@ -101,6 +133,38 @@ def test_the_environment_makes_it_an_error(change, monkeypatch):
     monkeypatch.setenv("UNLEARNING_ADAPTERS_STRICT", "1")
     with pytest.raises(DenoiserError, match=CAUSES[change]):
         run(pipe)
+
+
+@pytest.mark.parametrize("strict", ["no", "", 1, []])
+def test_strict_is_a_truth_value(strict):
+    pipe = loaded()
+    with pytest.raises(ConfigError, match="Expected `strict` to be True, False or None, but got"):
+        pipe.set_unlearning_adapters("no-red", strict=strict)
+    with pytest.raises(ConfigError, match="Expected `strict` to be True, False or None, but got"):
+        pipe.load_unlearning_adapter(planted(pipe), "other", strict=strict)
+    assert pipe.get_list_unlearning_adapters() == {"transformer": ["no-red"]}
+
+
+def test_a_denoiser_that_is_replaced_during_a_call_is_told_of_at_its_end():
+    pipe, other = loaded(), tiny_wan_pipeline().transformer
+
+    def replace_it(pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        pipe.transformer = other
+        return values
+
+    with pytest.warns(UserWarning, match="The transformer of this pipeline is not the one that 'no-red' edited"):
+        pipe("a dog", **CALL, output_type="latent", callback_on_step_end=replace_it)
+
+
+def test_an_engine_may_be_made_of_fused_weights(monkeypatch):
+    monkeypatch.setenv("UNLEARNING_ADAPTERS_STRICT", "1")
+    pipe = loaded()
+    pipe.fuse_unlearning_adapters()
+    edited, weights = run(pipe), pipe.transformer.state_dict()
+    engine(pipe)
+    pipe.transformer.run.load_state_dict(weights)
+    with pytest.warns(UserWarning, match="only if that was made of the weights that 'no-red' was fused into"):
+        assert torch.equal(run(pipe), edited)
 
 
 def test_a_fused_edit_acts_whatever_goes_around_the_layers():

@@ -157,6 +157,7 @@ def test_strengths_by_component_are_saved_as_gains(second, tmp_path):
     [
         ({"unet": 1.0}, "The strengths of 'red' name 'unet', but it edits transformer, transformer_2"),
         ({FIRST: 9}, "from 0 .off. to 4, but got 9"),
+        (10**400, "from 0 .off. to 4, but got 1000"),
         ({FIRST: "1.0"}, "from 0 .off. to 4, but got '1.0'"),
         ("1.0", "from 0 .off. to 4, but got '1.0'"),
         ([1.0, 1.0], "one strength for each of 1 adapters, but got 2"),

@@ -1,5 +1,7 @@
 """Which record fusing keeps, what it says of it, and that both restore every bit."""
 
+from dataclasses import replace
+
 import psutil
 import pytest
 import torch
@@ -126,6 +128,20 @@ def test_what_is_left_after_unfusing_one_keeps_the_choice(record):
     pipe.unfuse_unlearning_adapters("red")
     assert pipe.get_unlearning_adapters_info()["blue"].records.keys() == {record}
     pipe.unfuse_unlearning_adapters()
+    assert same(before, weights(pipe))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_adapters_of_different_blocks_are_fused_and_unfused_one_by_one(first):
+    pipe = tiny_wan_pipeline()
+    before, adapter = weights(pipe), planted(pipe)
+    for block in ("0", "1"):  # their layers have the same shapes
+        part = {site: item for site, item in adapter.directions.items() if f"blocks.{block}." in site}
+        pipe.load_unlearning_adapter(replace(adapter, directions=part, lora_B={}), block)
+        pipe.fuse_unlearning_adapters(block, record="copy")
+    for block in (str(first), str(1 - first)):
+        pipe.unfuse_unlearning_adapters(block)
+        assert pipe.get_unlearning_adapters_info()[block].state == "attached"
     assert same(before, weights(pipe))
 
 

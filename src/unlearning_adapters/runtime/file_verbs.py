@@ -17,6 +17,7 @@ from .compatibility import check_sites, warn_of_other_base, warn_of_partial_cove
 from .components import Components, for_components, with_strengths
 from .coverage import remember_edited
 from .editor import Editor, change_stacks
+from .hooks.bypass import check_strict
 from .pipeline_editors import check_loaded, editors_of, loaded_names, locked_editors
 from .stack import Loaded
 from .strengths import Strength, by_component, by_module
@@ -75,6 +76,7 @@ def load_unlearning_adapter(
     if adapter_name is not None:  # before anything is downloaded
         check_new_name(adapter_name, loaded_names(editors_of(pipe)))
     check_options(options)
+    check_strict(strict)
     if not isinstance(source, UnlearningAdapter):
         source = load_adapter(source, **options)
     source = for_components(pipe, source, components)

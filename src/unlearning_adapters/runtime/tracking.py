@@ -11,7 +11,7 @@ from typing import Any
 
 from unlearning_adapters.pipelines.running.call_lock import in_call
 
-from .coverage import check_coverage
+from .coverage import covered
 
 TRACKED = "_unlearning_adapters_tracked"
 
@@ -38,8 +38,7 @@ def _track(pipeline_class: Any) -> None:
 def _tracked(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with in_call(self):
-            check_coverage(self)
+        with in_call(self), covered(self):
             return call(self, *args, **kwargs)
 
     setattr(__call__, TRACKED, True)

@@ -21,6 +21,7 @@ from .file_verbs import load_unlearning_adapter as load_unlearning_adapter
 from .file_verbs import push_unlearning_adapter as push_unlearning_adapter
 from .file_verbs import save_unlearning_adapter as save_unlearning_adapter
 from .fusing.record_choice import COPY_SHARE, Record, RecordChoice
+from .hooks.bypass import check_strict
 from .hooks.scope import current_scope, entered
 from .pipeline_editors import check_loaded, check_not_fused, editors_of, loaded_names, locked_editors
 from .stack import Stack
@@ -47,13 +48,14 @@ def set_unlearning_adapters(
     Raises:
         AdapterNameError: If there is no adapter of that name.
         ConfigError: If a strength is out of range, is for a component that the adapter does not edit, differs for
-            components that are one module, or their number is not that of the names.
+            components that are one module, or their number is not that of the names; if `strict` is no truth value.
         FuseError: If that would change a fused adapter, or no edit of the input makes the others act beside it.
 
     Example:
         >>> pipe.set_unlearning_adapters(["no-nudity", "no-violence"], [1.0, 0.5])
     """
     names = as_names(adapter_names)
+    check_strict(strict)
     with locked_editors(pipe) as editors:
         check_loaded(names, loaded_names(editors))
         by_editor = strength_by_name(names, strengths, _carried(editors), _modules(editors))

@@ -58,9 +58,11 @@ class CopyMemory:
             used: All copies that are still needed.
         """
         places = {copy.data_ptr() for copy in used}
-        for group in [group for group in self._groups if places.isdisjoint(copy.data_ptr() for copy in group.copies)]:
-            self._groups.remove(group)
-            if group.regions and hasattr(mmap, "MADV_FREE"):
+        groups, self._groups = self._groups, []
+        for group in groups:
+            if not places.isdisjoint(copy.data_ptr() for copy in group.copies):
+                self._groups.append(group)
+            elif group.regions and hasattr(mmap, "MADV_FREE"):
                 for region in group.regions:
                     region.madvise(mmap.MADV_FREE)
                 self._idle = [group]

@@ -8,7 +8,7 @@ from types import FrameType
 
 from torch import nn
 
-from unlearning_adapters.errors import DenoiserError
+from unlearning_adapters.errors import ConfigError, DenoiserError
 
 from .places import is_bypassed, is_wrapped, module_at
 from .registry import is_covered, registered
@@ -22,6 +22,12 @@ CURE = "Call fuse_unlearning_adapters(), which edits the weights, or take away w
 def is_strict(strict: bool) -> bool:
     """Whether an edit that does not act is an error: by the caller's choice, or by the environment variable."""
     return strict or os.environ.get(STRICT, "0").lower() not in ("", "0", "false", "no", "off")
+
+
+def check_strict(strict: object) -> None:
+    """Raise `ConfigError` if `strict` is neither True, False nor None; a text such as "no" would count as True."""
+    if strict is not None and not isinstance(strict, bool):
+        raise ConfigError(f"Expected `strict` to be True, False or None, but got {strict!r:.80}.")
 
 
 def cause_at(denoiser: nn.Module, path: str) -> str:

@@ -54,7 +54,7 @@ class EditHooks(OwnHook):
         self._edit_hooks: dict[str, EditHook] = {}
         self._handles: list[Any] = []
         self._state_dict: Any = None  # what others had put on the denoiser in place of its own
-        self._calls = 0
+        self.calls = 0  # of the denoiser, so far, but those inside of a compiled graph
         self._sync = sync or self.place
         self._weights_changed = weights_changed or _nothing_is_fused
         self._missed = missed or _nothing
@@ -190,8 +190,8 @@ class EditHooks(OwnHook):
 
     def _begin(self) -> None:
         self._check()
-        self._calls += 1
-        self.state.call.number = self._calls
+        self.calls += 1
+        self.state.call.number = self.calls
         self.state.call.reached = set()
 
     def _end(self) -> None:
@@ -212,7 +212,7 @@ class EditHooks(OwnHook):
         """Return the layers that compiled blocks reached, and forget them unless another call began meanwhile."""
         hooks = [self._edit_hooks[path] for path in paths if path in self._edit_hooks]
         reached = {hook.path for hook in hooks if hook.in_graph}
-        if number == self._calls:
+        if number == self.calls:
             for hook in hooks:
                 hook.in_graph = False
         return reached
