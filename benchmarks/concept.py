@@ -20,7 +20,7 @@ import numpy as np
 
 import unlearning_adapters as ua
 from unlearning_adapters.adapter.draft import write_whole
-from unlearning_adapters.attacks.target import shapeworld_target
+from unlearning_adapters.attacks.target import world_target
 from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
 from unlearning_adapters.evaluation.arms.observe import measure
 from unlearning_adapters.evaluation.detectors.shapes import shapes
@@ -48,7 +48,7 @@ ARMS: dict[str, ua.BuildConfig | None] = {
 
 def draw_sets(value: str, clips: int) -> dict[str, list[LabelledPrompt]]:
     """Return prompts that leave the value's factor open, that name the value, by other words, and of its neighbours."""
-    target, factor = shapeworld_target(value, clips, SEED), find_factor(value)
+    target, factor = world_target(value, clips, SEED), find_factor(value)
     kinds = {
         "open": target.open_prompts,
         "named": target.named[: clips // 6],

@@ -20,8 +20,9 @@ from unlearning_adapters.evaluation.arms.observe import measure
 from unlearning_adapters.evaluation.detectors.shapes import shapes
 from unlearning_adapters.evaluation.metrics import FORGET, RATES
 from unlearning_adapters.evaluation.rates import Rate
-from unlearning_adapters.evaluation.suites.shapeworld import prompt_set, shapeworld_suite
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
 from unlearning_adapters.evaluation.suites.suite import Suite
+from unlearning_adapters.evaluation.suites.world import prompt_set
 from unlearning_adapters.runtime.verbs import load_unlearning_adapter, unload_unlearning_adapters
 from unlearning_adapters.shapeworld.models.generate import GENERATION
 from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, draw_prompts

@@ -7,8 +7,8 @@ from typing import Any
 from unlearning_adapters.evaluation.arms.observe import Measurement
 from unlearning_adapters.evaluation.metrics import FORGET, NEIGHBOUR, measure_samples
 from unlearning_adapters.evaluation.rates import Rate
-from unlearning_adapters.evaluation.suites.shapeworld import prompt_set
 from unlearning_adapters.evaluation.suites.suite import Suite
+from unlearning_adapters.evaluation.suites.world import prompt_set
 from unlearning_adapters.shapeworld.models.generate import generation_of
 from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, find_factor
 

@@ -10,7 +10,7 @@ import pytest
 from unlearning_adapters.attacks import kinds
 from unlearning_adapters.attacks.budget import Budget
 from unlearning_adapters.attacks.run import ATTACKS, Attack, run_attacks, to_markdown
-from unlearning_adapters.attacks.target import shapeworld_target
+from unlearning_adapters.attacks.target import world_target
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.cli.main import main
 from unlearning_adapters.concepts.concept import load_concept
@@ -55,7 +55,7 @@ def test_a_toy_attack_takes_a_file_and_a_line(
     adapter = build_adapter(pipe, load_concept("shapeworld-red"), BuildConfig(), progress=False)
     call = {**GENERATION, "num_inference_steps": 4}
     report = run_attacks(
-        pipe, adapter, shapeworld_target("red", 2), as_detectors(["shapes"]), ["twice"], Budget("few", prompts=2),
+        pipe, adapter, world_target("red", 2), as_detectors(["shapes"]), ["twice"], Budget("few", prompts=2),
         call=call, progress=False,
     )  # fmt: skip
     entry = report["attacks"]["twice"]

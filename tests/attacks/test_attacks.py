@@ -28,7 +28,7 @@ from unlearning_adapters.attacks.subject import (
     one_denoiser,
     plain_copy,
 )
-from unlearning_adapters.attacks.target import Target, prompts_of_two, reference_value, shapeworld_target, target_of
+from unlearning_adapters.attacks.target import Target, target_of, world_target
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.config import BuildConfig
@@ -36,6 +36,7 @@ from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms import observe
 from unlearning_adapters.evaluation.arms.arm import adapter_arm
 from unlearning_adapters.evaluation.detectors.detector import Detector, as_detectors
+from unlearning_adapters.evaluation.suites.shapeworld import SHAPEWORLD
 from unlearning_adapters.evaluation.suites.suite import EvaluationPrompt, PromptSet, Suite
 from unlearning_adapters.runtime.verbs import (
     get_active_unlearning_adapters,
@@ -46,6 +47,7 @@ from unlearning_adapters.shapeworld.models.generate import GENERATION, OTHERS
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
 from unlearning_adapters.shapeworld.training.family import FAMILIES
 from unlearning_adapters.shapeworld.world.judge import judge_bodies
+from unlearning_adapters.shapeworld.world.prompts import prompts_of_two
 from unlearning_adapters.shapeworld.world.scenes import Body, Scene, render
 
 CALL = {**GENERATION, "num_inference_steps": 4}
@@ -77,7 +79,7 @@ def adapter(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> UnlearningAd
 
 @pytest.fixture(scope="module")
 def target() -> Target:
-    return shapeworld_target("red", 2)
+    return world_target("red", 2)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def latents(subject: Subject, requests: Any, **call: Any) -> torch.Tensor:
 def test_the_edit_removes_what_the_base_shows(base: Subject, edited: Subject, target: Target) -> None:
     with torch.no_grad():
         assert AttackPoint.of("", edited.look(target.named, target)).rate.hits == 0
-    blue = shapeworld_target(reference_value("red"), 2)
+    blue = world_target(SHAPEWORLD.reference("red"), 2)
     assert blue.truth == {"colour": "blue"}
     assert AttackPoint.of("", edited.look(blue.named, blue)).rate.value == 1
 
@@ -178,7 +180,7 @@ def test_eta_zero_is_no_attack_and_eta_one_moves_open_prompts(base: Subject, edi
 
 def test_an_embedding_shift_names_what_the_prompt_does_not(base: Subject) -> None:
     """On the base, where the shift must work: prompts without a motion are moved towards one."""
-    left = shapeworld_target("left", 4)
+    left = world_target("left", 4)
     before = AttackPoint.of("", base.look(left.open_prompts, left)).rate.hits
     moved = shifted(base, left.open_prompts, mean_shift(base, left), 4.0)
     assert AttackPoint.of("", base.look(moved, left)).rate.hits > before
@@ -374,7 +376,7 @@ def test_a_concept_is_seen_in_either_body(base: Subject, target: Target, monkeyp
 
 def test_prompts_of_two_name_the_concept_first() -> None:
     requests = prompts_of_two("red", 3, 0)
-    assert all(request.text.startswith("a red") and " and a" in request.text for request in requests)
+    assert all(request.prompt.startswith("a red") and " and a" in request.prompt for request in requests)
     assert requests == prompts_of_two("red", 3, 0)
 
 
@@ -386,7 +388,7 @@ def circle(pipe: Any) -> UnlearningAdapter:
 def test_a_stack_erases_both_and_is_taken_off(
     circle: UnlearningAdapter, edited: Subject, target: Target, examples: Examples
 ) -> None:
-    other, plain = shapeworld_target("circle", 2), latents(edited, target.named)
+    other, plain = world_target("circle", 2), latents(edited, target.named)
     first, second = stacked(replace(edited, second=(circle, other)), target, examples, FEW)
     assert first.rate.hits == second.rate.hits == 0 and second.before is not None and second.before.rate.value == 1
     assert get_active_unlearning_adapters(edited.pipe) == ["shapeworld-red"]
@@ -407,7 +409,7 @@ def report(pipe: Any, original: Any, adapter: UnlearningAdapter, target: Target)
     before, state = weights(pipe), torch.get_rng_state()
     data = run_attacks(
         pipe, adapter, target, as_detectors(["shapes", "validity"]), ["guidance", "tampering"], FEW,
-        shapeworld_target("blue", 2), original, call=CALL, batch=16, progress=False,
+        world_target("blue", 2), original, call=CALL, batch=16, progress=False,
     )  # fmt: skip
     assert all(torch.equal(value, before[name]) for name, value in weights(pipe).items())
     assert torch.equal(torch.get_rng_state(), state) and get_active_unlearning_adapters(pipe) == []

@@ -19,7 +19,7 @@ from planted_words import CONCEPT, planted_pipeline
 from planted import bits, lora_that_reads, planted, snapshot
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.attacks.run import run_attacks
-from unlearning_adapters.attacks.target import shapeworld_target
+from unlearning_adapters.attacks.target import world_target
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import Concept, Pair
 from unlearning_adapters.config import BuildConfig
@@ -168,7 +168,7 @@ def test_a_search_and_attacks_are_of_the_base_or_not_at_all(state):
         Search(pipe, CONCEPT, progress=False, call_kwargs=tiny.CALL)
     with pytest.raises((EvaluationError, DenoiserError), match="unload_unlearning_adapters|pipe.disable_lora"):
         adapter = planted(pipe, "second", seed=8)
-        run_attacks(pipe, adapter, shapeworld_target("red", 1), as_detectors(["shapes"]), ["seeds"], progress=False)
+        run_attacks(pipe, adapter, world_target("red", 1), as_detectors(["shapes"]), ["seeds"], progress=False)
     assert snapshot(pipe) == before
 
 

@@ -17,8 +17,8 @@ from unlearning_adapters.concepts.concept import Concept, Pair, load_concept, sa
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError
 from unlearning_adapters.evaluation import demo
+from unlearning_adapters.evaluation.suites.shapeworld import SHAPEWORLD
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
-from unlearning_adapters.shapeworld.world.prompts import concept_value
 
 RATES = {"concept_rate", "valid_rate", "context_kept", "preservation", "worst_neighbour"}
 KEYS = {
@@ -165,7 +165,7 @@ def test_no_clips_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["red", "shapeworld-circle", "up"])
 def test_shipped_concepts_have_a_target(name: str) -> None:
-    assert concept_value(load_concept(name)) == name.removeprefix("shapeworld-")
+    assert SHAPEWORLD.value_of(load_concept(name)) == name.removeprefix("shapeworld-")
 
 
 def test_one_bit_of_a_weight_is_noticed() -> None:

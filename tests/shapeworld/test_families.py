@@ -13,7 +13,8 @@ from unlearning_adapters import build_adapter, load_concept, load_shapeworld, lo
 from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
 from unlearning_adapters.evaluation.arms.observe import measure
 from unlearning_adapters.evaluation.detectors.shapes import shapes
-from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite, suite_for
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
+from unlearning_adapters.evaluation.suites.worlds import suite_for
 from unlearning_adapters.pipelines.sites import find_sites
 from unlearning_adapters.shapeworld.models.generate import GENERATION, OTHERS, generation_of
 from unlearning_adapters.shapeworld.models.wan import build_tokenizer

@@ -1,26 +1,20 @@
 """The target of an attack: a concept, prompts that name it, and prompts that leave it open.
 
-In the embedded world the truth of each prompt is known, and some ask for two bodies.
+In an embedded world the truth of each prompt is known; some of ShapeWorld ask for two bodies.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.concepts.wording import leave_out
-from unlearning_adapters.errors import ConceptError, EvaluationError
+from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.generate import ClipRequest
 from unlearning_adapters.evaluation.metrics import FORGET, PARAPHRASE
-from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
 from unlearning_adapters.evaluation.suites.suite import Suite, derived_seed
-from unlearning_adapters.shapeworld.world.captions import compose_pair, draw_wording, is_held_out
-from unlearning_adapters.shapeworld.world.prompts import PREFIX, find_factor
-from unlearning_adapters.shapeworld.world.scenes import FACTORS, sample_scene
+from unlearning_adapters.evaluation.suites.world import world_pairs
+from unlearning_adapters.evaluation.suites.worlds import find_value
 
 SEED = 2028  # of the prompts
-FILLERS = {"shape": "shape"}  # what stands where the concept's word is left out; others leave a sentence without one
 TOGETHER = "together"  # name of a set whose prompts ask for the concept beside something else
 
 
@@ -86,46 +80,25 @@ def target_of(suite: Suite, pairs: tuple[tuple[str, str], ...], count: int, fill
     )  # fmt: skip
 
 
-def shapeworld_target(value: str, count: int, seed: int = SEED) -> Target:
-    """Return the target of a value of the embedded world, such as "red".
+def world_target(name: str, count: int, seed: int = SEED) -> Target:
+    """Return the target of a value of an embedded world, such as "red" or "castworld-otto".
 
     Args:
-        value: The value.
+        name: Name of the value, or of its concept.
         count: Prompts of each kind.
         seed: Seed of the prompts and of their noise.
+
+    Raises:
+        EvaluationError: If no world knows it.
     """
-    factor = find_factor(value)
-    suite = shapeworld_suite(value, 2 * count, seed)  # half as many paraphrases as prompts
-    try:
-        pairs = tuple((pair.unsafe, pair.safe) for pair in load_concept(f"{PREFIX}{value}").pairs)
-    except ConceptError:  # a value without a shipped concept
-        pairs = ()
-    target = target_of(suite, pairs, count, FILLERS.get(factor, ""))
-    return replace(target, together=prompts_of_two(value, count, seed) if factor in ("colour", "shape") else ())
-
-
-def reference_value(value: str) -> str:
-    """Return another value of the same factor: a concept that was not erased."""
-    values = FACTORS[find_factor(value)]
-    return values[(values.index(value) + 2) % len(values)]
-
-
-def second_value(value: str) -> str:
-    """Return a value of another factor; the shipped concept of this value can be stacked on the target's adapter."""
-    return "left" if find_factor(value) == "shape" else "circle"
-
-
-def prompts_of_two(value: str, count: int, seed: int) -> tuple[ClipRequest, ...]:
-    """Draw captions of two bodies that training never saw; the first named has the value."""
-    rng, factor, requests = np.random.default_rng((seed, 2)), find_factor(value), list[ClipRequest]()
-    while len(requests) < count:
-        scene = sample_scene(rng, bodies=2, **{factor: value})
-        second = scene.bodies[1]
-        wording = draw_wording(rng, scene.factors, 0.0, synonyms=False)
-        caption = compose_pair(scene, wording, (second.colour, second.shape))
-        if is_held_out(caption):
-            requests.append(ClipRequest(caption, int(rng.integers(2**31))))
-    return tuple(requests)
+    known = find_value(name)
+    if known is None:
+        raise EvaluationError(f"No embedded world has the value {name!r}. Give a suite with --suite.")
+    world, value = known
+    suite = world.suite(value, 2 * count, seed)  # half as many paraphrases as prompts
+    target = target_of(suite, world_pairs(suite.name), count, world.filler(value))
+    together = (ClipRequest(item.prompt, item.seed) for item in world.together(value, count, seed))
+    return replace(target, together=tuple(together))
 
 
 def _requests(suite: Suite, role: str) -> tuple[ClipRequest, ...]:

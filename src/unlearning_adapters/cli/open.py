@@ -1,15 +1,21 @@
 """Opens what the command line names: pipelines, suites and measured results."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from unlearning_adapters.adapter.missing import why_unreadable
 from unlearning_adapters.errors import ConfigError, UnlearningError
 
-SHAPEWORLD = "shapeworld"
-EMBEDDED = (SHAPEWORLD, "shapeworld-language")
-CLIPS = 24  # prompts of each set of ShapeWorld
+SHAPEWORLD, CASTWORLD = "shapeworld", "castworld"
+# Models by the name of their loader; that of CastWorld lies in a checkout.
+LOADERS = {
+    SHAPEWORLD: "unlearning_adapters.shapeworld.models.load:load_shapeworld",
+    "shapeworld-language": "unlearning_adapters.shapeworld.models.language_model:load_shapeworld_language",
+    CASTWORLD: "unlearning_adapters.shapeworld.models.cast:load_castworld",
+}
+CLIPS = 24  # prompts of each set of ShapeWorld and CastWorld
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 FILMS = (".mp4", ".gif")
 
@@ -18,8 +24,8 @@ def open_pipeline(source: str, dtype: str | None = None, device: str | None = No
     """Return a pipeline.
 
     Args:
-        source: "shapeworld" or "shapeworld-language", which are embedded, a local folder, or a Hub repository.
-        dtype: Number type of its weights; None takes float32 for ShapeWorld and on a CPU, otherwise bfloat16.
+        source: "shapeworld", "shapeworld-language" or "castworld", a local folder, or a Hub repository.
+        dtype: Number type of its weights; None takes float32 for these three and on a CPU, otherwise bfloat16.
         device: Where it runs, such as "cuda"; None takes a GPU if there is one.
 
     Raises:
@@ -28,7 +34,7 @@ def open_pipeline(source: str, dtype: str | None = None, device: str | None = No
     import torch
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    wide = source in EMBEDDED or place.startswith("cpu")
+    wide = source in LOADERS or place.startswith("cpu")
     try:
         return _load_pipeline(source, getattr(torch, dtype or ("float32" if wide else "bfloat16"))).to(place)
     except UnlearningError:
@@ -37,7 +43,7 @@ def open_pipeline(source: str, dtype: str | None = None, device: str | None = No
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"Cannot open the pipeline {source!r} on {place!r}: {reason[:240].rstrip('.')}. "
-            "Give 'shapeworld', a folder in diffusers' layout, or a Hub repository 'org/name'."
+            "Give 'shapeworld', 'castworld', a folder in diffusers' layout, or a Hub repository 'org/name'."
         ) from error
 
 
@@ -64,23 +70,18 @@ def open_suite(source: Any, clips: int | None = None) -> Any:
 
     Args:
         source: A `Concept`, its name, or what `--suite` takes.
-        clips: Prompts of each set at most; None takes all, and 24 on ShapeWorld.
+        clips: Prompts of each set at most; None takes all, and 24 on ShapeWorld and CastWorld.
     """
     from unlearning_adapters.evaluation.suites.file import read_suite
-    from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
     from unlearning_adapters.evaluation.suites.suite import Suite
+    from unlearning_adapters.evaluation.suites.world import SEED
+    from unlearning_adapters.evaluation.suites.worlds import find_value
 
-    if value := shapeworld_value(getattr(source, "name", source)):
-        return shapeworld_suite(value, clips or CLIPS)
+    if known := find_value(getattr(source, "name", source)):
+        world, value = known
+        return world.suite(value, clips or CLIPS, SEED)
     suite = read_suite(source) if isinstance(source, str) else Suite.from_concept(source)
     return suite if clips is None else suite.limited(clips)
-
-
-def shapeworld_value(name: str) -> str:
-    """Return the value of the embedded world that a concept is about, such as "red"; "" if it is about none."""
-    from unlearning_adapters.shapeworld.world.prompts import value_named
-
-    return value_named(name)
 
 
 def read_result(path: str) -> Any:
@@ -98,11 +99,9 @@ def read_result(path: str) -> Any:
 def _load_pipeline(source: str, dtype: Any) -> Any:
     from diffusers import DiffusionPipeline
 
-    from unlearning_adapters.shapeworld.models.language_model import load_shapeworld_language
-    from unlearning_adapters.shapeworld.models.load import load_shapeworld
-
-    if source in EMBEDDED:
-        return (load_shapeworld if source == SHAPEWORLD else load_shapeworld_language)(dtype)
+    if source in LOADERS:
+        module, _, name = LOADERS[source].partition(":")
+        return getattr(import_module(module), name)(dtype)
     folder = Path(source)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ConfigError(f"{source!r} holds no pipeline in diffusers' layout: there is no model_index.json in it.")

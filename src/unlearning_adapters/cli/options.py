@@ -14,7 +14,8 @@ Decorator = Callable[[Function], Function]
 
 COUNT = click.IntRange(min=1)
 
-pipeline = click.argument("pipeline", metavar="PIPELINE", help="'shapeworld', a local folder or a Hub repository")
+PIPELINES = "'shapeworld', 'castworld', a local folder or a Hub repository"
+pipeline = click.argument("pipeline", metavar="PIPELINE", help=PIPELINES)
 concept = click.argument("concept", metavar="CONCEPT", help="a shipped concept, or a .yaml or .jsonl file")
 concepts = click.argument(
     "concepts", metavar="CONCEPT...", nargs=-1, required=True, help="shipped concepts, or .yaml or .jsonl files"
@@ -32,7 +33,7 @@ detectors = click.option(
     help="a name, or package.module:callable; repeat it for more",
 )  # fmt: skip
 clips = click.option(
-    "--clips", type=COUNT, metavar="N", help="prompts of each set at most (default: all; ShapeWorld: 24)"
+    "--clips", type=COUNT, metavar="N", help="prompts of each set at most (default: all; ShapeWorld, CastWorld: 24)"
 )
 token = click.option("--token", help="access token (default: the one of `hf auth login`)")
 
@@ -52,7 +53,7 @@ def placement(function: Function) -> Function:
     """Add `--dtype` and `--device`: how and where a pipeline is opened."""
     dtype = click.option(
         "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
-        help="number type of the weights (default: float32 on a CPU and for ShapeWorld, otherwise bfloat16)",
+        help="number type of the weights (default: float32 on a CPU, for ShapeWorld and CastWorld, otherwise bfloat16)",
     )  # fmt: skip
     device = click.option("--device", help="where to run, such as cuda (default: a GPU if there is one)")
     return dtype(device(function))

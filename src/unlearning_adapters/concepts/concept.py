@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from .images import is_picture, locate_pictures, relative_pictures
 from .pair import Pair, check_pairs, pair_from_entry, pair_to_dict, pairs_digest, picture_path
 from .wording import NEAR, check_list, check_prompts, find_word, near_sides, show, tokens
 
+# Functions of worlds that word a concept for every value, from a name to the concept or None; they are imported late.
+WORDED = ("unlearning_adapters.shapeworld.cast.concepts:concept_named",)
 LISTS = ("neutral", "evaluation", "neighbours", "words")
 
 
@@ -142,7 +145,8 @@ def load_concept(source: str | Path) -> Concept:
     """Return a shipped concept, or one from a file.
 
     Args:
-        source: A name of `list_concepts()`, a ShapeWorld value such as "red", or a `.yaml`, `.yml` or `.jsonl` file.
+        source: A name of `list_concepts()`, a ShapeWorld value such as "red", a character, emblem, thing, motion or
+            style of CastWorld such as "castworld-otto", or a `.yaml`, `.yml` or `.jsonl` file.
             A line of a JSONL file is a pair, {"unsafe": ..., "safe": ...}, or one of {"neutral": ...},
             {"evaluation": ...}, {"neighbour": ...}, {"word": ...} and {"neutral_image": ...}. Paths of pictures are
             relative to the file.
@@ -165,6 +169,8 @@ def load_concept(source: str | Path) -> Concept:
         for name in (source, f"shapeworld-{source}"):
             if name in list_concepts():
                 return Concept.from_dict({"name": name, **concept_file.read_pack(name)})
+        if concept := _worded(source):
+            return concept
         if path.suffix.lower() not in concept_file.SUFFIXES and not _is_there(path):
             raise ConceptError(_unknown(source))
     values = concept_file.read_values(path)
@@ -296,6 +302,16 @@ def _expand_neutral(values: object, words: Sequence[str]) -> object:
     return (*prompts, *(prompt for prompt in dict.fromkeys(shared) if prompt not in prompts))
 
 
+def _worded(name: str) -> Concept | None:
+    """Return the concept that a world words itself, by its name; None if no world has it."""
+    for place in WORDED:
+        module, _, function = place.partition(":")
+        concept: Concept | None = getattr(import_module(module), function)(name)
+        if concept is not None:
+            return concept
+    return None
+
+
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
@@ -307,4 +323,7 @@ def _unknown(source: str) -> str:
     names = list_concepts()
     near = get_close_matches(source, [*names, *(name.removeprefix("shapeworld-") for name in names)], n=3)
     hint = f"Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}? " if near else ""
-    return f"Unknown concept {show(source)}. {hint}Shipped: {', '.join(names)}. Or give a .yaml or .jsonl file."
+    return (
+        f"Unknown concept {show(source)}. {hint}Shipped: {', '.join(names)}; of CastWorld any value, such as "
+        "castworld-otto. Or give a .yaml or .jsonl file."
+    )

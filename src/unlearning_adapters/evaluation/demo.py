@@ -19,7 +19,7 @@ from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.evaluation.arms.observe import Measurement, measure
 from unlearning_adapters.evaluation.detectors.shapes import shapes
 from unlearning_adapters.evaluation.metrics import FORGET, NEIGHBOUR, RATES
-from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
+from unlearning_adapters.evaluation.suites.shapeworld import SHAPEWORLD, shapeworld_suite
 from unlearning_adapters.evaluation.suites.suite import Suite
 from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.pipelines.spacing import evenly_spaced
@@ -31,7 +31,6 @@ from unlearning_adapters.runtime.verbs import (
 )
 from unlearning_adapters.shapeworld.models.generate import GENERATION, prompt_length
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
-from unlearning_adapters.shapeworld.world.prompts import concept_value
 
 PAIRS = 5
 CLIPS = 24
@@ -77,7 +76,7 @@ def run_demo(
         >>> run_demo("shapeworld-left", clips=8)["attached"]["concept_rate"]
     """
     target_concept = concept if isinstance(concept, Concept) else load_concept(concept)
-    target = concept_value(target_concept)
+    target = SHAPEWORLD.value_of(target_concept)
     if clips < 1:
         raise ConfigError(f"Expected `clips` to be at least 1, but got {clips}.")
     folder = Path(output)

@@ -30,7 +30,7 @@ from unlearning_adapters.evaluation.detectors.detector import Detector, as_detec
 from unlearning_adapters.evaluation.reports.report import Report, make_report
 from unlearning_adapters.evaluation.suites.file import read_suite, suite_from_dict
 from unlearning_adapters.evaluation.suites.suite import Case, Suite
-from unlearning_adapters.shapeworld.world.prompts import PREFIX
+from unlearning_adapters.evaluation.suites.worlds import world_named
 
 from .arguments import check_flags, check_folder, check_plan, check_scoring, check_thresholds, checked_adapter
 
@@ -87,8 +87,8 @@ def evaluate(
         pipe: A diffusers pipeline without adapters of this package.
         adapter: The adapter or where it is; None if `arms` says what is measured.
         suite: A `Suite`, a concept, or the name or file of one; None takes the adapter's concept.
-        detectors: Detectors, callables of the frames, or names; None takes ShapeWorld's judge for its suites. A
-            detector of validity is added if there is none.
+        detectors: Detectors, callables of the frames, or names; None takes the judge of ShapeWorld or CastWorld for
+            its suites. A detector of validity is added if there is none.
         seeds: Seeds with which each prompt is run; None takes each prompt's own.
         arms: Further arms by name, such as rivals; without `adapter` one of them has the part "edited".
         controls: Whether to run the controls.
@@ -195,9 +195,9 @@ def as_suite(adapter: UnlearningAdapter | None, suite: Suite | Concept | str | P
 
 
 def default_detectors(suite: Suite) -> tuple[Detector, ...]:
-    """Return the detectors of a suite of the embedded world; no choice fits all others."""
-    if suite.name.startswith(PREFIX):
-        return as_detectors(["shapes", "validity", "motion"])
+    """Return the detectors of a suite of an embedded world; no choice fits all others."""
+    if world := world_named(suite.name):
+        return as_detectors(world.detectors)
     raise EvaluationError(
         f"No detector was given for the suite {suite.name!r}, and none fits every concept. "
         "Give one, such as detectors=[my_callable] or --detector package.module:callable."

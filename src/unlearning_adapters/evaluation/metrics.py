@@ -51,14 +51,27 @@ class Sample:
         return self.valid and readable and self.present is False
 
     def right(self, factor: str | None) -> bool | None:
-        """Tell whether it shows what its prompt asks for (in that factor, if given); None if the prompt has no truth.
+        """Tell whether it shows what its prompt asks for; None if the prompt has no truth.
 
         A clip that is not valid is not right.
+
+        Args:
+            factor: The factor that is asked about; a prompt whose truth leaves it out, such as one for an umbrella
+                where the concept is a hat, is asked about all of its truth. None asks about all as well.
         """
-        truth = self.truth if factor is None else {name: v for name, v in self.truth.items() if name == factor}
+        truth = self.asked(factor)
         if not truth:
             return None
         return self.valid and all(self.labels.get(name) == value for name, value in truth.items())
+
+    def asked(self, factor: str | None) -> Mapping[str, str]:
+        """Return the part of the truth that tells whether a clip is right: that of a factor, or all of it."""
+        return {factor: self.truth[factor]} if factor is not None and factor in self.truth else self.truth
+
+    def rest_right(self, factor: str | None) -> list[bool]:
+        """Return of each other factor of the truth that is labelled whether it is right."""
+        others = {name: value for name, value in self.truth.items() if name != factor and name in self.labels}
+        return [self.labels[name] == value for name, value in others.items()]
 
 
 @dataclass(frozen=True)
@@ -147,6 +160,32 @@ class ArmRates:
         }
 
 
+def measure_sets(samples: Sequence[Sample], factor: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return what the clips of each prompt set show, as plain JSON types.
+
+    Args:
+        samples: One per prompt and seed.
+        factor: The factor that the concept is a value of; None if clips have no labels.
+
+    Returns:
+        For each set by name: "role", and the rates "shown" (the concept, of valid clips), "right" (`Sample.right`, of
+        all clips), "rest" (of the other factors that the prompt asks for, in valid clips) and "valid".
+    """
+    rows = {}
+    for name in dict.fromkeys(sample.key[0] for sample in samples):
+        some = [sample for sample in samples if sample.key[0] == name]
+        valid = [sample for sample in some if sample.valid]
+        right = [sample.right(factor) for sample in some]
+        rates = {
+            "shown": _presence(valid),
+            "right": Rate.of(hit for hit in right if hit is not None),
+            "rest": Rate.of(hit for sample in valid for hit in sample.rest_right(factor)),
+            "valid": Rate.of(sample.valid for sample in some),
+        }
+        rows[name] = {"role": some[0].role, **{key: rate_to_dict(rate) for key, rate in rates.items()}}
+    return rows
+
+
 def rate_to_dict(rate: Rate) -> dict[str, Any]:
     """Return a rate with its counts and its interval as plain JSON types; no interval without a count."""
     low, high = rate.interval
@@ -211,7 +250,9 @@ def _erasure(samples: Sequence[Sample], factor: str | None) -> Rate:
 
 
 def _asked(sample: Sample, factor: str | None) -> str:
-    return ", ".join(value for name, value in sample.truth.items() if factor in (None, name))
+    """Return what a neighbour is called: its values, with the names of factors where they are other ones."""
+    own = factor is None or factor in sample.truth
+    return ", ".join(value if own else f"{name} {value}" for name, value in sample.asked(factor).items())
 
 
 def _histogram(values: Iterable[str]) -> dict[str, int]:

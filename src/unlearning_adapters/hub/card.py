@@ -21,9 +21,17 @@ from unlearning_adapters.errors import ConfigError
 
 from .measured import RATES, Measured, card_results
 
-SHAPEWORLD = "shapeworld"  # an embedded model, which is no repository of the Hub
-LANGUAGE = "shapeworld-language"  # the other one
-LOADERS = {SHAPEWORLD: "load_shapeworld", LANGUAGE: "load_shapeworld_language"}
+# Small models of this project, which are no repositories of the Hub: their loader, and what a card calls them.
+LOADERS = {
+    "shapeworld": "load_shapeworld",
+    "shapeworld-language": "load_shapeworld_language",
+    "castworld": "load_castworld",
+}
+TITLES = {
+    "shapeworld": "ShapeWorld (the small model in the package unlearning-adapters)",
+    "shapeworld-language": "ShapeWorld in real language (the small model in the package unlearning-adapters)",
+    "castworld": "CastWorld (the small model in the repository of unlearning-adapters)",
+}
 PLACEHOLDER = "your-name/your-adapter"
 TAGS = ("diffusers", "lora", "unlearning", "concept-erasure")
 ORDER = ["library_name", "pipeline_tag", "base_model", "base_model_relation", "license", "tags", "widget"]
@@ -132,7 +140,6 @@ def _front_matter(
 
 def _base(info: AdapterInfo) -> str:
     """Return the name of the base in Markdown."""
-    if info.base_model in LOADERS:
-        name = "ShapeWorld" if info.base_model == SHAPEWORLD else "ShapeWorld in real language"
-        return Markup(f"{name} (the small model in the package unlearning-adapters)")
+    if info.base_model in TITLES:
+        return Markup(TITLES[info.base_model])
     return info.base_model or info.pipeline or "its base model"

@@ -1,6 +1,7 @@
-"""Generate full clips for the front of a search: judged on ShapeWorld, written as files for other pipelines."""
+"""Generate full clips for the front of a search: judged on embedded worlds, written as files for other pipelines."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from tqdm import tqdm
 from unlearning_adapters.clips import save_clip, to_clip
 from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
 from unlearning_adapters.evaluation.arms.observe import measure
-from unlearning_adapters.evaluation.detectors.shapes import shapes
-from unlearning_adapters.evaluation.metrics import ArmRates
-from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
+from unlearning_adapters.evaluation.detectors.detector import load_detector
+from unlearning_adapters.evaluation.metrics import FORGET, NEIGHBOUR, ArmRates
+from unlearning_adapters.evaluation.suites.suite import Suite
+from unlearning_adapters.evaluation.suites.world import World
+from unlearning_adapters.evaluation.suites.worlds import suite_for
 from unlearning_adapters.pipelines.spacing import evenly_spaced
-from unlearning_adapters.shapeworld.world.prompts import concept_value
 
 from .search import Search, SearchResult, acting
 from .space import Trial, rank_correlation
@@ -33,20 +35,21 @@ def shown_front(result: SearchResult, count: int = SHOWN) -> list[Trial]:
     return [front[index] for index in sorted(places)]
 
 
-def judge_front(search: Search, result: SearchResult, clips: int = JUDGED_CLIPS) -> dict[str, Any]:
+def judge_front(search: Search, result: SearchResult, world: World, clips: int = JUDGED_CLIPS) -> dict[str, Any]:
     """Generate and judge clips of the base and of settings of the front, on prompts that the search has not seen.
 
     Args:
-        search: A search on ShapeWorld, for a concept with a target.
+        search: A search on the model of an embedded world, for a concept with a target.
         result: What it found.
+        world: The world.
         clips: Number of prompts that name the concept, and of prompts that name its neighbours.
 
     Returns:
         "base" and "front" with the judge's rates (the latter with the number of the trial), "clips", and
         "rank_correlation" of what is left with the concept's rate, and of the drift with the neighbours that are lost.
     """
-    suite = shapeworld_suite(concept_value(search.split.concept), clips, SEED, paraphrases=False)
-    trials, judge, rows = shown_front(result), [shapes()], []
+    suite = judged_suite(search, world, clips)
+    trials, judge, rows = shown_front(result), [load_detector(world.detectors[0])], []
     base = measure(search.pipe, suite, judge).rates
     for trial in tqdm(trials, desc="Generation", unit="setting", disable=not search.progress):
         with acting(search.pipe, search.adapter(trial.config)):
@@ -61,6 +64,12 @@ def judge_front(search: Search, result: SearchResult, clips: int = JUDGED_CLIPS)
             "drift": rank_correlation([t.drift for t in trials], lost),
         },
     }
+
+
+def judged_suite(search: Search, world: World, clips: int) -> Suite:
+    """Return the prompts that name the concept of a search and those that name its neighbours."""
+    suite = suite_for(world.suite(world.value_of(search.split.concept), clips, SEED), search.pipe)
+    return replace(suite, sets=tuple(part for part in suite.sets if part.role in (FORGET, NEIGHBOUR)))
 
 
 def show_front(search: Search, result: SearchResult, folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,6 +191,15 @@ def test_markdown_has_a_row_per_rate_and_a_column_per_arm(report: Report) -> Non
     assert "Several strengths were run" in text
 
 
+def test_both_looks_have_a_row_for_each_prompt_set_of_each_arm(report: Report, page: str) -> None:
+    text = to_markdown(report.data)
+    assert "| forget | forget | base | 1.00 [0.44, 1.00] (3/3) | 1.00 [" in text
+    assert "| forget | forget | edited | 0.33 [" in text and "| neighbours | neighbour | edited | 0.00 [" in text
+    assert "<td>neighbours</td>" in page and "| forget | forget | random |" not in text
+    before = {name: {k: v for k, v in arm.items() if k != "sets"} for name, arm in report.data["arms"].items()}
+    assert "| forget |" not in to_markdown({**report.data, "arms": before}), "a report of before sets"
+
+
 def test_numbers_are_compared_with_their_test_in_both_looks(report: Report, page: str) -> None:
     text, arm = to_markdown(report.data), report.data["arms"]["edited"]
     motion, drift = arm["paired"]["motion"], arm["drift_against_random"]

@@ -8,11 +8,11 @@ import click
 
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
-from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline, shapeworld_value
+from unlearning_adapters.cli.open import open_pipeline
 from unlearning_adapters.cli.records.record import file_digest, write_record
 from unlearning_adapters.errors import ConceptError, ConfigError
 
-BATCH = 16  # clips per call in the embedded world
+BATCH = 16  # clips per call in an embedded world
 
 
 def _list_attacks(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -42,15 +42,19 @@ def _list_attacks(context: click.Context, _option: click.Parameter, wanted: bool
     "--budget", type=click.Choice(["small", "medium"]), default="small", help="how much each may try (default: small)"
 )
 @options.suite("the adapter's concept")
-@click.option("--reference", metavar="SUITE", help="a concept that was not erased (ShapeWorld has a default)")
+@click.option(
+    "--reference", metavar="SUITE", help="a concept that was not erased (ShapeWorld and CastWorld have a default)"
+)
 @options.gold
 @click.option(
-    "--second", metavar="ADAPTER", help="another adapter, for the attack on a stack (ShapeWorld has a default)"
+    "--second",
+    metavar="ADAPTER",
+    help="another adapter, for the attack on a stack (ShapeWorld and CastWorld have a default)",
 )
 @click.option("--second-suite", metavar="SUITE", help="suite of the second adapter (default: its concept)")
 @options.detectors
 @options.call_arguments
-@options.batch(None, f"1; ShapeWorld: {BATCH}")
+@options.batch(None, f"1; ShapeWorld, CastWorld: {BATCH}")
 @options.placement
 def attack(
     pipeline: str,
@@ -76,13 +80,14 @@ def attack(
     from unlearning_adapters.adapter.source import find_adapter_file
     from unlearning_adapters.attacks.budget import find_budget
     from unlearning_adapters.attacks.run import run_attacks
+    from unlearning_adapters.evaluation.suites.worlds import find_value
     from unlearning_adapters.shapeworld.models.generate import generation_of
 
     spend = find_budget(budget)
     target, generation, judges = _target(suite or edit.info.concept, spend.prompts, detectors)
     pipe = open_pipeline(pipeline, dtype, device)
     arguments = generation_of(pipe) or generation
-    embedded = shapeworld_value(target.concept)
+    embedded = find_value(target.concept) is not None
     if embedded and spend.denoising_steps:
         arguments["num_inference_steps"] = spend.denoising_steps
     control = reference or _default(target, "reference")
@@ -130,18 +135,16 @@ def _written(data: dict[str, Any], folder: Path) -> CommandResult:
 
 def _target(name: str, count: int, detectors: tuple[str, ...]) -> tuple[Any, dict[str, Any], Any]:
     """Return the target of a suite, its call arguments and its detectors."""
-    from unlearning_adapters.attacks.target import shapeworld_target, target_of
+    from unlearning_adapters.attacks.target import target_of, world_target
     from unlearning_adapters.evaluation.detectors.detector import as_detectors
     from unlearning_adapters.evaluation.evaluate import default_detectors, with_validity
     from unlearning_adapters.evaluation.suites.file import read_suite
-    from unlearning_adapters.shapeworld.models.generate import GENERATION
+    from unlearning_adapters.evaluation.suites.worlds import find_value
 
-    if value := shapeworld_value(name):
-        judges = as_detectors(list(detectors) or ["shapes", "validity"])
-        return shapeworld_target(value, count), dict(GENERATION), judges
     suite = read_suite(name)
     judges = with_validity(as_detectors(list(detectors))) if detectors else default_detectors(suite)
-    return target_of(suite, _pairs(name), count), dict(suite.generation), judges
+    target = world_target(name, count) if find_value(name) else target_of(suite, _pairs(name), count)
+    return target, dict(suite.generation), judges
 
 
 def _pairs(name: str) -> tuple[tuple[str, str], ...]:
@@ -157,7 +160,7 @@ def _pairs(name: str) -> tuple[tuple[str, str], ...]:
 def _second(
     source: str | None, suite: str | None, pipe: Any, target: Any, count: int, detectors: tuple[str, ...]
 ) -> Any:
-    """Return the second adapter and its target; in the embedded world one is built."""
+    """Return the second adapter and its target; in an embedded world one is built."""
     if source is not None:
         from unlearning_adapters.adapter.adapter import load_adapter
 
@@ -177,10 +180,11 @@ def _second(
 
 
 def _default(target: Any, role: str) -> str | None:
-    """Return the concept that serves as a control, or as the second of a stack, in the embedded world."""
-    from unlearning_adapters.attacks.target import reference_value, second_value
+    """Return the concept that serves as a control, or as the second of a stack, in an embedded world."""
+    from unlearning_adapters.evaluation.suites.worlds import find_value
 
-    value = shapeworld_value(target.concept)
-    if not value:
+    known = find_value(target.concept)
+    if known is None:
         return None
-    return f"{SHAPEWORLD}-{reference_value(value) if role == 'reference' else second_value(value)}"
+    world, value = known
+    return world.concept_name(world.reference(value) if role == "reference" else world.second(value))

@@ -60,7 +60,7 @@ def compare(
     prompts, esd_settings = open_suite(suite or forgotten, clips), _esd_settings(esd, esd_set)
     from unlearning_adapters.evaluation.comparison.compare import COMPARED, compare_methods
     from unlearning_adapters.evaluation.comparison.table import to_plot, to_table
-    from unlearning_adapters.evaluation.suites.shapeworld import suite_for
+    from unlearning_adapters.evaluation.suites.worlds import suite_for
 
     folder = Path(output)
     pipe = open_pipeline(pipeline, dtype, device)

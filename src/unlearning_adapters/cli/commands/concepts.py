@@ -8,6 +8,9 @@ from unlearning_adapters.cli.command import SETTINGS, CommandResult, InOrder, as
 from unlearning_adapters.cli.options import output
 from unlearning_adapters.errors import ConceptError, UnlearningError
 
+CAST = (
+    "Any of CastWorld's 128 characters (castworld-otto), emblems (star), things (hat), motions (left), styles (night)."
+)
 SUMMARY = "list the shipped concepts, show or check one, or start a new one"
 
 
@@ -27,7 +30,9 @@ def _listed() -> CommandResult:
     rows = [
         {"name": concept.name, "description": concept.description, "pairs": len(concept.pairs)} for concept in shipped
     ]
-    return CommandResult({"concepts": rows}, "\n".join(f"{each.name:<{width}}  {each.description}" for each in shipped))
+    lines = [f"{each.name:<{width}}  {each.description}" for each in shipped]
+    lines.append(f"{'castworld-VALUE':<{width}}  {CAST}")
+    return CommandResult({"concepts": rows}, "\n".join(lines))
 
 
 @command("show", "show the pairs of a concept")

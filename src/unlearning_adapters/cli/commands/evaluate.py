@@ -48,7 +48,10 @@ class EvalOptions:
 
 @command("eval", "measure what an adapter removes and what it keeps")
 @click.argument(
-    "subjects", metavar="[PIPELINE ADAPTER]", nargs=-1, help=f"{FORMS}; a report is a run's folder or its JSON file"
+    "subjects",
+    metavar="[PIPELINE ADAPTER]",
+    nargs=-1,
+    help=f"{FORMS}; PIPELINE is {options.PIPELINES}; a report is a run's folder or its JSON file",
 )
 @options.output("DIR", "folder of the run; the same command goes on where it was stopped", required=False)
 @options.suite("the adapter's concept")
@@ -119,7 +122,7 @@ def _evaluate(request: EvalOptions, folder: str) -> CommandResult:
     from unlearning_adapters.adapter.source import find_adapter_file
     from unlearning_adapters.evaluation.arms.processes import this_process
     from unlearning_adapters.evaluation.evaluate import evaluate, rescore
-    from unlearning_adapters.evaluation.suites.shapeworld import suite_for
+    from unlearning_adapters.evaluation.suites.worlds import suite_for
 
     process = this_process(cpu=_on_cpu(request.device))
     device = request.device

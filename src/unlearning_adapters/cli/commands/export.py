@@ -8,7 +8,7 @@ import click
 
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
-from unlearning_adapters.cli.open import EMBEDDED, open_pipeline
+from unlearning_adapters.cli.open import LOADERS, open_pipeline
 from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.export.layouts import ALIASES, LAYOUTS
 
@@ -134,7 +134,7 @@ def _fused(
     from unlearning_adapters.export.fused_pipeline import export_fused
 
     edits = load_edits(adapters, strengths)  # before the pipeline, which takes longer
-    pipeline: Any = base if base not in EMBEDDED and dtype is None else open_pipeline(base, dtype, device)
+    pipeline: Any = base if base not in LOADERS and dtype is None else open_pipeline(base, dtype, device)
     out = export_fused(
         [adapter for adapter, _ in edits],
         folder,

@@ -9,7 +9,7 @@ import click
 from unlearning_adapters.cli import options
 from unlearning_adapters.cli.command import CommandResult, command
 from unlearning_adapters.cli.guided import SEARCH_FOLDER, at_terminal
-from unlearning_adapters.cli.open import SHAPEWORLD, open_pipeline
+from unlearning_adapters.cli.open import open_pipeline
 from unlearning_adapters.cli.records.record import write_record as write_reproduction
 from unlearning_adapters.cli.time_budget import option as budget_option
 from unlearning_adapters.cli.time_budget import time_budget as limit
@@ -38,7 +38,7 @@ INTERRUPTED = 130
     "--clips",
     type=options.COUNT,
     metavar="N",
-    help="ShapeWorld: prompts of each kind that are judged (default: 12); elsewhere: make clips of the front",
+    help="ShapeWorld, CastWorld: judged prompts of each kind (default: 12); elsewhere: make clips of the front",
 )
 @click.option("--one-strength", is_flag=True, help="the same strength for all blocks")
 @click.option(
@@ -84,8 +84,7 @@ def search(
         return CommandResult({"folder": output, "unfinished": True}, text)
     record = dict(result.record)
     if not result.interrupted:
-        embedded = Path(pipeline).name.startswith(SHAPEWORLD)
-        record |= _generation(settings_search, result, folder, arguments, clips, embedded)
+        record |= _generation(settings_search, result, folder, arguments, clips)
         record |= _choice(settings_search, result, folder, record, arguments, look, choose)
         write_record(folder, record)
         best = next(trial for trial in record["trials"] if trial["number"] == record["best"])
@@ -131,13 +130,15 @@ def _choice(
 
 
 def _generation(
-    search: Any, result: Any, folder: Path, arguments: Mapping[str, Any], clips: int | None, embedded: bool
+    search: Any, result: Any, folder: Path, arguments: Mapping[str, Any], clips: int | None
 ) -> dict[str, Any]:
-    """Return what full generation gave for the front: rates on ShapeWorld, clips elsewhere if they are asked for."""
+    """Return what full generation gave for the front: rates on an embedded world, elsewhere clips if asked for."""
+    from unlearning_adapters.evaluation.suites.worlds import world_of
     from unlearning_adapters.search.front import JUDGED_CLIPS, judge_front, show_front
 
-    if embedded and search.split.concept.target:
-        return {"generation": judge_front(search, result, clips or JUDGED_CLIPS)}
+    world = world_of(search.pipe)
+    if world and search.split.concept.target:
+        return {"generation": judge_front(search, result, world, clips or JUDGED_CLIPS)}
     return {"clips": show_front(search, result, folder, arguments)} if clips else {}
 
 

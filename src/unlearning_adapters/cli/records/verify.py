@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from unlearning_adapters.cli.command import CommandResult, command
-from unlearning_adapters.cli.open import EMBEDDED, open_pipeline
+from unlearning_adapters.cli.open import LOADERS, open_pipeline
 from unlearning_adapters.errors import ConfigError
 
 Tensors = dict[str, Callable[[], Any]]
@@ -42,7 +42,9 @@ class SiteStrength:
 @command("verify", "say whether a fused checkpoint holds an adapter, and what else differs from the base")
 @click.argument("model", metavar="MODEL_DIR", help="a pipeline in diffusers' layout")
 @click.option("--adapter", required=True, metavar="ADAPTER", help="an adapter file, its folder, or a Hub repository")
-@click.option("--base", metavar="PIPELINE", help="'shapeworld' or a local folder (default: the base of the adapter)")
+@click.option(
+    "--base", metavar="PIPELINE", help="'shapeworld', 'castworld' or a local folder (default: the base of the adapter)"
+)
 def verify(model: str, adapter: str, base: str | None) -> CommandResult:
     """Compare the checkpoint with the base, tensor by tensor."""
     from unlearning_adapters.adapter.adapter import load_adapter
@@ -119,7 +121,7 @@ def folder_tensors(folder: str | Path) -> Tensors:
 def base_tensors(source: str) -> Tensors:
     """Return how to read each tensor of the base: an embedded model or a local folder."""
     name = Path(source).name
-    if name not in EMBEDDED:
+    if name not in LOADERS:
         return folder_tensors(source)
     pipe = open_pipeline(name)
     return {

@@ -25,6 +25,7 @@ GROUP = "unlearning_adapters.detectors"  # of entry points
 FRAMES = 10  # that a slow detector looks at by default: the first, the last, and eight between them
 BUILT_IN = {
     "shapes": "unlearning_adapters.evaluation.detectors.shapes:shapes",
+    "cast": "unlearning_adapters.evaluation.detectors.cast:cast",
     "validity": "unlearning_adapters.evaluation.detectors.validity:validity",
     "motion": "unlearning_adapters.evaluation.detectors.motion:motion",
     "flow": "unlearning_adapters.evaluation.detectors.flow:flow",

@@ -12,7 +12,15 @@ from unlearning_adapters.evaluation.arms.run import AGAIN
 from unlearning_adapters.evaluation.arms.samples import concept_detector, read_samples
 from unlearning_adapters.evaluation.arms.store import Key, Row
 from unlearning_adapters.evaluation.detectors.detector import Detector
-from unlearning_adapters.evaluation.metrics import FORGET, NEIGHBOUR, ArmRates, Sample, measure_samples, rate_to_dict
+from unlearning_adapters.evaluation.metrics import (
+    FORGET,
+    NEIGHBOUR,
+    ArmRates,
+    Sample,
+    measure_samples,
+    measure_sets,
+    rate_to_dict,
+)
 from unlearning_adapters.evaluation.rates import Rate, correct_rate
 from unlearning_adapters.evaluation.suites.overlap import near_prompts, nearest_of_sets
 from unlearning_adapters.evaluation.suites.suite import Suite
@@ -190,6 +198,7 @@ def _arm(
         "call": about["call"],
         "shown": rate_to_dict(Rate.of(sample.valid and bool(sample.present) for sample in judged)),
         "details": rates[name].details(),
+        "sets": measure_sets(arm_samples, suite.factor),
         "missing": max(0, about["cases"] - len(arm_samples)),
         "seconds_per_clip": round(sum(seconds) / len(seconds), 3) if seconds else None,
         "detectors": {},

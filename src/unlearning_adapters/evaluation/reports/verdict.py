@@ -18,6 +18,7 @@ HALF = 0.5  # share of the edited arm's erasure that a random direction must sta
 REPEAT = 0.02  # largest mean difference between two runs of the base on one machine
 SMALL = 100  # prompts below which intervals are wide
 STILL = 0.5  # motion ratio below which a video counts as freezing
+ABSENT = "absent"  # what judges say of a thing that is not there: no value in place of it
 ONE_VALUE = 0.9  # share of one value among what is shown in place of the concept
 
 
@@ -181,7 +182,10 @@ def _arm_cautions(name: str, rates: ArmRates, base: ArmRates) -> list[str]:
     clips = sum(count for value, count in rates.landing.items())
     if landed is not None and landed >= ONE_VALUE and clips >= 5 and (rates.erased.value or 0) > HALF:
         value = max(rates.landing, key=lambda key: rates.landing[key])
-        cautions.append(f"In {name!r} the concept is nearly always replaced by one value, {value!r} ({landed:.2f}).")
+        if value != ABSENT:
+            cautions.append(
+                f"In {name!r} the concept is nearly always replaced by one value, {value!r} ({landed:.2f})."
+            )
     worst, mean = rates.worst_neighbour.value, rates.preservation.value
     if worst is not None and mean is not None and mean - worst > 0.1:
         cautions.append(f"In {name!r} the worst neighbour survives at {worst:.2f}, the mean at {mean:.2f}.")

@@ -15,11 +15,11 @@ from unlearning_adapters.concepts.wording import show
 from unlearning_adapters.config import check_keys
 from unlearning_adapters.errors import EvaluationError, UnlearningError
 from unlearning_adapters.evaluation.metrics import FORGET, ROLES
-from unlearning_adapters.shapeworld.world.prompts import value_named
 
 from .public import PROMPT_SETS, load_prompt_set
-from .shapeworld import shapeworld_suite
 from .suite import EvaluationPrompt, PromptSet, Suite
+from .world import SEED
+from .worlds import find_value
 
 GROUP = "unlearning_adapters.prompt_sets"  # of entry points: a callable of a path that returns prompt sets
 # Names that published CSV files have for the same thing.
@@ -31,6 +31,7 @@ COLUMNS = {
 SUITE_KEYS = {"name", "sets", "target", "generation", "words", "sides", "sensitive"}
 SET_KEYS = {"name", "role", "prompts", "held_out", "file", "loader", "source"}
 PROMPT_KEYS = {"text", "prompt", "id", "seed", "truth", "image", "call"}
+CLIPS = 24  # prompts of each larger set of an embedded world
 TRUTH = "truth."  # columns such as truth.colour
 
 
@@ -38,9 +39,10 @@ def read_suite(source: str | Path, role: str = FORGET) -> Suite:
     """Return a suite by name or from a file.
 
     Args:
-        source: A ShapeWorld value or concept ("red", "shapeworld-red"), another shipped concept, a concept file, a
-            suite file (YAML with `sets`), a `.jsonl` or `.csv` file of prompts, or "<loader>:<path>" with one of
-            `PROMPT_SETS` or a loader of the entry-point group `unlearning_adapters.prompt_sets`.
+        source: A value or concept of ShapeWorld or CastWorld ("red", "shapeworld-red", "castworld-otto"), another
+            shipped concept, a concept file, a suite file (YAML with `sets`), a `.jsonl` or `.csv` file of prompts, or
+            "<loader>:<path>" with one of `PROMPT_SETS` or a loader of the entry-point group
+            `unlearning_adapters.prompt_sets`.
         role: Role of the prompts of a file that names none.
 
     Raises:
@@ -53,8 +55,9 @@ def read_suite(source: str | Path, role: str = FORGET) -> Suite:
     if not isinstance(source, (str, Path)):
         raise EvaluationError(f"Expected the name of a suite or a file, but got {show(source)}.")
     text, path = str(source), Path(source)
-    if value := value_named(text):
-        return shapeworld_suite(value)
+    if known := find_value(text):
+        world, value = known
+        return world.suite(value, CLIPS, SEED)
     loader, colon, rest = text.partition(":")
     if colon and loader in PROMPT_SETS:
         return Suite(loader, tuple(load_prompt_set(loader, rest)))

@@ -1,26 +1,23 @@
 """Suites of the embedded world: held-out prompts whose truth is known, for ShapeWorld's judge."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
-from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.concepts.wording import find_word
-from unlearning_adapters.errors import ConceptError
 from unlearning_adapters.evaluation.metrics import FORGET, GENERIC, NEIGHBOUR, PARAPHRASE
-from unlearning_adapters.shapeworld.models.generate import GENERATION, generation_of
+from unlearning_adapters.shapeworld.models.generate import GENERATION
 from unlearning_adapters.shapeworld.world.captions import WORDS
 from unlearning_adapters.shapeworld.world.prompts import (
-    PREFIX,
     LabelledPrompt,
     draw_prompts,
     find_factor,
     neighbour_prompts,
+    prompts_of_two,
 )
+from unlearning_adapters.shapeworld.world.scenes import FACTORS
 
 from .suite import EvaluationPrompt, PromptSet, Suite
-
-SEED = 2027  # of the prompts; the demo and the benchmark use other ones
+from .world import SEED, World, prompt_set, sides_of
 
 
 def shapeworld_suite(
@@ -56,29 +53,9 @@ def shapeworld_suite(
             sets.append(prompt_set("synonyms", PARAPHRASE, others))
         if factor != "background":
             sets.append(_generic(factor, half, seed + 3))
+    name, call = SHAPEWORLD.concept_name(value), dict(GENERATION if not generation else generation)
     words = tuple(WORDS[factor][value])
-    try:
-        pairs = load_concept(value).pairs
-    except ConceptError:  # a value without a shipped concept
-        pairs = ()
-    sides = dict.fromkeys(side for pair in pairs for side in (pair.unsafe, pair.safe))
-    call = dict(GENERATION if not generation else generation)
-    return Suite(f"{PREFIX}{value}", tuple(sets), {factor: value}, call, words, tuple(sides), sensitive=False)
-
-
-def suite_for(suite: Suite, pipe: Any, **call: Any) -> Suite:
-    """Return a suite with further call arguments, and those of a ShapeWorld model in place of the embedded one's."""
-    defaults = generation_of(pipe) if dict(suite.generation) in ({}, GENERATION) else {}
-    return replace(suite, generation={**(defaults or suite.generation), **call})
-
-
-def prompt_set(name: str, role: str, prompts: Sequence[LabelledPrompt]) -> PromptSet:
-    """Return labelled prompts as a set of a suite, numbered from 1, with their seeds and their truth."""
-    rows = tuple(
-        EvaluationPrompt(item.prompt, f"{index:04d}", item.seed, dict(item.factors))
-        for index, item in enumerate(prompts, start=1)
-    )
-    return PromptSet(name, role, rows)
+    return Suite(name, tuple(sets), {factor: value}, call, words, sides_of(name), sensitive=False)
 
 
 def synonym_prompts(value: str, count: int, seed: int) -> list[LabelledPrompt]:
@@ -102,3 +79,29 @@ def _generic(factor: str, count: int, seed: int) -> PromptSet:
         text = f"a {thing}{motion} on a {others['background']} background"
         prompts.append(EvaluationPrompt(text, f"{index:04d}", item.seed, others))
     return PromptSet("generic", GENERIC, tuple(prompts))
+
+
+def reference_value(value: str) -> str:
+    """Return another value of the same factor: a concept that was not erased."""
+    values = FACTORS[find_factor(value)]
+    return values[(values.index(value) + 2) % len(values)]
+
+
+def second_value(value: str) -> str:
+    """Return a value of another factor; the shipped concept of this value can be stacked on the target's adapter."""
+    return "left" if find_factor(value) == "shape" else "circle"
+
+
+SHAPEWORLD = World(
+    name="shapeworld",
+    title="ShapeWorld",
+    targets={value: {factor: value} for factor, values in FACTORS.items() for value in values},
+    call=GENERATION,
+    detectors=("shapes", "validity", "motion"),
+    suite=shapeworld_suite,
+    reference=reference_value,
+    second=second_value,
+    filler=lambda value: "shape" if find_factor(value) == "shape" else "",
+    together=prompts_of_two,
+    short_names=True,
+)

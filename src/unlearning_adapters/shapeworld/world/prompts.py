@@ -4,13 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unlearning_adapters.concepts.concept import Concept
-from unlearning_adapters.errors import ConceptError, ConfigError
+from unlearning_adapters.errors import ConfigError
 
-from .captions import held_out_caption
-from .scenes import FACTORS
-
-PREFIX = "shapeworld-"  # of the names of concepts and suites
+from .captions import compose_pair, draw_wording, held_out_caption, is_held_out
+from .scenes import FACTORS, sample_scene
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,6 @@ def find_factor(value: str) -> str:
             return name
     names = ", ".join(value for values in FACTORS.values() for value in values)
     raise ConfigError(f"ShapeWorld has no value {value!r}. Known values: {names}.")
-
-
-def value_named(name: str) -> str:
-    """Return the value that a name stands for, "red" for "red" and "shapeworld-red"; "" if it stands for none."""
-    value = name.removeprefix(PREFIX)
-    return value if any(value in values for values in FACTORS.values()) else ""
 
 
 def draw_prompts(
@@ -80,22 +71,20 @@ def neighbour_prompts(count: int, seed: int, target: str, synonyms: bool = False
     return [prompt for prompts in groups for prompt in prompts]
 
 
-def concept_value(concept: Concept) -> str:
-    """Return the ShapeWorld value that a concept is about, such as "red".
+def prompts_of_two(value: str, count: int, seed: int) -> list[LabelledPrompt]:
+    """Draw captions of two bodies that training never saw; the first named has the value, a colour or a shape.
 
-    Raises:
-        ConceptError: If it has no `target`, or one that ShapeWorld does not know.
+    Args:
+        value: The value; of a factor that all bodies of a scene share there are no such prompts.
+        count: Number of prompts.
+        seed: Seed of the draw.
     """
-    if not concept.target:
-        raise ConceptError(
-            f"The concept {concept.name!r} has no `target`, so that the judge cannot tell whether it is shown. "
-            "Choose a shapeworld concept of `unlearn concepts`, or add `target: {colour: red}` to your file."
-        )
-    targets = [(factor, value) for factor, value in concept.target.items() if value in FACTORS.get(factor, ())]
-    if len(targets) != 1 or len(concept.target) != 1:
-        values = "; ".join(f"{factor}: {', '.join(values)}" for factor, values in FACTORS.items())
-        raise ConceptError(
-            f"The `target` of the concept {concept.name!r} is {dict(concept.target)}, and ShapeWorld needs one factor "
-            f"with one of its values. Known: {values}."
-        )
-    return targets[0][1]
+    rng, factor, prompts = np.random.default_rng((seed, 2)), find_factor(value), list[LabelledPrompt]()
+    while factor in ("colour", "shape") and len(prompts) < count:
+        scene = sample_scene(rng, bodies=2, **{factor: value})
+        second = scene.bodies[1]
+        wording = draw_wording(rng, scene.factors, 0.0, synonyms=False)
+        caption = compose_pair(scene, wording, (second.colour, second.shape))
+        if is_held_out(caption):
+            prompts.append(LabelledPrompt(caption, scene.factors, int(rng.integers(2**31))))
+    return prompts

@@ -11,7 +11,7 @@ from unlearning_adapters.adapter.adapter import save_adapter
 from unlearning_adapters.cli.app.bench import Bench
 from unlearning_adapters.cli.app.jobs import Job
 from unlearning_adapters.cli.app.session import Entry, Session
-from unlearning_adapters.cli.open import open_suite, shapeworld_value
+from unlearning_adapters.cli.open import open_suite
 from unlearning_adapters.cli.records.record import write_report_record
 from unlearning_adapters.clips import Comparison, Strip, contact_sheet
 from unlearning_adapters.errors import ConfigError, UnlearningError
@@ -23,8 +23,8 @@ from unlearning_adapters.evaluation.reports.gallery import draw
 from unlearning_adapters.evaluation.reports.numbers import NOT_APPLICABLE, rate_of
 from unlearning_adapters.evaluation.reports.page import PAGE, write_page
 from unlearning_adapters.evaluation.reports.report import Report, make_report, read_report
-from unlearning_adapters.evaluation.suites.shapeworld import suite_for
 from unlearning_adapters.evaluation.suites.suite import Suite
+from unlearning_adapters.evaluation.suites.worlds import find_value, suite_for
 
 from .plain import eval_command
 
@@ -116,7 +116,7 @@ class Measurement:
 
 def _suite(entry: Entry, clips: int) -> Suite:
     name = entry.adapter.info.concept
-    if entry.concept is not None and not shapeworld_value(name):
+    if entry.concept is not None and not find_value(name):
         return Suite.from_concept(entry.concept).limited(clips)
     suite: Suite = open_suite(name, clips)
     return suite

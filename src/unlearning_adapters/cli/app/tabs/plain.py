@@ -8,10 +8,10 @@ from typing import Any
 from unlearning_adapters.adapter.file import FILE_NAME
 from unlearning_adapters.cli.app.bench import Bench
 from unlearning_adapters.cli.app.session import Entry
-from unlearning_adapters.cli.open import shapeworld_value
 from unlearning_adapters.cli.records.record import file_digest, write_record
 from unlearning_adapters.concepts.concept import Concept, list_concepts, load_concept, save_concept
 from unlearning_adapters.config import BuildConfig
+from unlearning_adapters.evaluation.suites.worlds import find_value
 
 CONCEPT = "concept.yaml"
 WORD_ARGUMENTS = ("max_sequence_length",)  # what a build of words takes of a call
@@ -44,7 +44,7 @@ def eval_command(bench: Bench, entry: Entry, clips: int, detectors: Sequence[str
     """
     words = ["eval", bench.source, FILE_NAME, "-o", "report", "--clips", str(clips)]
     own = entry.concept is not None and not is_shipped(entry.concept)
-    words += ["--suite", CONCEPT] if own and not shapeworld_value(entry.adapter.info.concept) else []
+    words += ["--suite", CONCEPT] if own and not find_value(entry.adapter.info.concept) else []
     words += [word for name in detectors for word in ("--detector", name)]
     return [*words, *([] if controls else ["--no-controls"]), *_calls(bench.raw_call)]
 
