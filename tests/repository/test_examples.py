@@ -2,13 +2,13 @@
 
 import re
 import runpy
-import subprocess
 import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from fresh import python
 from safetensors.torch import load_file
 
 from unlearning_adapters.adapter.adapter import load_adapter
@@ -22,9 +22,7 @@ def run_example(name: str, *arguments: object, fresh: bool = False) -> str:
     (path,) = (example for example in EXAMPLES if example.stem == name)
     call = [str(path), *map(str, arguments)]
     if fresh:
-        done = subprocess.run([sys.executable, *call], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return python(*call)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
         patch.setattr(sys, "argv", call)
         runpy.run_path(call[0], run_name="__main__")

@@ -1,11 +1,11 @@
 import ast
-import json
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+from fresh import in_copies
 
 import unlearning_adapters
 from unlearning_adapters import errors
@@ -54,28 +54,18 @@ from diffusers import ModularPipeline
 from unlearning_adapters.runtime.verbs import VERBS
 print(all(getattr(kind, verb.__name__) is verb for kind in (WanPipeline, ModularPipeline) for verb in VERBS))
 """
-# One interpreter imports what neither library is, and is copied for each order: half of the time is saved.
-EACH_IN_A_COPY = """
-import json, os, sys
-import torch, transformers.modeling_utils
-assert not {"diffusers", "unlearning_adapters"} & {name.partition(".")[0] for name in sys.modules}
-for code in json.loads(sys.argv[1]):
-    child = os.fork()
-    if not child:
-        exec(code, {"__name__": "__main__"})
-        sys.stdout.flush()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0, code
-"""
+PUSH = "from unlearning_adapters import UnlearningAdapter as adapter; print(adapter.push_to_hub.__name__)"
+PUSHING = ("hub.hub", "adapter.adapter", "hub.card")
+WRAPPED = "import unlearning_adapters as ua; print(hasattr(ua.DenoiserPipeline, 'load_unlearning_adapter'))"
 
 
-def test_pipelines_have_the_verbs_whichever_is_imported_first():
-    programs = [*(f"{order}\n{VERBS_ARE_THERE}" for order in ORDERS.values()), ALONE]
-    command = [sys.executable, "-c", EACH_IN_A_COPY, json.dumps(programs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    seen = dict(zip([*ORDERS, "diffusers alone"], done.stdout.split(), strict=True))
-    assert seen == {**dict.fromkeys(ORDERS, "True"), "diffusers alone": "False"}
+def test_pipelines_and_adapters_have_their_methods_whatever_is_imported_first():
+    programs = {order: f"{code}\n{VERBS_ARE_THERE}" for order, code in ORDERS.items()}
+    programs |= {name: f"import unlearning_adapters.{name}; {PUSH}" for name in PUSHING}
+    programs |= {"a pipeline of any module": WRAPPED, "diffusers alone": ALONE}
+    seen = dict(zip(programs, in_copies(list(programs.values())), strict=True))
+    expected = {**dict.fromkeys(programs, "True"), **dict.fromkeys(PUSHING, "push_adapter"), "diffusers alone": "False"}
+    assert seen == expected
 
 
 def test_every_public_name_is_there_and_is_what_it_says():

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+import torch._inductor.config
 from tiny import tiny_wan_pipeline
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from planted import close, lora_that_reads, output, planted
+
+# Code without vector instructions: half a minute goes by until the compiler has tried which of them there are.
+SCALAR = {"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False, "compile_threads": 1}
 
 
 @pytest.fixture
@@ -110,6 +114,7 @@ def test_a_lora_that_comes_after_regional_compilation_reads_the_edited_input(gra
     assert torch.equal(output(pipe), attached)
 
 
+@torch._inductor.config.patch(SCALAR)
 def test_generated_code_obeys_and_is_not_generated_anew(pipe, twin):
     """The default backend, on a cross-attention: its code rounds otherwise, so outputs are close and not equal."""
     red = planted(pipe)

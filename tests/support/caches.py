@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,6 +61,19 @@ def edited_by_hand(adapter: Any) -> Any:
     return pipe
 
 
+@cache
+def references(enable: Step) -> tuple[torch.Tensor, torch.Tensor, list[int], torch.Tensor]:
+    """The clip of the base, that of the cached base with the calls of its blocks, and that of cached edited weights."""
+    bare = pipeline()
+    reference, base = edited_by_hand(planted(bare)), sample(bare)
+    enable(bare)
+    cached = sample(bare)
+    with counted(bare) as calls:
+        sample(bare)
+    enable(reference)
+    return base, cached, calls, sample(reference)
+
+
 def run(order: str, enable: Step, disable: Step | None) -> dict[str, Any]:
     """Run one order, take everything off again, and say what was seen.
 
@@ -73,17 +87,9 @@ def run(order: str, enable: Step, disable: Step | None) -> dict[str, Any]:
         same bits ("again"), unloading gives the bits of the cached base ("unloaded") with the cache on ("cached"),
         taking the cache off gives the bits of the base ("bare"); and how often each block computed its keys ("calls").
     """
+    base, cached, calls_cached, expected = references(enable)
     pipe = pipeline()
-    base = sample(pipe)
     adapter = planted(pipe)
-    reference = edited_by_hand(adapter)
-    enable(reference)
-    expected = sample(reference)
-    bare_cached = pipeline()
-    enable(bare_cached)
-    cached = sample(bare_cached)
-    with counted(bare_cached) as calls_cached:
-        sample(bare_cached)
     for step in order.split():
         if step == "cache":
             enable(pipe)

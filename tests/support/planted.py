@@ -124,18 +124,18 @@ def snapshot(pipe: WanPipeline) -> dict[str, Any]:
                 hooks = {} if registry is None else {key: id(hook) for key, hook in registry.hooks.items()}
                 taken[f"{component}.{name}"] = (id(module), sorted(module.__dict__), hooks)
             for name, tensor in denoiser.state_dict().items():
-                taken[f"{component}.{name}:"] = (tensor.data_ptr(), tensor.dtype, bits(tensor).tolist())
+                taken[f"{component}.{name}:"] = (tensor.data_ptr(), tensor.dtype, bits(tensor).numpy().tobytes())
             editor = denoiser.__dict__.get("_unlearning_adapters")
             if editor is not None:
                 stack = editor.stack
                 strengths = {name: item.strength for name, item in stack.loaded.items()}
                 taken[f"{component}:stack"] = (strengths, stack.active, stack.fused, stack.enabled)
                 taken[f"{component}:edits"] = {
-                    path: (live.on, live.edit.read.tolist(), live.edit.mix.tolist())
+                    path: (live.on, *(bits(part).numpy().tobytes() for part in (live.edit.read, live.edit.mix)))
                     for path, live in editor.hooks.sites.items()
                 }
                 taken[f"{component}:fused"] = {
-                    path: bits(record.after).tolist() for path, (_, record) in editor.records.items()
+                    path: bits(record.after).numpy().tobytes() for path, (_, record) in editor.records.items()
                 }
     return taken
 

@@ -1,8 +1,11 @@
 """Tiny random-weight pipelines, made in memory and offline: real diffusers classes that run within a second."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+from copies import copier
 from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
@@ -19,6 +22,7 @@ WORDS = (
 ).split()
 CALL = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 2, "max_sequence_length": 16}
 TEXT_DIM = 32
+BOUNDARY = {False: None, True: 0.875}  # by whether there are two denoisers
 KEY = "transformer.blocks.0.attn2.to_k"
 PROMPTS = ["a red circle moves left", "two dogs run on a quiet street at night", "very dark cat", "a car", "old man"]
 
@@ -69,22 +73,28 @@ def tiny_wan_pipeline(
 
     Call it as `pipe("a red circle", **CALL)`. It leaves torch's global generator as it found it.
     """
+    pipe = WanPipeline(**_copier(two_denoisers, seed, dtype, heads, layers)(), boundary_ratio=BOUNDARY[two_denoisers])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@cache
+def _copier(
+    two_denoisers: bool, seed: int, dtype: torch.dtype, heads: int, layers: int
+) -> Callable[[], dict[str, Any]]:
+    """Return what makes the parts of a pipeline: copies of the first ones, for hundreds of tests ask for the same."""
     with torch.random.fork_rng(devices=[]):
         tokenizer = tiny_tokenizer()
-        pipe = WanPipeline(
-            tokenizer=tokenizer,
-            text_encoder=tiny_text_encoder(len(tokenizer), seed),
-            vae=tiny_wan_vae(seed),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            transformer=tiny_wan_transformer(seed, heads, layers),
-            transformer_2=tiny_wan_transformer(seed + 1, heads, layers) if two_denoisers else None,
-            boundary_ratio=0.875 if two_denoisers else None,
-        )
-    pipe.set_progress_bar_config(disable=True)
-    for name in ("text_encoder", "vae", "transformer", "transformer_2"):
-        if dtype != torch.float32 and getattr(pipe, name) is not None:
-            cast(getattr(pipe, name), dtype)
-    return pipe
+        networks = {
+            "text_encoder": tiny_text_encoder(len(tokenizer), seed),
+            "vae": tiny_wan_vae(seed),
+            "transformer": tiny_wan_transformer(seed, heads, layers),
+            "transformer_2": tiny_wan_transformer(seed + 1, heads, layers) if two_denoisers else None,
+        }
+    for network in networks.values():
+        if dtype != torch.float32 and network is not None:
+            cast(network, dtype)
+    return copier({"tokenizer": tokenizer, **networks, "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)})
 
 
 def tiny_wan_image_pipeline(seed: int = 0) -> WanImageToVideoPipeline:
