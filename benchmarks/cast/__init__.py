@@ -1,0 +1,1 @@
+"""Measure erasure on CastWorld: `python -m benchmarks.cast` (see `__main__`)."""

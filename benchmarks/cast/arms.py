@@ -1,0 +1,102 @@
+"""The arms: our default, the paper's method and three rivals, built for one concept or for many; and what they cost."""
+
+import contextlib
+import copy
+import gc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+import unlearning_adapters as ua
+from benchmarks.measure import in_turn
+from benchmarks.planted import with_shared_weights
+from unlearning_adapters.concepts.concept import Concept
+from unlearning_adapters.config import MAX_RANK
+from unlearning_adapters.methods import factors
+
+from .concepts import joint_concept
+from .watch import World, edited, timed
+
+# Method, and whether each concept has a file of its own. The paper's method has rank 1, so that one file cannot hold
+# many concepts; the rivals solve all of them together, as their papers do.
+ARMS = {
+    "ridge, stack": ("ridge", True),
+    "ridge, one file": ("ridge", False),
+    "cpca, stack": ("cpca", True),
+    "uce": ("uce", False),
+    "rece": ("rece", False),
+    "cure": ("cure", False),
+}
+ROUNDS = 7  # of the timing of calls
+
+
+@contextlib.contextmanager
+def any_rank() -> Iterator[None]:
+    """Let additive edits have the rank that they need, not the 64 of a file: no rival is cut for our format."""
+    limit, factors.MAX_RANK = factors.MAX_RANK, 1_000_000
+    try:
+        yield
+    finally:
+        factors.MAX_RANK = limit
+
+
+def build_arm(world: World, arm: str, concepts: Sequence[Concept]) -> tuple[list[ua.UnlearningAdapter], float]:
+    """Return the adapters of an arm and the seconds that their build took; one concept is one file in any arm."""
+    method, stack = ARMS[arm]
+    times: dict[str, float] = {}
+    given: dict[str, Any] = {"progress": False, "call_kwargs": world.build_arguments()}
+    with timed(times, "build"), any_rank():
+        if stack or len(concepts) == 1:
+            adapters = ua.build_adapters(world.pipe, concepts, ua.BuildConfig(method=method), **given)
+        else:
+            joint = joint_concept(concepts)
+            rank = min(MAX_RANK, len(concepts)) if method == "ridge" else 1
+            config = ua.BuildConfig(method=method, pairs=len(joint.pairs), rank=rank)
+            adapters = [ua.build_adapter(world.pipe, joint, config, **given)]
+    return adapters, times["build"]
+
+
+def file_bytes(adapters: Sequence[ua.UnlearningAdapter]) -> int | None:
+    """Return the bytes of all files together; None if an edit has more rows than a file may hold."""
+    if any(direction.rank > MAX_RANK for adapter in adapters for direction in adapter.directions.values()):
+        return None
+    with TemporaryDirectory() as folder:
+        for number, adapter in enumerate(adapters):
+            adapter.save_pretrained(Path(folder) / f"{number}.safetensors")
+        return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def call_costs(world: World, adapters: Sequence[ua.UnlearningAdapter]) -> dict[str, float]:
+    """Return how long a call of the denoiser takes with adapters attached, and fused, as parts of the base's time."""
+    base = world.pipe
+    settings = base.transformer.config
+    maker = torch.Generator().manual_seed(0)
+    frames = 1 + (world.call["num_frames"] - 1) // base.vae_scale_factor_temporal
+    size = world.call["height"] // base.vae_scale_factor_spatial
+    inputs = (
+        torch.randn(1, settings.in_channels, frames, size, size, generator=maker),
+        torch.tensor([500]),
+        torch.randn(1, world.call["max_sequence_length"], settings.text_dim, generator=maker),
+    )
+    attached = with_shared_weights(base)
+    fused = type(base)(**{**base.components, "transformer": copy.deepcopy(base.transformer)})
+    with edited(attached, adapters), edited(fused, adapters):
+        ua.fuse_unlearning_adapters(fused)
+        try:
+
+            def call(pipe: Any) -> None:
+                with torch.no_grad():
+                    pipe.transformer(*inputs, return_dict=False)
+
+            pipes = {"base": base, "attached": attached, "fused": fused}
+            arms = [[(name, lambda pipe=pipe: call(pipe))] for name, pipe in pipes.items()]
+            gc.freeze()  # each round collects what the one before left; what the imports made is no part of that
+            times = in_turn(arms, ROUNDS, "calls")
+        finally:
+            gc.unfreeze()
+            ua.unfuse_unlearning_adapters(fused)
+    return {name: median(times[name]) / median(times["base"]) for name in ("attached", "fused")}

@@ -1,0 +1,47 @@
+"""Part "implied": hat, umbrella, balloon and fall erased: named, implied, negated and elsewhere, by both scopes."""
+
+from typing import Any
+
+import unlearning_adapters as ua
+from unlearning_adapters.shapeworld.cast.scenes import THINGS
+
+from . import counting
+from .asked import thing_sets
+from .concepts import Target, value_concept
+from .store import Cell, Store
+from .watch import World, edited, timed
+
+# Scope, and whether two of the five pairs are silent in the thing's own setting (`value_pairs`).
+ARMS: dict[str, tuple[ua.BuildConfig | None, bool]] = {
+    "base": (None, False),
+    "word": (ua.BuildConfig(), False),
+    "word, implied pairs": (ua.BuildConfig(), True),
+    "concept": (ua.BuildConfig(scope="concept"), False),
+}
+
+
+def run_implied(world: World, store: Store, count: int) -> None:
+    """Measure what is missing; `count` clips for each thing and way to speak of it."""
+    for thing in THINGS:
+        for arm in ARMS:
+            store.cell("implied", f"{thing}/{arm}", lambda: measure(world, thing, arm, count))  # noqa: B023
+
+
+def measure(world: World, thing: str, arm: str, count: int) -> Cell:
+    """Return what one arm shows of a thing."""
+    sets = thing_sets(thing, count)
+    prompts = [one for items in sets.values() for one in items]
+    base = world.look_at_base(prompts, thing)
+    config, implied = ARMS[arm]
+    if config is None:
+        return counting.thing_counts(sets, base, base, thing)
+    times: dict[str, float] = {}
+    # The concept scope makes clips, with the arguments of a call; the word scope records a step of one.
+    given: dict[str, Any] = dict(world.call) if config.scope == "concept" else world.build_arguments()
+    concept = value_concept(Target(thing, "shown"), implied=implied)
+    with timed(times, "build"):
+        adapter = ua.build_adapter(world.pipe, concept, config, progress=False, call_kwargs=given)
+    with edited(world.pipe, [adapter]):
+        clips = world.look(prompts, f"{thing}: {arm}")
+    found = counting.thing_counts(sets, clips, base, thing)
+    return {**found, "strength": adapter.strength, "build seconds": times["build"], "sites": len(adapter.sites)}
