@@ -3,7 +3,8 @@
 import contextlib
 import copy
 import gc
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -45,7 +46,7 @@ def any_rank() -> Iterator[None]:
 
 
 def build_arm(world: World, arm: str, concepts: Sequence[Concept]) -> tuple[list[ua.UnlearningAdapter], float]:
-    """Return the adapters of an arm and the seconds that their build took; one concept is one file in any arm."""
+    """Return the adapters of an arm and the seconds of processor time that their build took; one concept is one file in any arm."""
     method, stack = ARMS[arm]
     times: dict[str, float] = {}
     given: dict[str, Any] = {"progress": False, "call_kwargs": world.build_arguments()}
@@ -70,8 +71,15 @@ def file_bytes(adapters: Sequence[ua.UnlearningAdapter]) -> int | None:
         return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
+def time_of_processor(step: Callable[[], Any]) -> float:
+    """Return the seconds of processor time of a step, which other work on the machine hardly changes."""
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
 def call_costs(world: World, adapters: Sequence[ua.UnlearningAdapter]) -> dict[str, float]:
-    """Return how long a call of the denoiser takes with adapters attached, and fused, as parts of the base's time."""
+    """Return what a call of the denoiser takes with adapters attached, and fused, as parts of the base's processor time."""
     base = world.pipe
     settings = base.transformer.config
     maker = torch.Generator().manual_seed(0)
@@ -95,7 +103,7 @@ def call_costs(world: World, adapters: Sequence[ua.UnlearningAdapter]) -> dict[s
             pipes = {"base": base, "attached": attached, "fused": fused}
             arms = [[(name, lambda pipe=pipe: call(pipe))] for name, pipe in pipes.items()]
             gc.freeze()  # each round collects what the one before left; what the imports made is no part of that
-            times = in_turn(arms, ROUNDS, "calls")
+            times = in_turn(arms, ROUNDS, "calls", time_of_processor)
         finally:
             gc.unfreeze()
             ua.unfuse_unlearning_adapters(fused)

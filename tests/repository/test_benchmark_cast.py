@@ -20,7 +20,7 @@ from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt
 ROOT = Path(__file__).resolve().parents[2]
 EVERYBODY = frozenset(range(128))
 TINY = {
-    "height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 1, "max_sequence_length": 48,
+    "height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 1, "max_sequence_length": 120,
     "guidance_scale": 1.0,
 }  # fmt: skip
 
@@ -85,9 +85,9 @@ def test_pairs_of_a_thing_name_it_or_leave_its_setting_to_imply_it(thing):
     pairs = value_pairs(Target(thing, "shown"), implied=True)
     said = [[bool(find_word(side, STEMS[thing])) for side in (pair.unsafe, pair.safe)] for pair in pairs]
     assert said == [[True, False]] * 3 + [[False, True]] * 2
-    for pair in pairs:
-        shorter, longer = sorted((pair.unsafe, pair.safe), key=len)
-        assert set(shorter.split()) <= {word.strip(",") for word in longer.split()} | set(longer.split())
+    for pair in pairs:  # one side is the other without a phrase
+        shorter, longer = (side.replace(",", "").split() for side in sorted((pair.unsafe, pair.safe), key=len))
+        assert set(shorter) < set(longer)
     home = {"hat": "beach", "fall": "game"}[thing]
     concept = value_concept(Target(thing, "shown"), neutral=40, implied=True)
     assert not any(find_word(text, (home, *STEMS[thing])) for text in concept.neutral)
@@ -146,16 +146,17 @@ def test_a_pack_of_names_has_the_form_and_size_of_the_shipped_ones():
     import unlearning_adapters as ua
 
     world = World(None, able=EVERYBODY)
+    assert Variant().neutral == len(ua.load_concept("nudity").neutral)
     for pack, factor in PACKS.items():
-        shipped = ua.load_concept(pack)
-        (made,) = concepts_of(world, pack, Variant(pairs=10))
-        assert len(made.pairs) == len(shipped.pairs) and abs(len(made.neutral) - 216) <= 0
-        assert len(concepts_of(world, pack, VARIANTS["as shipped"])[0].pairs) == 5
-        assert concepts_of(world, pack, VARIANTS["no neutral"])[0].neutral == ()
+        (made,) = concepts_of(world, pack, Variant(pairs=10, neutral=3))
+        assert len(made.pairs) == len(ua.load_concept(pack).pairs) and len(made.neutral) == 3
+        (fewer,) = concepts_of(world, pack, VARIANTS["no neutral"])
+        assert fewer.neutral == () and tuple(fewer.pairs) == tuple(made.pairs[:5])
         if factor in ("character", "emblem"):
-            assert len(concepts_of(world, pack, VARIANTS["a concept each"])) == 10
+            assert len(concepts_of(world, pack, Variant(neutral=0, apart=True))) == 10
     figures, characters = (
-        concepts_of(world, pack, Variant(pairs=10))[0].pairs for pack in ("public-figures", "copyrighted-characters")
+        concepts_of(world, pack, Variant(10, neutral=0))[0].pairs
+        for pack in ("public-figures", "copyrighted-characters")
     )
     names = tuple(one.name for one in roster())
     assert all(find_word(pair.safe, names) for pair in figures)
@@ -361,8 +362,10 @@ def test_an_arm_leaves_the_pipeline_as_it_was_and_costs_are_positive(tiny_world,
     sets = {"by name": [], "by description": [], "kept": [], "look-alikes": []}
     cell = mass.measure(tiny_world, sets, [0, 5], arm, "2/0")
     assert "error" not in cell
-    assert cell["build seconds"] > 0 and cell["bytes"] > 0 and min(cell["call"].values()) > 0
-    assert cell["rank"] == {"ridge, stack": 2, "ridge, one file": 2}.get(arm, cell["rank"])
+    assert cell["build seconds"] > 0 and min(cell["call"].values()) > 0
+    # The letters of this tokenizer make more rows than a file of an additive edit holds.
+    assert (cell["bytes"] is None) == (arm == "uce") == (cell["rank"] > 64)
+    assert arm == "uce" or (cell["rank"] == 2 and cell["bytes"] > 0)
     assert tiny_world.pipe.get_list_unlearning_adapters() == {}
 
 
