@@ -46,7 +46,7 @@ def any_rank() -> Iterator[None]:
 
 
 def build_arm(world: World, arm: str, concepts: Sequence[Concept]) -> tuple[list[ua.UnlearningAdapter], float]:
-    """Return the adapters of an arm and the seconds of processor time that their build took; one concept is one file in any arm."""
+    """Return the adapters of an arm, one file for one concept, and the seconds of processor time of their build."""
     method, stack = ARMS[arm]
     times: dict[str, float] = {}
     given: dict[str, Any] = {"progress": False, "call_kwargs": world.build_arguments()}
@@ -79,7 +79,7 @@ def time_of_processor(step: Callable[[], Any]) -> float:
 
 
 def call_costs(world: World, adapters: Sequence[ua.UnlearningAdapter]) -> dict[str, float]:
-    """Return what a call of the denoiser takes with adapters attached, and fused, as parts of the base's processor time."""
+    """Return the processor time of a call of the denoiser, adapters attached and fused, as parts of the base's."""
     base = world.pipe
     settings = base.transformer.config
     maker = torch.Generator().manual_seed(0)
