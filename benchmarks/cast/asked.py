@@ -6,7 +6,6 @@ import numpy as np
 
 from unlearning_adapters.shapeworld.cast.prompts import draw_cast_prompts, draw_thing_prompts
 from unlearning_adapters.shapeworld.cast.roster import is_described, look_alikes, roster
-from unlearning_adapters.shapeworld.cast.scenes import THINGS
 from unlearning_adapters.shapeworld.cast.sprites import OBJECTS
 from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt
 
@@ -105,8 +104,3 @@ def chosen(able: Iterable[int], count: int, salt: int) -> list[int]:
         if is_described(index):
             groups.setdefault(roster()[index].group, index)
     return list(groups.values())[:count]
-
-
-def is_thing(factor: str) -> bool:
-    """Tell whether a factor is a thing, shown or absent."""
-    return factor in THINGS
