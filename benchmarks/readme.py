@@ -39,6 +39,10 @@ NOT_RUN = """## Not run
 
 On a GPU: fuse, unfuse, an attached call and a build. The rows above are those of a CPU.
 """
+BESIDE = (
+    " Parts with 1 thread were kept to one core; other work ran on the other one, and, where the load is above 2, on "
+    "theirs too."
+)
 MATRIX = """Fuse and unfuse: the median time of ours over that of the stock verb, which is not exact, and over that
 of one bare copy of the edited weights. Bold is a promise that is missed; the heads give the promises.
 """
@@ -115,7 +119,10 @@ def _conditions(report: Mapping[str, Any]) -> str:
     libraries = ", ".join(f"{name} {known[name]}" for name in ("torch", "diffusers", "peft") if name in known)
     text = f"Measured on {known['cpu']}, {known['cores']} cores, {known['threads']} threads, {libraries}."
     took = [f"{name} {part['seconds']} s{_otherwise(part, known)}" for name, part in report.get("parts", {}).items()]
-    return f"{text} The parts took: {', '.join(took)}." if took else text
+    if not took:
+        return text
+    busy = any(part["load_average"] > part["threads"] for part in report["parts"].values() if _otherwise(part, known))
+    return f"{text} The parts took: {', '.join(took)}.{BESIDE if busy else ''}"
 
 
 def _otherwise(part: Mapping[str, Any], known: Mapping[str, Any]) -> str:

@@ -209,6 +209,15 @@ def test_destinations(tmp_path):
     with pytest.raises(AdapterFileError, match=r"Name a folder, or a path that ends in \.safetensors"):
         save_adapter(adapter, tmp_path / "notes")
     assert (tmp_path / "notes").read_text() == "mine"
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for place, reason in (
+        (tmp_path / "notes" / "deep", "Not a directory"),
+        (tmp_path / "gone", "it is a link to '.*nowhere', where nothing is"),
+        ("a\0b", "embedded null byte"),
+        ("\ud800", "surrogates not allowed"),
+    ):
+        with pytest.raises(AdapterFileError, match=f"Cannot write .*: .*{reason}. Choose another folder or file"):
+            save_adapter(adapter, place)
 
 
 def broken(direction: Direction | None = None, factors: dict | None = None, **info) -> UnlearningAdapter:

@@ -1,5 +1,6 @@
 """Every way in which a file can be wrong before its values are looked at; load and inspect must refuse each."""
 
+import gzip
 import io
 import json
 import pickle
@@ -71,7 +72,11 @@ def test_the_untouched_file_is_valid(tmp_path, blob):
         (join(b' {"a":1}'), "not with '{'"),
         (join(b"\xef\xbb\xbf{}"), "not with '{'"),
         (join(b'{"\xff": 1}'), "not UTF-8 at byte 2"),
-        (b"<html><body>404 Not Found</body></html>", "its header claims .* bytes, and the limit"),
+        (b"<html><body>404 Not Found</body></html>", "it is a text, .*: it starts with '<html><body>404 Not"),
+        (b'{"error": "Repository not found"}\n', "it is a text, .*: it starts with '{\"error\""),
+        (b"/annex/objects/SHA256E-s123--abc.safetensors\n", "it starts with '/annex/objects/"),
+        (b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
+        (gzip.compress(join(b"{}")), "it is compressed by gzip. Unpack it first"),
         (pickle.dumps({"a": 1}, 4), "a pickle or a zip archive, which can run code"),
         (pickle.dumps({"a": [1, 2]}, 2), "a pickle or a zip archive, which can run code"),
         (pickle.dumps({"a": [1, 2]}, 0), "a pickle or a zip archive, which can run code"),

@@ -56,7 +56,7 @@ def test_what_is_no_list_of_concepts_is_named(concepts):
         build_adapters(Untouched(), concepts)
 
 
-@pytest.mark.parametrize("call", ["height", 3, [("height", 32)], {"height"}], ids=repr)
+@pytest.mark.parametrize("call", ["height", 3, [("height", 32)], {"height"}, {"height": 32, 1: 2}], ids=repr)
 def test_arguments_of_the_call_that_are_no_mapping_are_named(call):
     with pytest.raises(ConfigError, match="Expected `call_kwargs` to be a mapping of arguments, but got"):
         build_adapter(Untouched(), CONCEPT, call_kwargs=call)

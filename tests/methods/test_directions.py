@@ -125,6 +125,15 @@ def test_thin_cpca_equals_the_dense_solve_for_any_shape(
     np.testing.assert_allclose(direction.read[0].numpy(), dense, atol=1e-5)
 
 
+@pytest.mark.parametrize("components", [2, 100])
+def test_cpca_of_few_of_many_components_equals_the_dense_solve(components: int) -> None:
+    _, differences = planted(3, 200, count=9, noise=0.5)
+    neutral, r = rows_of(4, 150, 200, scale=0.3), differences.mean(dim=0)
+    direction = cpca_direction(differences, neutral, r, components, 1.0)
+    dense = reference.contrastive_vector(*(t.double().numpy() for t in (differences, neutral, r)), components, 1.0)
+    np.testing.assert_allclose(direction.read[0].numpy(), dense, atol=1e-6)
+
+
 def test_cpca_orders_eigenvalues_by_sign_and_not_by_size() -> None:
     """Ordered by size, as an SVD does, the strongly neutral direction comes first and is what would be erased."""
     e = torch.eye(12)

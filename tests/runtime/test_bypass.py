@@ -135,6 +135,18 @@ def test_the_environment_makes_it_an_error(change, monkeypatch):
         run(pipe)
 
 
+def test_verify_knows_of_a_call_that_ran_another_denoiser_until_the_next_one():
+    pipe = loaded()
+    another_pipeline(pipe)
+    with pytest.warns(UserWarning, match="did not run its transformer"):
+        run(pipe)
+    answer = pipe.verify_unlearning_adapters()
+    assert not answer.ok and "did not run its transformer" in answer.problems[0]
+    pipe.__class__ = WanPipeline
+    run(pipe)
+    assert pipe.verify_unlearning_adapters().ok
+
+
 @pytest.mark.parametrize("strict", ["no", "", 1, []])
 def test_strict_is_a_truth_value(strict):
     pipe = loaded()

@@ -16,8 +16,12 @@ from .direction import EQUAL_GAINS, FORMAT_VERSION, WITH_GAINS, AdapterInfo, Dir
 from .draft import write_whole
 from .file import contradiction, decode, encode, file_at, read_file
 from .header import FileHeader, read_header
+from .missing import is_path, why_missing
 from .record import shorten
 from .source import SourceOptions, find_adapter_file
+
+# What Python raises for a place where there can be no file.
+WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +153,9 @@ def save_adapter(adapter: UnlearningAdapter, destination: str | Path) -> Path:
         Path of the file.
 
     Raises:
-        AdapterFileError: If the adapter could not be loaded again; a file that is already there stays as it is.
+        AdapterFileError: If the adapter could not be loaded again, or there can be no such file; one that is there
+            stays as it is.
+        OSError: If the system fails to write it, as on a full disk.
     """
     if not isinstance(adapter, UnlearningAdapter):
         raise AdapterFileError(f"Expected an UnlearningAdapter to save, but got {shorten(adapter)}. Build or load one.")
@@ -161,7 +167,13 @@ def save_adapter(adapter: UnlearningAdapter, destination: str | Path) -> Path:
         raise AdapterFileError(
             f"Cannot save the adapter {adapter.info.concept!r}, since it could not be loaded again: {error}"
         ) from error
-    return write_whole(path, blob)
+    try:
+        return write_whole(path, blob)
+    except WRONG_PLACE as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if not is_path(path) or not path.parent.is_dir():
+            reason = why_missing(path.parent, reason)
+        raise AdapterFileError(f"Cannot write {str(path)!r:.300}: {reason}. Choose another folder or file.") from error
 
 
 def load_adapter(

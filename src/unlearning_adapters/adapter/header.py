@@ -2,6 +2,7 @@
 
 import re
 import struct
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +20,8 @@ MAX_FILE_BYTES = 512 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20
 
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_GZIP = b"\x1f\x8b"
+_TEXT = re.compile(rb"(\xef\xbb\xbf)?[ -~\t\r\n]{9,}")
 _PICKLE = re.compile(rb"PK\x03\x04|\x80[\x01-\x05]|\(dp|\(lp|c[a-z_]+\n")
 
 
@@ -139,7 +142,8 @@ def _read_text(file: BinaryIO, size: int, name: str) -> str:
     start = file.read(8)
     if len(start) < 8:
         raise bad_file(name, f"it is truncated: it has {len(start)} bytes, and a header starts with 8")
-    if is_lfs_pointer(start + file.read(len(POINTER) - 8)):
+    more = start + file.read(len(POINTER) + 40)
+    if is_lfs_pointer(more.removeprefix(BOM_UTF8)):
         raise bad_file(name, "it is a Git LFS pointer, a few lines of text in place of the file", FETCH)
     file.seek(8)
     length = struct.unpack("<Q", start)[0]
@@ -149,6 +153,11 @@ def _read_text(file: BinaryIO, size: int, name: str) -> str:
             "its content is a pickle or a zip archive, which can run code when it is opened",
             "Only safetensors files are read; ask its author for one.",
         )
+    if length > size - 8 and _TEXT.fullmatch(more):
+        text = " ".join(more.removeprefix(BOM_UTF8).decode("ascii").split())
+        raise bad_file(name, f"it is a text, such as a page or a pointer in place of the file: it starts with {text!r}")
+    if length > size - 8 and start.startswith(_GZIP):
+        raise bad_file(name, "it is compressed by gzip", "Unpack it first.")
     if length > MAX_HEADER_BYTES:
         raise bad_file(name, f"its header claims {length:,} bytes, and the limit is {MAX_HEADER_BYTES:,}")
     if length > size - 8:

@@ -90,10 +90,11 @@ class BuildInputs:
         count = len(self.pairs)
         # Both sides of a pair are compared at one timestep, so that each call counts by itself.
         sides = self.recorded.by_call.get(group) or tuple((rows,) for rows in self.recorded.rows[group])
-        pairs = tuple(
-            tuple(Sides(*both) for both in zip(unsafe, safe, strict=True))
-            for unsafe, safe in zip(sides[:count], sides[count:], strict=True)
-        )
+        calls = range(len(sides[0]))
+        both = list(zip(sides[:count], sides[count:], strict=True))
+        # Calls in which nothing differs read the negative prompt alone: some pipelines guide in any case.
+        differs = [call for call in calls if not all(torch.equal(one[call], other[call]) for one, other in both)]
+        pairs = tuple(tuple(Sides(one[call], other[call]) for call in differs or calls) for one, other in both)
         return GroupRows(pairs, self._neutral_rows(group), self.kind_of(group)).only(self.telling(group))
 
     def _neutral_rows(self, group: int) -> NeutralRows:
@@ -145,7 +146,9 @@ def check_arguments(concept: object, config: object, call_kwargs: object) -> Non
         raise ConceptError(f"Expected a Concept, such as load_concept('shapeworld-red'), but got {show(concept)}.")
     if not isinstance(config, BuildConfig):
         raise ConfigError(f"Expected a BuildConfig, such as BuildConfig(pairs=8), but got {show(config)}.")
-    if not isinstance(call_kwargs, Mapping) and call_kwargs is not None:
+    if call_kwargs is not None and not (
+        isinstance(call_kwargs, Mapping) and all(isinstance(k, str) for k in call_kwargs)
+    ):
         raise ConfigError(f"Expected `call_kwargs` to be a mapping of arguments, but got {show(call_kwargs)}.")
 
 

@@ -14,6 +14,8 @@ from .rows import GroupRows
 
 # Eigenvalues below this share of the largest one are rounding of float32 rows, solved in float64.
 ZERO_EIGENVALUE = 1e-9
+FEW = 4  # eigenvectors are a few of those of a matrix, if it has this many times as many rows
+POWERS = 30
 # Rows this small beside others are lost in the rounding of their sum of squares; the squares of yet smaller ones, of a
 # contrast near 1e-308, are no numbers at all.
 LOST_ROWS = 1e-12
@@ -93,8 +95,7 @@ def cpca_direction(
     factors, scales = torch.geqrf(torch.cat([differences, neutral]).T)
     inner = factors.triu()[: len(scales)]
     differences, neutral = inner[:, : len(differences)], inner[:, len(differences) :]
-    values, vectors = torch.linalg.eigh(differences @ differences.T - neutral @ neutral.T)
-    largest = vectors[:, values > ZERO_EIGENVALUE * values.abs()[[0, -1]].max()][:, -components:]
+    largest = _leading(differences @ differences.T - neutral @ neutral.T, max(1, min(components, differences.shape[1])))
     if not largest.shape[1]:
         raise ConceptError(
             f"No component of {len(difference_rows)} token differences exceeds the neutral covariance times "
@@ -103,6 +104,30 @@ def cpca_direction(
     padded = torch.nn.functional.pad(largest, (0, 0, 0, len(factors) - len(largest)))
     basis = torch.ormqr(factors[:, : len(scales)], scales, padded)
     return orthogonal(_within(exact_rows(r), basis.T, "contrastive")[None], r.device)
+
+
+def _leading(moment: Tensor, count: int) -> Tensor:
+    """Return the eigenvectors of a symmetric matrix with the largest positive eigenvalues, at most `count` columns."""
+    if moment.device.type != "cpu" or len(moment) < FEW * count:
+        values, vectors = torch.linalg.eigh(moment)
+        size = float(values.abs()[[0, -1]].max())
+    else:  # LAPACK finds a few of many in a third of the time
+        from scipy.linalg import eigh
+
+        last = len(moment) - 1
+        found = eigh(moment.numpy(), subset_by_index=(last + 1 - count, last), driver="evr", check_finite=False)
+        values, vectors = (torch.from_numpy(part) for part in found)
+        size = _norm(moment)
+    leading: Tensor = vectors[:, values > ZERO_EIGENVALUE * size][:, -count:]
+    return leading
+
+
+def _norm(moment: Tensor) -> float:
+    """Return about the largest size of an eigenvalue of a symmetric matrix, by power iteration."""
+    vector = moment[:, int(moment.diagonal().abs().argmax())]
+    for _ in range(POWERS):
+        vector = moment @ (vector / vector.norm())
+    return float(vector.norm())
 
 
 def _within(r: Tensor, basis: Tensor, kind: str) -> Tensor:

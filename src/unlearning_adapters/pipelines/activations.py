@@ -225,7 +225,8 @@ class _Taps:
         if self.guided:
             tensor = tensor.chunk(2)[1]
         count = len(self.chosen)
-        self.packed = count > 1 and (tensor.shape[0] % count > 0 or (tensor.ndim == 2 and tensor.shape[0] != count))
+        packed = tensor.shape[0] % count > 0 or (tensor.ndim == 2 and tensor.shape[0] != count)
+        self.packed = count > 1 and (packed or (site.kind != "hidden" and _holds_negative(tensor, count)))
         finite = is_finite(tensor)
         self.needs_padding = not self.padded and not finite
         self.not_finite = "" if finite else site.name
@@ -275,6 +276,13 @@ class _Taps:
         }
         groups = {site.name: index[self.leaders[site.name]] for site in self.sites}
         return Recording(rows, groups, several, self.padded)
+
+
+def _holds_negative(tensor: Tensor, count: int) -> bool:
+    """Whether a tensor holds one prompt `count` times before or behind that many others: guidance in one call."""
+    halves = tensor.split(count)
+    same = [bool((half == half[:1]).all()) for half in halves]
+    return len(halves) == 2 and same[0] is not same[1]
 
 
 def _distinct(rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -90,7 +90,7 @@ def check_complete(pipe: Any, call: Mapping[str, Any]) -> None:
         )
 
 
-def no_guidance(accepted: set[str]) -> dict[str, float]:
+def no_guidance(accepted: Collection[str]) -> dict[str, float]:
     """Return the arguments that switch guidance off."""
     if "true_cfg_scale" in accepted:  # `guidance_scale` is then an embedding that the denoiser was trained with
         return {"true_cfg_scale": 1.0}

@@ -1,7 +1,8 @@
 """`Fitting`: arguments with which a pipeline runs for a moment, found by trying, so that no user has to know them.
 
 The smallest video and few steps suit most classes. Others fix their steps (distilled ones), take a step from the middle
-of a long schedule (Text2Video-Zero), have parts that a small video does not fill (pyramids), or want a picture.
+of a long schedule (Text2Video-Zero), have parts that a small video does not fill (pyramids), want a picture, or refuse
+to run without guidance.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from PIL import Image
 
 from unlearning_adapters.errors import PipelineError
 
-from .call_arguments import IMAGE_ARGUMENTS, OWN, SCHEDULE, STEPS, broken_part, call_defaults, small_video
+from .call_arguments import IMAGE_ARGUMENTS, OWN, SCHEDULE, STEPS, broken_part, call_defaults, no_guidance, small_video
 
 SIZES = ("height", "width", "num_frames")
 LARGER = 4  # times the smallest side: two halvings more
@@ -33,11 +34,14 @@ class Fitting:
         self.found: dict[str, Any] = {}
         self._open = iter(_by_size(pipe, self.given, any_video))
         self._fits = False
+        accepted = call_defaults(pipe).keys()
+        self._guidance = accepted & no_guidance(accepted).keys()
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments for the next run."""
-        return {**self.found, **self.given}
+        guided = {name: OWN for name in self._guidance if self.found.get(name) is OWN}
+        return {**self.found, **self.given, **guided}
 
     def take(self, found: dict[str, Any]) -> None:
         """Take the arguments with which the pipeline is known to run, from another build of the same."""
@@ -47,7 +51,8 @@ class Fitting:
         """Return what an action gives, with other arguments where the pipeline fails; what fits is kept.
 
         Raises:
-            PipelineError: If the pipeline fails with all of them, or with two sizes of the video by the same words.
+            PipelineError: If the pipeline fails with all of them, or with two sizes of the video by the same words,
+                unless it refuses these values: its own size may be the only one.
         """
         if self._fits:
             return action(self.arguments)
@@ -66,14 +71,21 @@ class Fitting:
                     if no_memory or broken_part(self.pipe):
                         raise
                     messages.add(str(error.__cause__))
+                    if "guidance" in str(error.__cause__).lower() and OWN not in map(self.found.get, self._guidance):
+                        size.append({**self.found, **dict.fromkeys(self._guidance, OWN)})
                 else:
                     self._fits = True
                     return result
-            if messages == before:
+            if messages == before and not _refuses(failure):
                 break
             before = messages
         assert failure is not None
         raise failure from failure.__cause__
+
+
+def _refuses(failure: PipelineError | None) -> bool:
+    """Whether a pipeline refused its arguments, before it did anything with them, as far as its error tells."""
+    return failure is not None and isinstance(failure.__cause__, (ValueError, AssertionError))
 
 
 def _wants_picture(error: PipelineError) -> bool:

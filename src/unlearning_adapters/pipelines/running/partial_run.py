@@ -79,6 +79,7 @@ class PartialRun:
             small.pop("num_inference_steps", None)
         self.guided = type(pipe).__name__ in ALWAYS_GUIDED
         without = {} if self.guided or own_guidance else no_guidance(self.accepted)
+        without = {name: value for name, value in without.items() if options.get(name) is not OWN}
         # Modular pipelines refuse latents, and decode in any case, unless they are stopped before.
         output = "pt" if hasattr(pipe, "blocks") else "latent"
         arguments = self._only_accepted({**small, **options, **without, "output_type": output})
