@@ -1,9 +1,6 @@
 """The file in the hands of diffusers alone: `pipe.load_lora_weights(folder)` must give the edited model."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import safetensors.torch
 import torch
 from diffusers.loaders import lora_pipeline
 from forge import planted_adapter, planted_direction, small_weights
+from fresh import python
 from tiny import TEXT_DIM, tiny_wan_pipeline
 from torch import Tensor, nn
 
@@ -117,9 +115,8 @@ def test_stock_loading_where_this_package_was_never_imported(tmp_path):
         "safetensors.torch.save_file({'result': result.contiguous()}, sys.argv[2])\n"
         "assert not any(name.startswith('unlearning') for name in sys.modules)"
     )
-    command = [sys.executable, "-c", script, str(tmp_path), str(tmp_path / "result")]
-    support = str(Path(__file__).resolve().parents[1] / "support")
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": support}, check=True)
+    support = Path(__file__).resolve().parents[1] / "support"
+    python("-c", script, tmp_path, tmp_path / "result", path=[support])
     result = safetensors.torch.load_file(tmp_path / "result")["result"]
     assert torch.allclose(result, output(edited(pipe.transformer, "transformer", adapter)), atol=1e-5)
     assert not torch.allclose(result, output(pipe.transformer), atol=1e-2)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fresh import environment
 
 from unlearning_adapters.cli.guided import CONTINUE, EXAMPLES, MORE, OVER, SHOW, completed, resumed
 from unlearning_adapters.cli.time_budget import time_budget
@@ -74,7 +75,9 @@ def test_the_default_folder_of_a_search_is_looked_at(tmp_path: Path, monkeypatch
 def test_at_a_terminal_a_build_is_asked_for_and_runs(tmp_path: Path) -> None:
     main, terminal = pty.openpty()
     command = [sys.executable, "-m", "unlearning_adapters", "build"]
-    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path)
+    process = subprocess.Popen(
+        command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path, env=environment()
+    )
     os.close(terminal)
     seen = ""
 

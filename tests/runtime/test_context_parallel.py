@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import context_parallel
 import pytest
+from fresh import environment
 
 WORKER = Path(context_parallel.__file__)
 
@@ -18,12 +18,9 @@ WORKER = Path(context_parallel.__file__)
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, bool]]]:
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+    variables = environment(*filter(None, sys.path), CUDA_VISIBLE_DEVICES="")
     running = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), folder], env=environment, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, WORKER, str(rank), folder], env=variables, stderr=subprocess.PIPE, text=True)
         for rank in range(context_parallel.SIZE)
     ]
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from browser import CHROMIUM
+from fresh import environment
 
 # Python's own connections are noted by an audit hook, which no library can go round.
 SERVER = """
@@ -48,7 +48,7 @@ class Server:
 
 @contextmanager
 def serving(
-    folder: Path, *arguments: str, body: str = PAGE, python: str = sys.executable, **environment: str
+    folder: Path, *arguments: str, body: str = PAGE, python: str = sys.executable, **variables: str
 ) -> Iterator[Server]:
     """Start a page on a free port and wait until it answers; end it afterwards as Ctrl-C does."""
     log = folder / "server.log"
@@ -57,7 +57,7 @@ def serving(
         port = free.getsockname()[1]
     command = [python, "-c", SERVER.format(body=body), *(word.replace("PORT", str(port)) for word in arguments)]
     with log.open("w") as file:
-        values = {**os.environ, "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder), **environment}
+        values = environment(GRADIO_SERVER_PORT=str(port), TMPDIR=str(folder), **variables)
         process = subprocess.Popen(command, stderr=file, stdout=file, text=True, cwd=folder, env=values)
     try:
         _wait(port, process, log)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
-import gradio
-import PIL
 import pytest
 import yaml
 from gradio_page import serving
@@ -26,7 +25,7 @@ def test_a_space_has_three_files_and_is_not_written_over(tmp_path: Path, unlearn
     ]
     front = yaml.safe_load((tmp_path / "space/README.md").read_text().split("---")[1])
     assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["sdk_version"] == GRADIO
-    assert gradio.__version__ == GRADIO and PIL.__version__ == PILLOW  # the versions with which the page was tested
+    assert (version("gradio"), version("pillow")) == (GRADIO, PILLOW)  # the versions with which the page was tested
     lines = (tmp_path / "space/requirements.txt").read_text().splitlines()
     assert (
         lines[0].startswith("unlearning-adapters[app]")

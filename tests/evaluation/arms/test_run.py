@@ -1,8 +1,7 @@
 """`evaluate` on the embedded model: paired, resumable, the same in one process and in two, and without a trace."""
 
 import json
-import os
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
+from fresh import environment
 
 from unlearning_adapters import load_shapeworld
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, save_adapter
@@ -133,17 +132,24 @@ def without_times(data: Any) -> Any:
     return json.loads(json.dumps({**data, "arms": arms}))
 
 
-def launch(folder: Path, adapter: Path, suite: Path) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--main_process_port", "0", "-m", "unlearning_adapters", "eval", "shapeworld", adapter, "-o", folder,
-        "--suite", suite, "--gate", "0", "--no-controls", "--device", "cpu", "--detector", "shapes",
-        "--detector", "motion", "--json",
+def command(folder: Path, adapter: Path, suite: Path) -> list[str]:
+    return [
+        "-m", "unlearning_adapters", "eval", "shapeworld", str(adapter), "-o", str(folder), "--suite", str(suite),
+        "--gate", "0", "--no-controls", "--device", "cpu", "--detector", "shapes", "--detector", "motion", "--json",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
+
+
+def start(*words: str, **variables: str) -> subprocess.Popen[bytes]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *words], env=environment(**variables), **pipes)
+
+
+def workers(*given: Path) -> list[subprocess.Popen[bytes]]:
+    """Two processes of one run, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [start(*command(*given), **meeting, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
 
 
 @pytest.mark.slow
@@ -155,16 +161,19 @@ def test_two_processes_survive_a_kill_and_give_the_numbers_of_one(
     (tmp_path / "suite.yaml").write_text((tmp_path / "suite.json").read_text())  # JSON is YAML
     save_adapter(adapter, tmp_path / "no-red")
     folder = tmp_path / "two"
-    running = launch(folder, tmp_path / "no-red", tmp_path / "suite.yaml")
+    given = folder, tmp_path / "no-red", tmp_path / "suite.yaml"
+    running = workers(*given)
     deadline = time.monotonic() + 240
     while not (rows := sum(path.read_bytes().count(b"\n") for path in folder.glob("rows-*"))):
-        assert running.poll() is None and time.monotonic() < deadline, running.communicate()[1][-2000:]
+        dead = [each for each in running if each.poll() is not None]
+        assert not dead and time.monotonic() < deadline, [each.communicate()[1][-2000:] for each in dead]
         time.sleep(0.05)
-    workers = [child for child in psutil.Process(running.pid).children(recursive=True) if "eval" in child.cmdline()]
-    workers[-1].send_signal(signal.SIGKILL)
-    running.communicate(timeout=240)
-    assert running.returncode != 0 and 0 < rows < 9
-    done = launch(folder, tmp_path / "no-red", tmp_path / "suite.yaml")
+    for each in reversed(running):  # as a launcher does when one of them dies
+        each.kill()
+        each.communicate(timeout=240)
+    assert 0 < rows < 9
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+    done = start(*launcher, *command(*given))
     out, err = done.communicate(timeout=300)
     assert done.returncode == 0, err[-2000:]
     assert len(out.strip().splitlines()) == 1  # of the main process alone
@@ -233,17 +242,18 @@ def test_a_base_without_the_concept_ends_the_run(pipe: Any, adapter: UnlearningA
 
 @pytest.mark.slow
 def test_seeds_are_added_to_a_run(pipe: Any, adapter: UnlearningAdapter, tmp_path: Path) -> None:
-    folder, suite = tmp_path / "run", tiny_suite(2)
-    evaluate(pipe, adapter, suite, seeds=[7], output=folder, progress=False)
+    folder, suite, options = tmp_path / "run", tiny_suite(2, 2), {"gate": 0.0, "progress": False}
+    evaluate(pipe, adapter, suite, seeds=[7], output=folder, **options)
     first = {key: row for key, row in Store(folder).rows().items() if key[0] == "edited"}
-    more = evaluate(pipe, adapter, suite, seeds=[7, 8], output=folder, progress=False)
-    fresh = evaluate(pipe, adapter, suite, seeds=[7, 8], output=tmp_path / "fresh", progress=False)
+    more = evaluate(pipe, adapter, suite, seeds=[7, 8], output=folder, **options)
+    fresh = evaluate(pipe, adapter, suite, seeds=[7, 8], output=tmp_path / "fresh", **options)
     rows = Store(folder).rows()
     assert len(first) > 2 and all(rows[key] == row for key, row in first.items())  # not made again
     assert {key[3] for key in rows} == {7, 8}
     for name in ("base", "edited", "random"):
         arm, expected = more.data["arms"][name], fresh.data["arms"][name]
-        assert arm["shown"] == expected["shown"] and arm["concept_rate"] == expected["concept_rate"], name
+        for part in ("shown", "concept_rate", "drift"):
+            assert arm.get(part) == expected.get(part), (name, part)
 
 
 @pytest.mark.usefixtures("report")  # the run that the folder holds
