@@ -1,9 +1,6 @@
 """Push and pull with the real client of the Hub, over HTTP to the loopback server of `loopback_hub.py`."""
 
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -13,6 +10,7 @@ import pytest
 import torch
 import yaml
 from forge import planted_adapter, small_weights
+from fresh import python
 from huggingface_hub import EvalResultEntry, HfApi, ModelCard, constants, parse_eval_result_entries
 from loopback_hub import READ, WRITE
 from tiny import tiny_wan_pipeline
@@ -63,13 +61,6 @@ def refused(error: type[Exception], text: str, call, *arguments: object, **optio
     with pytest.raises(error, match=text) as caught:
         call(*arguments, **options)
     assert "\n" not in str(caught.value)
-
-
-def in_new_process(code: str, *arguments: object, **environment: str) -> str:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 # Push.
@@ -457,18 +448,18 @@ except FileNotFoundError as error: print(error)
 
 def test_offline_makes_no_request(hub, pushed, options):
     cache, offline = options["cache_dir"], {"HF_HUB_OFFLINE": "1"}
-    assert "not in the local cache, and HF_HUB_OFFLINE is set. Load it once" in in_new_process(ASK, cache, **offline)
+    assert "not in the local cache, and HF_HUB_OFFLINE is set. Load it once" in python("-c", ASK, cache, **offline)
     assert not hub.requests
-    assert in_new_process(ASK, cache) == "red" and hub.requests
+    assert python("-c", ASK, cache) == "red" and hub.requests
     hub.requests.clear()
-    assert in_new_process(ASK, cache, **offline) == "red" and not hub.requests
+    assert python("-c", ASK, cache, **offline) == "red" and not hub.requests
 
 
 def test_without_a_network_the_cache_serves_or_one_line_says_why(hub, pushed, tmp_path):
     inspect_adapter(REPOSITORY, cache_dir=tmp_path / "full")
     impatient = f"import time\ntime.sleep = lambda seconds: None\n{ASK}"  # the client waits 20 s between its retries
     with ThreadPoolExecutor() as pool:
-        ask = partial(in_new_process, impatient, HF_ENDPOINT="http://127.0.0.1:9")
+        ask = partial(python, "-c", impatient, HF_ENDPOINT="http://127.0.0.1:9")
         empty, full = pool.map(ask, [tmp_path / "empty", tmp_path / "full"])
     assert "http://127.0.0.1:9 did not give it" in empty and "Check the network" in empty and "\n" not in empty
     assert full == "red"
@@ -541,13 +532,6 @@ assert not any(name.startswith("unlearning") for name in sys.modules), "this pro
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", ["hub.hub", "adapter.adapter", "hub.card"])
-def test_whatever_module_is_imported_first_an_adapter_can_be_pushed(first):
-    code = f"import unlearning_adapters.{first} as _; from unlearning_adapters import UnlearningAdapter as adapter; "
-    assert in_new_process(f"{code} print(adapter.push_to_hub.__name__)") == "push_adapter"
-
-
 def test_fresh_processes_generate_the_same_latents(hub, tmp_path):
     from unlearning_adapters import load_concept, load_shapeworld
 
@@ -566,8 +550,8 @@ def test_fresh_processes_generate_the_same_latents(hub, tmp_path):
     assert later == hub.repositories[REPOSITORY].refs["main"] != commit, "the branch has moved on"
     environment = {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     given = (commit, json.dumps(CALL), PROMPT)
-    in_new_process(OURS, *given, tmp_path / "ours", **environment)
-    in_new_process(STOCK, *given, tmp_path / "stock", tmp_path / "base", **environment)
+    python("-c", OURS, *given, tmp_path / "ours", **environment)
+    python("-c", STOCK, *given, tmp_path / "stock", tmp_path / "base", **environment)
     found = {name: torch.load(tmp_path / name, weights_only=True) for name in ("ours", "stock")}
     assert (expected - base).abs().max() > 0.1, "the edit does nothing"
     assert torch.equal(found["ours"], expected)
@@ -577,9 +561,7 @@ def test_fresh_processes_generate_the_same_latents(hub, tmp_path):
 @pytest.mark.slow
 def test_the_example_pushes_and_pulls(hub, tmp_path):
     example = Path(__file__).resolve().parents[2] / "examples" / "05_push_and_pull.py"
-    out = in_new_process(
-        "import runpy, sys; runpy.run_path(sys.argv.pop(1))", example, REPOSITORY, tmp_path, HF_TOKEN=WRITE
-    )
+    out = python(example, REPOSITORY, tmp_path, HF_TOKEN=WRITE)
     commit = hub.repositories[REPOSITORY].refs["main"]
     assert out.splitlines() == [
         f"pushed: {hub.endpoint}/{REPOSITORY}/commit/{commit}",
