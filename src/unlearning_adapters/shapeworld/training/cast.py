@@ -126,12 +126,13 @@ def trained_pipeline(run: TrainingRun, weights: str = "average") -> Any:
 
 
 def export(run: TrainingRun, folder: Path) -> None:
-    """Write VAE and denoiser in half precision, what a resumed training needs, and the log."""
+    """Write VAE and denoiser in half precision, the log, and what is needed to resume a training that is not over."""
     pipe, state = trained_pipeline(run).to(torch.float16), run.load("denoiser")
     assert state is not None  # `trained_pipeline` has read it
     for part in ("transformer", "vae", "scheduler"):
         getattr(pipe, part).save_pretrained(folder / part)
-    write_checkpoint(folder / "checkpoint", state)
+    if state["step"] < CastSettings().steps:
+        write_checkpoint(folder / "checkpoint", state)
     run.publish(folder, {"vae": asdict(CastVaeSettings()), "denoiser": asdict(CastSettings())})
 
 
