@@ -217,11 +217,12 @@ def test_a_layer_maps_the_padding_of_a_batch_once_and_gives_the_same():
         seen = []
         handles = [network.site.register_forward_pre_hook(lambda _m, args: seen.append(args[0].clone()))]
         with padding_once([network]):
-            handle = network.first.register_forward_hook(lambda _m, args, _out: computed.append(args[0].shape[1]))
+            handle = network.first.register_forward_hook(lambda _m, args, _out: computed.append(args[0]))
             made = network(x)
             for each in (handle, *handles):
                 each.remove()
-    assert computed == [10] and seen[0].shape == (3, 40, 8)
+    assert [each.shape[1] for each in computed] == [10] and seen[0].shape == (3, 40, 8)
+    assert computed[0].is_contiguous()  # or torch makes a copy of the weight for each prompt
     torch.testing.assert_close(seen[0], torch.nn.functional.gelu(whole), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(made, network.site(seen[0]), rtol=1e-5, atol=1e-6)
     assert not network.first._forward_hooks and len(network.first._forward_pre_hooks) == 1  # its own

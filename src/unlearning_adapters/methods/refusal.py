@@ -235,6 +235,18 @@ def exact_rows(rows: Tensor) -> Tensor:
     return (rows.cpu() if rows.device.type == "mps" else rows).double()
 
 
+def scaled_rows(rows: Tensor, factors: Tensor) -> Tensor:
+    """Return rows times a factor each, in float64 as `exact_rows`; it takes no more memory than the result.
+
+    Args:
+        rows: Shape (n, features), any floating dtype; they are not changed.
+        factors: Shape (n,).
+    """
+    exact = exact_rows(rows)
+    exact = exact.clone() if exact.data_ptr() == rows.data_ptr() else exact
+    return exact.mul_(factors.to(exact)[:, None])
+
+
 def ridge_solve(
     rows: Tensor, targets: Tensor, ridge: float, shared: "SharedGram | None" = None, factor: float = 1.0
 ) -> Tensor:
@@ -299,8 +311,7 @@ class SharedGram:
         )
 
     def _weighted(self) -> Tensor:
-        rows = exact_rows(self._rows)
-        return rows * self._weights.to(rows).sqrt()[:, None]
+        return scaled_rows(self._rows, exact_rows(self._weights).sqrt())
 
 
 def _solve(products: Tensor, ridge: float, targets: Tensor, *, positive: bool) -> Tensor:

@@ -15,7 +15,7 @@ from unlearning_adapters.errors import ConceptError, ConfigError
 
 from .factors import leading_rows, oblique
 from .method import Method, Range
-from .refusal import SharedGram, distinct_rows, exact_rows, landing_vector, refusal_vector, ridge_solve
+from .refusal import SharedGram, distinct_rows, exact_rows, landing_vector, refusal_vector, ridge_solve, scaled_rows
 from .rows import GroupRows
 
 # A neutral prompt that shows the concept in other words makes a read know it by what stands in its place, the other way
@@ -85,7 +85,7 @@ def ridge_direction(
         write = torch.cat([write, rest * write.norm()])
     if further is not None:
         write = torch.cat([write, exact_rows(further).to(write.device)])
-    moment = _moment_rows(exact_rows(rows), weights)
+    moment = _moment_rows(rows, weights)
     factor = 1.0 if weights is None else 1 / float(weights.sum())
     solution = ridge_solve(moment, write, epsilon * float(moment.square().sum()) / moment.shape[1], shared, factor)
     if landing is not None:
@@ -96,10 +96,10 @@ def ridge_direction(
 def _moment_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
     """Return rows X with `X^T X` the uncentred second moment."""
     if weights is None:
-        rows = distinct_rows(rows)
+        rows = distinct_rows(exact_rows(rows))
         weights = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
-    share = exact_rows(weights).to(rows.device)
-    moment = rows * (share / share.sum()).sqrt()[:, None]
+    share = exact_rows(weights)
+    moment = scaled_rows(rows, (share / share.sum()).sqrt())
     if not len(rows) or not float(moment.square().sum()) > 0:
         raise ConceptError(
             f"Expected neutral or safe activations that are not all zero, but got {len(rows)} distinct rows: "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unlearning_adapters.errors import ConfigError, DenoiserError, PipelineError, SiteError
+from unlearning_adapters.pipelines.running.kept_rows import RowStore, distinct, most_different
 from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
 from .hooks import count_calls, is_finite, on_input, place_of, rows_at
@@ -176,6 +177,7 @@ class _Taps:
         self.networks = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
         self.sites, self.needed, self.max_rows = sites, needed, max_rows
         self.leaders = dict(leaders or {})  # site -> the site of its group that is recorded
+        self.store = RowStore()
         self.rows: dict[str, list[list[Tensor]]] = {}  # leader -> per prompt -> rows of each call
         self.prompts, self.padded = prompts, padded
         self.cut: list[int] = []  # tokens of padding that a text encoder was not given, by its call
@@ -241,8 +243,8 @@ class _Taps:
                 rows = rows_at(tensor, [first + place for place in evenly_spaced(each, self.max_rows or HIDDEN_ROWS)])
             else:
                 rows = tensor.reshape(-1, tensor.shape[-1])[first : first + each]
-            rows = _distinct(rows.to("cpu", torch.float32))
-            lists[index].append(rows if site.kind == "hidden" else _most_different(rows, self.max_rows))
+            rows = distinct(rows.to("cpu", torch.float32))
+            lists[index].append(self.store.keep(rows if site.kind == "hidden" else most_different(rows, self.max_rows)))
 
     def _end_call(self, component: str, calls: int) -> None:
         """Stop waiting for the sites of a component that its call did not reach."""
@@ -268,7 +270,7 @@ class _Taps:
     def recording(self) -> Recording:
         """Return what was gathered."""
         index = {leader: group for group, leader in enumerate(self.rows)}
-        rows = tuple(tuple(_distinct(torch.cat(calls)) for calls in per_prompt) for per_prompt in self.rows.values())
+        rows = tuple(tuple(map(self._of_all_calls, per_prompt)) for per_prompt in self.rows.values())
         several = {
             index[site.name]: tuple(tuple(calls) for calls in self.rows[site.name])
             for site in self.sites
@@ -277,32 +279,15 @@ class _Taps:
         groups = {site.name: index[self.leaders[site.name]] for site in self.sites}
         return Recording(rows, groups, several, self.padded)
 
+    def _of_all_calls(self, calls: Sequence[Tensor]) -> Tensor:
+        return calls[0] if len(calls) == 1 else self.store.keep(distinct(torch.cat(list(calls))))
+
 
 def _holds_negative(tensor: Tensor, count: int) -> bool:
     """Whether a tensor holds one prompt `count` times before or behind that many others: guidance in one call."""
     halves = tensor.split(count)
     same = [bool((half == half[:1]).all()) for half in halves]
     return len(halves) == 2 and same[0] is not same[1]
-
-
-def _distinct(rows: Tensor) -> Tensor:
-    """Return the rows without exact repetitions, in order: padding is one row."""
-    first: dict[bytes, int] = {}
-    for index, row in enumerate(rows.contiguous().numpy()):
-        first.setdefault(row.tobytes(), index)
-    return rows[list(first.values())]
-
-
-def _most_different(rows: Tensor, limit: int | None) -> Tensor:
-    """Return `limit` rows in order: the first, then again and again the one farthest from all that were taken."""
-    if limit is None or len(rows) <= limit:
-        return rows
-    indices = [0]
-    distance = (rows - rows[0]).norm(dim=1)
-    while len(indices) < limit:
-        indices.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (rows - rows[indices[-1]]).norm(dim=1))
-    return rows[sorted(indices)]
 
 
 def check_no_cache(networks: Mapping[str, nn.Module], steps: int) -> None:
