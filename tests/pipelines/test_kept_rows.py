@@ -1,13 +1,19 @@
 """What a recording holds: the rows that it returns, side by side, and nothing else from batch to batch."""
 
+import os
+import platform
+from pathlib import Path
+
+import pytest
 import tiny
 import torch
 from tiny import KEY, PROMPTS
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from unlearning_adapters.pipelines import activations
 from unlearning_adapters.pipelines.activations import record
-from unlearning_adapters.pipelines.running.kept_rows import BLOCK, RowStore
+from unlearning_adapters.pipelines.running.kept_rows import BLOCK, RowStore, give_back_memory
 from unlearning_adapters.pipelines.sites import find_sites
 
 
@@ -63,3 +69,28 @@ def test_a_store_returns_copies_of_any_size():
     given[0].zero_()
     stored[3].zero_()
     assert stored[0].all() and stored[2].any()
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return os.sysconf("SC_PAGESIZE") * int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems hold no such memory")
+def test_memory_below_a_tensor_that_stays_is_given_back():
+    # Below glibc's threshold, so that they lie in its heap; the last one keeps all others there.
+    held = [torch.ones(25_000) for _ in range(400)]
+    last = held.pop()
+    full = resident()
+    held.clear()
+    give_back_memory()
+    assert full - resident() > 20e6 and bool(last.all())
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_large_batches_alone_give_memory_back(monkeypatch, large):
+    pipe, calls = tiny.tiny_wan_pipeline(), []
+    monkeypatch.setattr(activations, "LARGE", 1 if large else 2**24)
+    monkeypatch.setattr(activations, "give_back_memory", lambda: calls.append(1) or give_back_memory())
+    record(pipe, PROMPTS[:2], find_sites(pipe), batch_size=1, progress=False)
+    assert len(calls) == 2 * large

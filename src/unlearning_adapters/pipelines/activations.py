@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unlearning_adapters.errors import ConfigError, DenoiserError, PipelineError, SiteError
-from unlearning_adapters.pipelines.running.kept_rows import RowStore, distinct, most_different
+from unlearning_adapters.pipelines.running.kept_rows import (
+    LARGE,
+    RowStore,
+    distinct,
+    give_back_memory,
+    most_different,
+)
 from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
 
 from .hooks import count_calls, is_finite, on_input, place_of, rows_at
@@ -183,6 +189,7 @@ class _Taps:
         self.cut: list[int] = []  # tokens of padding that a text encoder was not given, by its call
         self.packed = False  # whether a batch's rows cannot be told apart by prompt
         self.needs_padding = False  # whether a site is fed padding, which was cut off
+        self.large = False  # whether a batch takes so much memory that it should not be held until the next
         self.not_finite = ""  # the site that was fed numbers that are not finite
 
     @contextmanager
@@ -203,6 +210,8 @@ class _Taps:
                 yield
             finally:
                 self.fed.clear()
+                if self.large:
+                    give_back_memory()
 
     def _reader(self, site: Site, calls: Counter[str]) -> Callable[[Tensor], None]:
         def read(rows: Tensor) -> None:
@@ -226,6 +235,7 @@ class _Taps:
             return
         if self.guided:
             tensor = tensor.chunk(2)[1]
+        self.large = self.large or (tensor.device.type == "cpu" and tensor.nbytes >= LARGE)
         count = len(self.chosen)
         packed = tensor.shape[0] % count > 0 or (tensor.ndim == 2 and tensor.shape[0] != count)
         self.packed = count > 1 and (packed or (site.kind != "hidden" and _holds_negative(tensor, count)))

@@ -1,9 +1,13 @@
 """Which rows a recording keeps, and the memory that they lie in."""
 
+import ctypes
+import sys
+
 import torch
 from torch import Tensor
 
 BLOCK = 2**23  # float32 numbers, 32 MiB: from that size on, glibc takes memory from the system, not from its heap
+LARGE = 2**24  # bytes that a site reads for a batch: memory is then given back after it
 ALIGNED = 16  # numbers, 64 bytes: where torch itself would put a tensor
 
 
@@ -30,6 +34,16 @@ class RowStore:
             self._free = torch.empty(max(count, BLOCK), dtype=torch.float32, device="cpu")
         place, self._free = self._free[: rows.numel()].view(rows.shape), self._free[count:]
         return place.copy_(rows)
+
+
+def give_back_memory() -> None:
+    """Let glibc return to the system what it holds for later; other systems do so by themselves, or not at all.
+
+    It holds up to 32 MiB of each tensor that was freed, 200 MB after a batch of 16 prompts of 512 tokens. It takes
+    about 15 ms then.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def distinct(rows: Tensor) -> Tensor:
