@@ -18,6 +18,7 @@ from loopback_hub import LoopbackHub
 pytestmark = [pytest.mark.slow, needs_chromium, pytest.mark.xdist_group("page")]
 WIDTHS = {"desktop": 1280, "phone": 390}
 FRAME = 1 / 8  # seconds
+STEPS = "num_inference_steps=6"  # half of the default: the waiting is for clips
 CLIPS_ALIKE = """videos => {
   const colour = video => {
     const canvas = document.createElement("canvas"); canvas.width = canvas.height = 32;
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    with serving(folder, "app", "shapeworld", "--no-browser", "--port", "PORT") as running:
+    with serving(folder, "app", "shapeworld", "--no-browser", "--port", "PORT", "--call", STEPS) as running:
         yield running
     assert running.asked() == set(), "the page's process asked another machine"
     assert not list(folder.glob("unlearn-app-*")), running.log.read_text("utf-8", "replace")[-6000:]
