@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from fresh import python
 from stock_process import tiny_named
 from torch import Tensor
 
@@ -99,10 +96,7 @@ class Bench:
     def run(self) -> Mapping[str, Tensor]:
         (self.folder / "jobs.json").write_text(json.dumps(self.jobs))
         here = Path(__file__).resolve().parents[1] / "support"
-        command = [sys.executable, here / "stock_process.py", self.folder / "jobs.json", self.folder / "result"]
-        environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(here)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        python(here / "stock_process.py", self.folder / "jobs.json", self.folder / "result", path=[here])
         return safetensors.torch.load_file(self.folder / "result")
 
 

@@ -1,10 +1,9 @@
 """A method is added in the two steps of docs/architecture.md: a file, and a line."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from fresh import python
 
 from unlearning_adapters.adapter.adapter import load_adapter
 
@@ -56,15 +55,7 @@ def test_a_toy_method_takes_a_file_and_a_line(tmp_path: Path) -> None:
     (package / "methods" / "toy.py").write_text(TOY, encoding="utf-8")
     line = '    "toy": MethodEntry("toy:TOY", ("components",)),\n'
     insert(package / "config.py", "METHODS: Mapping[str, MethodEntry] = {\n", line)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(tmp_path / "made")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    python("-c", RUN, tmp_path / "made", cwd=tmp_path, path=[tmp_path / "src"])
     adapter = load_adapter(tmp_path / "made")
     assert adapter.info.method == "toy" and adapter.info.settings["components"] == 3
     for direction in adapter.directions.values():

@@ -1,10 +1,7 @@
 """Checkpoints and copies of an edited pipeline: what is in them, what is not, and who says so."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 from diffusers.hooks import FasterCacheConfig, FirstBlockCacheConfig
+from fresh import python
 from offloaded import CPU
 from safetensors.torch import load_file, save_file
 from tiny import TEXT_DIM, tiny_wan_pipeline
@@ -126,9 +124,7 @@ def test_saved_while_fused_another_process_without_this_package_reloads_it_edite
     inputs["prompt"] = torch.randn(1, 12, TEXT_DIM, generator=maker)
     save_file(inputs, tmp_path / "inputs.safetensors")
     where = [str(tmp_path / name) for name in ("model", "inputs.safetensors", "out.safetensors")]
-    done = subprocess.run([sys.executable, "-c", RELOAD, *where], env={**os.environ, "PYTHONPATH": ""},
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    python("-c", RELOAD, *where, path=[""])
     found = load_file(tmp_path / "out.safetensors")
     with torch.no_grad():
         here = pipe.transformer(inputs["latents"], inputs["step"], inputs["prompt"], return_dict=False)[0]

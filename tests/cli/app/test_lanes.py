@@ -131,6 +131,21 @@ def test_a_stopped_build_leaves_nothing(session: Session) -> None:
     assert all(torch.equal(weights[name], value) for name, value in bench.pipe.transformer.state_dict().items())
 
 
+def test_a_page_that_closes_leaves_no_file_of_its_job(session: Session) -> None:
+    inside = threading.Event()
+
+    def work(job: Job) -> None:
+        inside.set()
+        time.sleep(0.2)
+        (session.folder / "clips").mkdir(parents=True)
+        job.tick()
+
+    job = session.start(work, "Measuring red")
+    assert inside.wait(60)
+    session.close()
+    assert job.stopped and not session.folder.exists()
+
+
 def test_each_job_has_its_own_warnings() -> None:
     both = threading.Barrier(2, timeout=60)
 

@@ -35,6 +35,8 @@ def app(
 
         files = write_space(space)
         return CommandResult({"folder": space, "files": files}, "\n".join(f"{space}/{name}" for name in files))
+    from unlearning_adapters.search.interrupts import interrupts_wait
+
     from .serve import import_gradio, serve
 
     import_gradio()  # before the pipeline, which takes longer
@@ -51,5 +53,6 @@ def app(
     try:
         address = serve(page, port, browser)
     finally:
-        sessions.close_all()
+        with interrupts_wait():  # a second Ctrl-C leaves no files behind either
+            sessions.close_all()
     return CommandResult({"address": address}, f"{address}: closed")

@@ -15,6 +15,7 @@ from unlearning_adapters.errors import ConfigError
 from .jobs import Job
 
 MOST = 6  # adapters that Compare shows
+PATIENCE = 10  # seconds that a page waits for its job when it is closed
 
 
 @dataclass
@@ -105,8 +106,10 @@ class Session:
             self.job.stop()
 
     def close(self) -> None:
-        """End the job and remove all files."""
+        """End the job and remove all files, also those that the job writes until its next step."""
         self.stop()
+        if self.job:
+            self.job.wait(PATIENCE)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
