@@ -55,9 +55,11 @@ class World:
             ConceptError: If it has no `target`, or one that the world does not know.
         """
         if not concept.target:
+            ((factor, name),) = next(iter(self.targets.values())).items()
             raise ConceptError(
                 f"The concept {concept.name!r} has no `target`, so that the judge cannot tell whether it is shown. "
-                f"Choose a {self.name} concept of `unlearn concepts`, or add `target: {{colour: red}}` to your file."
+                f"Choose a {self.name} concept of `unlearn concepts`, or add `target: {{{factor}: {name}}}` to your "
+                "file."
             )
         for value, target in self.targets.items():
             if target == dict(concept.target):
