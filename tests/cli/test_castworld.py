@@ -116,6 +116,6 @@ def test_without_the_files_there_is_one_line(
 def test_help_and_lists_name_the_world(unlearn: Callable[..., Outcome]) -> None:
     for command in ("eval", "compare", "attack", "search", "build"):
         assert "castworld" in unlearn(command, "--help")[1]
-    assert unlearn("concepts")[1].splitlines()[-1].startswith("castworld-VALUE")
+    assert "castworld-VALUE" in unlearn("concepts", "--help")[1]
     assert "wearing a hat" in unlearn("concepts", "show", "castworld-hat")[1]
     assert unlearn("concepts", "lint", "castworld-hat", "castworld-otto")[0] == 0

@@ -16,7 +16,9 @@ COUNT = click.IntRange(min=1)
 
 PIPELINES = "'shapeworld', 'castworld', a local folder or a Hub repository"
 pipeline = click.argument("pipeline", metavar="PIPELINE", help=PIPELINES)
-concept = click.argument("concept", metavar="CONCEPT", help="a shipped concept, or a .yaml or .jsonl file")
+concept = click.argument(
+    "concept", metavar="CONCEPT", help="a shipped concept, castworld-VALUE, or a .yaml or .jsonl file"
+)
 concepts = click.argument(
     "concepts", metavar="CONCEPT...", nargs=-1, required=True, help="shipped concepts, or .yaml or .jsonl files"
 )

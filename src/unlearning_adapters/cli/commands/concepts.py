@@ -8,9 +8,6 @@ from unlearning_adapters.cli.command import SETTINGS, CommandResult, InOrder, as
 from unlearning_adapters.cli.options import output
 from unlearning_adapters.errors import ConceptError, UnlearningError
 
-CAST = (
-    "Any of CastWorld's 128 characters (castworld-otto), emblems (star), things (hat), motions (left), styles (night)."
-)
 SUMMARY = "list the shipped concepts, show or check one, or start a new one"
 
 
@@ -18,7 +15,11 @@ SUMMARY = "list the shipped concepts, show or check one, or start a new one"
 @as_json
 @click.pass_context
 def concepts(context: click.Context, as_json: bool) -> int:
-    """List the shipped concepts, show or check one, or start a new one. Without an action, it lists."""
+    """List the shipped concepts, show or check one, or start a new one. Without an action, it lists.
+
+    Not in the list: castworld-VALUE, for any of CastWorld's characters (castworld-otto), emblems (castworld-star),
+    things (castworld-hat), motions (castworld-left) and styles (castworld-night).
+    """
     return 0 if context.invoked_subcommand else printing(_listed)(as_json=as_json)
 
 
@@ -30,9 +31,7 @@ def _listed() -> CommandResult:
     rows = [
         {"name": concept.name, "description": concept.description, "pairs": len(concept.pairs)} for concept in shipped
     ]
-    lines = [f"{each.name:<{width}}  {each.description}" for each in shipped]
-    lines.append(f"{'castworld-VALUE':<{width}}  {CAST}")
-    return CommandResult({"concepts": rows}, "\n".join(lines))
+    return CommandResult({"concepts": rows}, "\n".join(f"{each.name:<{width}}  {each.description}" for each in shipped))
 
 
 @command("show", "show the pairs of a concept")
