@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ def clean() -> Any:
     return planted_pipeline()
 
 
+@pytest.fixture(scope="module")
+def base_build(clean: Any) -> Callable[..., UnlearningAdapter]:
+    """A build on the clean pipeline, made once for each setting."""
+    return cache(partial(build, clean))
+
+
 def in_state(*operations: str) -> Any:
     pipe = planted_pipeline()
     for name in ("run", *operations):  # a first call leaves an empty registry of diffusers behind
@@ -112,19 +119,19 @@ def expected_in(state: str) -> str:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_build_gives_the_same_file_or_names_the_lora(state, clean, tmp_path):
+def test_a_build_gives_the_same_file_or_names_the_lora(state, base_build, tmp_path):
     pipe = in_state(*STATES[state])
     for method in METHODS:
-        expected = file_of(build(clean, method), tmp_path, "clean")
+        expected = file_of(base_build(method), tmp_path, "clean")
         outcome = same_or_refused(pipe, expected, lambda pipe, m=method: file_of(build(pipe, m), tmp_path, "edited"))
         assert outcome.startswith(expected_in(state)), f"{method}: {outcome}"
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_hidden_sites_are_built_on_the_base_or_not_at_all(state, clean, tmp_path):
+def test_hidden_sites_are_built_on_the_base_or_not_at_all(state, base_build, tmp_path):
     hidden = {"sites": "transformer.blocks.1.ffn.net.0.proj", "steps": 2}
     pipe = in_state(*STATES[state])
-    expected = file_of(build(clean, **hidden), tmp_path, "clean")
+    expected = file_of(base_build(**hidden), tmp_path, "clean")
     outcome = same_or_refused(pipe, expected, lambda pipe: file_of(build(pipe, **hidden), tmp_path, "edited"))
     if state in ("clean", "disabled"):
         assert outcome == "same"
@@ -135,8 +142,8 @@ def test_hidden_sites_are_built_on_the_base_or_not_at_all(state, clean, tmp_path
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_saved_adapter_has_the_factors_of_the_base(state, clean, tmp_path):
-    bare = replace(build(clean), lora_B={})
+def test_a_saved_adapter_has_the_factors_of_the_base(state, clean, base_build, tmp_path):
+    bare = replace(base_build(), lora_B={})
     clean.load_unlearning_adapter(bare, "new")
     expected = clean.save_unlearning_adapter(tmp_path / "clean.safetensors", "new").read_bytes()
     clean.unload_unlearning_adapters()
@@ -149,8 +156,8 @@ def test_a_saved_adapter_has_the_factors_of_the_base(state, clean, tmp_path):
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_an_export_for_a_base_has_the_factors_of_that_base(state, clean, tmp_path):
-    adapters = [build(clean), planted(clean, "second", seed=8)]
+def test_an_export_for_a_base_has_the_factors_of_that_base(state, clean, base_build, tmp_path):
+    adapters = [base_build(), planted(clean, "second", seed=8)]
 
     def exported(pipe: Any, name: str) -> bytes:
         return export_lora(adapters, tmp_path / f"{name}.safetensors", base=pipe).file.read_bytes()
