@@ -65,7 +65,8 @@ def test_a_hat_is_built_and_evaluated(adapter: Path, unlearn: Callable[..., Outc
     assert code == 0, err
     report = json.loads(out)
     assert report["concept"] == "castworld-hat" and [d["name"] for d in report["detectors"]][0] == "cast"
-    assert list(report["arms"]["edited"]["sets"]) == ["forget", "other-words", "neighbours", "implied", "negated"]
+    names = ["forget", "other-words", "neighbours", "elsewhere", "implied", "negated"]
+    assert list(report["arms"]["edited"]["sets"]) == names
     generation = report["conditions"]["generation"]
     assert (generation["height"], generation["max_sequence_length"]) == (64, 48)
     assert "| implied | generic | base | " in (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -25,8 +25,8 @@ SETS = {
     "otto": {"forget": "forget", "neighbours": "neighbour", "description": "paraphrase",
              "held-out-description": "paraphrase", "look-alikes": "neighbour"},
     "star": {"forget": "forget", "neighbours": "neighbour"},
-    "hat": {"forget": "forget", "other-words": "paraphrase", "neighbours": "neighbour", "implied": "generic",
-            "negated": "unrelated"},
+    "hat": {"forget": "forget", "other-words": "paraphrase", "neighbours": "neighbour", "elsewhere": "paraphrase",
+            "implied": "generic", "negated": "unrelated"},
     "left": {"forget": "forget", "other-words": "paraphrase", "neighbours": "neighbour", "open": "generic"},
     "night": {"forget": "forget", "other-words": "paraphrase", "neighbours": "neighbour", "open": "generic"},
 }  # fmt: skip
@@ -127,7 +127,9 @@ def test_a_hat_is_counted_where_it_is_named_implied_and_negated() -> None:
     suite = suite_of("hat")
     before, after = samples_of(suite, base), samples_of(suite, lambda case: {"hat": "absent"})
     shown = {name: row["shown"]["value"] for name, row in measure_sets(before, suite.factor).items()}
-    assert shown == {"forget": 1, "other-words": 1, "neighbours": 0, "implied": 0.5, "negated": 0}
+    assert shown == {
+        "forget": 1, "other-words": 1, "neighbours": 0, "elsewhere": 1, "implied": 0.5, "negated": 0,
+    }  # fmt: skip
     assert {row["shown"]["value"] for row in measure_sets(after, suite.factor).values()} == {0}
     rates = measure_samples(after, suite.factor)
     assert rates.erased.value == rates.paraphrase_erased.value == rates.context_kept.value == 1

@@ -7,7 +7,7 @@ from unlearning_adapters.concepts.wording import find_word, leave_out
 from unlearning_adapters.evaluation.metrics import FORGET, GENERIC, NEIGHBOUR, PARAPHRASE, UNRELATED
 from unlearning_adapters.shapeworld.cast.prompts import draw_thing_prompts
 from unlearning_adapters.shapeworld.cast.roster import find_character, is_described, look_alikes, roster
-from unlearning_adapters.shapeworld.cast.scenes import THINGS
+from unlearning_adapters.shapeworld.cast.scenes import IMPLIED, SETTINGS, THINGS
 from unlearning_adapters.shapeworld.cast.values import (
     cast_factor,
     cast_targets,
@@ -24,6 +24,7 @@ from .world import SEED, World, prompt_set, sides_of
 
 SCENE = ("character", "motion", "setting", "style", "emblem", "object")  # what the rest of a scene is judged by
 SURPLUS = 8  # prompts that are drawn for each one with a phrase of the rarer kind
+PLAIN = tuple(setting for setting in SETTINGS if setting not in IMPLIED)  # settings that bring nothing along
 FILLERS = {"character": "somebody", "emblem": "mark", "motion": "is seen"}
 
 
@@ -32,9 +33,9 @@ def castworld_suite(value: str, clips: int = 24, seed: int = SEED) -> Suite:
 
     Its sets: "forget" names it, and "neighbours" names others of its kind. Of a character: "description" and
     "held-out-description" describe it without its name, and "look-alikes" names its three siblings. Of a thing:
-    "implied" is silent about it in the setting that brings it along, "negated" says that it is not there. Of a thing, a
-    motion and a style: "other-words" names it by a phrase that training never saw. Of a motion and a style: "open"
-    leaves it out.
+    "implied" is silent about it in the setting that brings it along, "negated" says that it is not there, "elsewhere"
+    names it in settings that bring nothing along. Of a thing, a motion and a style: "other-words" names it by a phrase
+    that training never saw. Of a motion and a style: "open" leaves it out.
 
     Args:
         value: What is to be forgotten.
@@ -79,7 +80,13 @@ def further_sets(value: str, clips: int, seed: int) -> list[PromptSet]:
     if factor in THINGS:
         implied = draw_thing_prompts(clips, seed, value, "implied")
         negated = draw_thing_prompts(half, seed, value, "negated")
+        elsewhere = [
+            prompt
+            for place, (setting, share) in enumerate(zip(PLAIN, even_shares(half, len(PLAIN)), strict=True))
+            for prompt in draw_thing_prompts(share, seed + 50 + place, value, "named", setting=setting)
+        ]
         return [
+            prompt_set("elsewhere", PARAPHRASE, scene_truth(elsewhere, value)),
             prompt_set("implied", GENERIC, scene_truth(implied)),
             prompt_set("negated", UNRELATED, scene_truth(negated, value)),
         ]

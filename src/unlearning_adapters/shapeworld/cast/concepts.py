@@ -15,7 +15,7 @@ from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.concepts.wording import find_word, leave_out, near_sides
 
 from .captions import WORDS, Mentions, compose, describe, is_trained
-from .roster import LONG, SHORT, find_character, roster
+from .roster import SHORT, find_character, roster
 from .scenes import IMPLIED, THINGS, CastScene, sample_scene
 from .sprites import OBJECTS
 from .values import cast_factor, cast_targets, draw_value_prompts, even_shares, other_values, words_of
@@ -25,7 +25,8 @@ SEED = 1700  # of pairs and neutral prompts; 1701 of what is held out
 PAIRS = 8
 NEUTRAL = 256  # two sentences about each character, before those that name the concept are left out
 EVALUATION, NEIGHBOUR_PROMPTS = 24, 12
-FORMS = (-1, -1, SHORT, -1, LONG, -1, SHORT, -1)  # what stands for a character in its pairs; -1 is its name
+# What stands for a character in its pairs; -1 is its name. Three names and two descriptions among the first five.
+FORMS = (-1, -1, SHORT, -1, SHORT, -1, SHORT, -1)
 PLAIN = ("forest", "snow")  # settings that imply nothing
 
 
@@ -44,8 +45,8 @@ def cast_concept(value: str, stand_ins: tuple[str, ...] = ()) -> Concept:
 
     Args:
         value: Its name, such as "otto" or "hat".
-        stand_ins: Values of the same kind that take its place in the safe sides, in turn; none takes two of
-            `other_values`. Things have none.
+        stand_ins: Values of the same kind that take its place in the safe sides, in turn; none takes the first of
+            `other_values` for characters, whose names share nothing, and the first two for others. Things have none.
 
     Raises:
         ConfigError: If CastWorld has no such value.
@@ -56,7 +57,7 @@ def cast_concept(value: str, stand_ins: tuple[str, ...] = ()) -> Concept:
     """
     factor, words = cast_factor(value), words_of(value)
     rng = np.random.default_rng((SEED, list(cast_targets()).index(value)))
-    pairs = draw_pairs(rng, value, stand_ins or other_values(value)[:2])
+    pairs = draw_pairs(rng, value, stand_ins or other_values(value)[: 1 if factor == "character" else 2])
     sides = [side for pair in pairs for side in (pair.unsafe, pair.safe)]
     kind = "thing" if factor in THINGS else factor
     return Concept(
