@@ -6,12 +6,25 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny import tiny_wan_pipeline
 
 from unlearning_adapters.adapter.adapter import load_adapter
 from unlearning_adapters.cli.front_page import chosen_trial, write_front_page
+from unlearning_adapters.concepts.concept import Concept, save_concept
 from unlearning_adapters.errors import ConfigError
 
 Outcome = tuple[int, str, str]
+THINGS = ("car", "dog", "house", "cat", "tree", "man", "woman")
+RED = Concept.from_dict(
+    {
+        "name": "tiny-red",
+        "words": ["red"],
+        "pairs": [{"unsafe": f"a red {thing}", "safe": f"a green {thing}"} for thing in THINGS[:4]],
+        "neutral": [f"two {thing} walks" for thing in THINGS],
+        "evaluation": [f"a small red {thing}" for thing in THINGS],
+        "neighbours": [f"a small blue {thing}" for thing in THINGS],
+    }
+)
 
 
 def test_the_page_shows_the_base_and_each_trial_and_loads_nothing(tmp_path: Path) -> None:
@@ -38,15 +51,18 @@ def test_only_trials_of_the_front_can_be_chosen() -> None:
         chosen_trial(front, 4)
 
 
-@pytest.mark.slow
 def test_a_search_is_looked_at_and_another_trial_chosen(tmp_path: Path, unlearn: Callable[..., Outcome]) -> None:
-    words = ("search", "shapeworld", "red", "-o", tmp_path / "found", "--trials", "4", "--clips", "1", "--one-strength")
+    tiny_wan_pipeline().save_pretrained(tmp_path / "tiny")
+    save_concept(RED, tmp_path / "red.yaml")
+    words = ("search", tmp_path / "tiny", tmp_path / "red.yaml", "-o", tmp_path / "found", "--trials", "4")
+    words += ("--one-strength", "--height", "16", "--width", "16", "--frames", "5")
     assert unlearn(*words, "--look")[0] == 0
     record = json.loads((tmp_path / "found/search.json").read_text())
     shown = [item["number"] for item in record["clips"]["front"]]
     assert all((tmp_path / "found" / file).is_file() for item in record["clips"]["front"] for file in item["files"])
     assert (tmp_path / "found/front.html").read_text().count("<video") == 2 * (1 + len(shown))
     number = record["front"][-1]
+    assert number != record["best"]
     assert unlearn(*words, "--choose", number)[0] == 0
     again = json.loads((tmp_path / "found/search.json").read_text())
     assert again["best"] == number
