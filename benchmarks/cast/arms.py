@@ -5,6 +5,7 @@ import copy
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,15 +23,32 @@ from unlearning_adapters.methods import factors
 from .concepts import joint_concept
 from .watch import World, edited, timed
 
-# Method, and whether each concept has a file of its own. The paper's method has rank 1, so that one file cannot hold
-# many concepts; the rivals solve all of them together, as their papers do.
+
+@dataclass(frozen=True)
+class Arm:
+    """How characters are erased.
+
+    Args:
+        method: Of `BuildConfig`, with its default settings.
+        stack: Whether each concept has a file of its own. The paper's method has rank 1, so that one file cannot hold
+            many concepts; the rivals solve all of them together, as their papers do.
+        described: Whether descriptions are erased as well as names.
+    """
+
+    method: str
+    stack: bool = False
+    described: bool = False
+
+
 ARMS = {
-    "ridge, stack": ("ridge", True),
-    "ridge, one file": ("ridge", False),
-    "cpca, stack": ("cpca", True),
-    "uce": ("uce", False),
-    "rece": ("rece", False),
-    "cure": ("cure", False),
+    "ridge, stack": Arm("ridge", stack=True),
+    "ridge, one file": Arm("ridge"),
+    "cpca, stack": Arm("cpca", stack=True),
+    "uce": Arm("uce"),
+    "rece": Arm("rece"),
+    "cure": Arm("cure"),
+    "ridge, stack, described too": Arm("ridge", stack=True, described=True),
+    "uce, described too": Arm("uce", described=True),
 }
 ROUNDS = 7  # of the timing of calls
 
@@ -47,11 +65,11 @@ def any_rank() -> Iterator[None]:
 
 def build_arm(world: World, arm: str, concepts: Sequence[Concept]) -> tuple[list[ua.UnlearningAdapter], float]:
     """Return the adapters of an arm, one file for one concept, and the seconds of processor time of their build."""
-    method, stack = ARMS[arm]
+    method = ARMS[arm].method
     times: dict[str, float] = {}
     given: dict[str, Any] = {"progress": False, "call_kwargs": world.build_arguments()}
     with timed(times, "build"), any_rank():
-        if stack or len(concepts) == 1:
+        if ARMS[arm].stack or len(concepts) == 1:
             adapters = ua.build_adapters(world.pipe, concepts, ua.BuildConfig(method=method), **given)
         else:
             joint = joint_concept(concepts)

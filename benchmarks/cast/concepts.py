@@ -1,6 +1,6 @@
 """Concepts of CastWorld for the benchmark: pairs and neutral prompts from sentences that training may have read.
 
-Both sides of a pair are one sentence with another value; a character's pairs name it thrice and describe it twice.
+Both sides of a pair are one sentence with another value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,10 @@ from unlearning_adapters.shapeworld.cast.sprites import EMBLEMS, OBJECTS
 
 SEED = 5301  # of pairs and neutral prompts; reported prompts have another
 PAIRS, NEUTRAL = 5, 216  # as the shipped packs are used by default, and as many neutral prompts as they share
-FORMS = (-1, SHORT, -1, LONG, -1)  # of a character in its pairs: -1 is its name
+# What stands for a character in its pairs: -1 is its name. Name and descriptions are concepts of their own: in one, of
+# tuning seeds, they share no direction, the strength is 2, and names lose 2.5 times what they hold (1.2 times apart).
+NAMES = (-1,)
+DESCRIPTIONS = (SHORT, LONG, SHORT, SHORT, LONG)
 STEMS = {"hat": ("hat",), "umbrella": ("umbrella",), "balloon": ("balloon",), "fall": ("fall", "falls")}
 KINDS = {"emblem": EMBLEMS, "motion": MOTIONS, "style": STYLES}
 
@@ -71,7 +74,7 @@ def words_of(target: Target) -> tuple[str, ...]:
 
 
 def character_pairs(
-    index: int, stand_ins: Sequence[int], count: int = PAIRS, seed: int = SEED, forms: Sequence[int] = FORMS
+    index: int, stand_ins: Sequence[int], count: int = PAIRS, seed: int = SEED, forms: Sequence[int] = NAMES
 ) -> list[Pair]:
     """Draw pairs of a character.
 
@@ -203,25 +206,26 @@ def stand_ins_of(index: int, named: Sequence[int], seed: int = SEED) -> list[int
 
 
 def character_concepts(
-    erased: Sequence[int],
-    *,
-    pairs: int = PAIRS,
-    neutral: int = NEUTRAL,
-    forms: Sequence[int] = FORMS,
-    seed: int = SEED,
+    erased: Sequence[int], *, neutral: int = NEUTRAL, described: bool = False, seed: int = SEED
 ) -> list[Concept]:
-    """Return a concept for each of some characters; all share their neutral prompts, which name none of them."""
+    """Return concepts of some characters, which share neutral prompts that name none of them.
+
+    Args:
+        erased: Numbers of the characters.
+        neutral: Number of neutral prompts.
+        described: Whether each whom training describes has a second concept, of its descriptions.
+        seed: Of the draw.
+    """
     named = named_half(erased)
     words = [word for index in erased for word in words_of(character_target(index))]
     shared = neutral_prompts(neutral, words, named, seed) if neutral else ()
-    return [
-        Concept(
-            roster()[index].name,
-            character_pairs(index, stand_ins_of(index, named, seed), pairs, seed, forms),
-            neutral=shared,
-        )
-        for index in erased
-    ]
+    concepts = []
+    for index in erased:
+        for forms in (NAMES, DESCRIPTIONS) if described and is_described(index) else (NAMES,):
+            name = roster()[index].name + (" described" if forms is DESCRIPTIONS else "")
+            pairs = character_pairs(index, stand_ins_of(index, named, seed), PAIRS, seed, forms)
+            concepts.append(Concept(name, pairs, neutral=shared))
+    return concepts
 
 
 def value_concept(

@@ -42,7 +42,7 @@ def arms_of(size: int) -> list[str]:
 def measure(world: World, sets: Sets, erased: Sequence[int], arm: str, name: str) -> Cell:
     """Return the counts and the costs of one arm; the error that it ended with if it cannot be built."""
     try:
-        adapters, seconds = build_arm(world, arm, character_concepts(erased))
+        adapters, seconds = build_arm(world, arm, character_concepts(erased, described=ARMS[arm].described))
     except UnlearningError as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     cell: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """Part "single": characters, emblems, motions and styles, each erased alone by the default (things: part "implied")."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import unlearning_adapters as ua
@@ -26,28 +27,35 @@ def run_single(world: World, store: Store, count: int, characters: int = CHARACT
     for place, index in enumerate(chosen(world.able, characters, 20)):
         sets = mass_sets([index], 100 + place, world.able, each)
         name = f"character/{roster()[index].name}"
-        concept = character_concepts([index])[0]
-        store.cell("single", name, lambda: measure(world, "character", sets, concept, name))  # noqa: B023
+        store.cell("single", name, lambda: measure(world, "character", sets, character_arms(index), name))  # noqa: B023
     for target in VALUES:
         sets = {"by name": value_prompts(target, 2 * each), "kept": other_prompts(target, 2 * each)}
         name = f"{target.factor}/{target.name}"
         if name not in store.part("single"):
-            concept = value_concept(target)
-            store.cell("single", name, lambda: measure(world, target.factor, sets, concept, name))  # noqa: B023
+            arms = {"word": [value_concept(target)]}
+            store.cell("single", name, lambda: measure(world, target.factor, sets, arms, name))  # noqa: B023
 
 
-def measure(world: World, factor: str, sets: Sets, concept: ua.Concept, name: str) -> Cell:
-    """Return what base and default show for one concept."""
+def character_arms(index: int) -> dict[str, list[ua.Concept]]:
+    """Return the concepts of a character by arm: its name alone, and its descriptions beside it."""
+    concepts = character_concepts([index], described=True)
+    return {"word": concepts[:1], "word, described too": concepts}
+
+
+def measure(world: World, factor: str, sets: Sets, arms: Mapping[str, Sequence[ua.Concept]], name: str) -> Cell:
+    """Return what the base shows, and the default with the concepts of each arm."""
     prompts = [one for items in sets.values() for one in items]
-    base, times = world.look_at_base(prompts, name), dict[str, float]()
-    with timed(times, "build"):
-        adapter = ua.build_adapter(world.pipe, concept, progress=False, call_kwargs=world.build_arguments())
-    with edited(world.pipe, [adapter]):
-        clips = world.look(prompts, name)
-    return {
-        "base": counts(factor, sets, base, base),
-        "word": {**counts(factor, sets, clips, base), "strength": adapter.strength, "build seconds": times["build"]},
-    }
+    base = world.look_at_base(prompts, name)
+    cell = {"base": counts(factor, sets, base, base)}
+    for arm, concepts in arms.items():
+        times: dict[str, float] = {}
+        with timed(times, "build"):
+            adapters = ua.build_adapters(world.pipe, concepts, progress=False, call_kwargs=world.build_arguments())
+        with edited(world.pipe, adapters):
+            clips = world.look(prompts, f"{name}: {arm}")
+        strength = sum(one.strength for one in adapters) / len(adapters)
+        cell[arm] = {**counts(factor, sets, clips, base), "strength": strength, "build seconds": times["build"]}
+    return cell
 
 
 def counts(factor: str, sets: Sets, clips: Clips, base: Clips) -> dict[str, Any]:

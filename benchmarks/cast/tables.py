@@ -116,7 +116,7 @@ def single_table(cells: Mapping[str, Cell]) -> str:
     for label, names in groups.items():
         kind, concept = label.split("/")
         base = [cells[name]["base"] for name in names]
-        for arm in ("base", "word"):
+        for arm in cells[names[0]]:
             items = [cells[name][arm] for name in names]
             row = [kind, f"all {len(names)}" if concept == "all" else concept, arm]
             row += [text_of(rate_of(items, key)) for key in SINGLE_RATES]

@@ -50,19 +50,21 @@ def clips_of(pairs):
 # Drawing
 
 
-def test_pairs_of_a_character_name_and_describe_it_and_show_another_in_its_place():
-    from benchmarks.cast.concepts import FORMS, character_concepts, named_half
+def test_pairs_of_a_character_name_or_describe_it_and_show_another_in_its_place():
+    from benchmarks.cast.concepts import DESCRIPTIONS, NAMES, character_concepts, named_half
 
-    (concept,) = character_concepts([5 * 8])
+    by_name, described = character_concepts([40], neutral=0, described=True)
     character, named = roster()[40], named_half([40])
-    assert is_described(40) and len(concept.pairs) == len(FORMS)
-    for pair, form in zip(concept.pairs, FORMS, strict=True):
-        ways = (character.name.capitalize() if form < 0 else character.descriptions[form],)
-        assert find_word(pair.unsafe, ways) and not find_word(pair.safe, ways)
-        assert is_trained(pair.unsafe) and is_trained(pair.safe)
-        instead = [one for one in named if find_word(pair.safe, (roster()[one].name, *roster()[one].descriptions))]
-        assert instead and not set(instead) & {40, *look_alikes(40)}
-    assert len({pair.unsafe for pair in concept.pairs}) == len(concept.pairs)
+    assert is_described(40) and not is_described(5)
+    assert len(character_concepts([5], neutral=0, described=True)) == 1
+    for concept, forms in ((by_name, NAMES * 5), (described, DESCRIPTIONS)):
+        for pair, form in zip(concept.pairs, forms, strict=True):
+            ways = (character.name.capitalize() if form < 0 else character.descriptions[form],)
+            assert find_word(pair.unsafe, ways) and not find_word(pair.safe, ways)
+            assert is_trained(pair.unsafe) and is_trained(pair.safe)
+            instead = [one for one in named if find_word(pair.safe, (roster()[one].name, *roster()[one].descriptions))]
+            assert instead and not set(instead) & {40, *look_alikes(40)}
+        assert len({pair.unsafe for pair in concept.pairs}) == len(concept.pairs)
 
 
 def test_neutral_prompts_name_half_of_the_kept_and_nobody_who_is_erased():
