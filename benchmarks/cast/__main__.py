@@ -1,6 +1,6 @@
 """Erase characters, emblems, motions, styles and implied things of CastWorld, and count what is shown and kept.
 
-    python -m benchmarks.cast [--part mass|single|implied|standins ...] [--model DIR] [--count N] [--draws N]
+    python -m benchmarks.cast [--part reads|mass|single|implied|standins ...] [--model DIR] [--count N] [--draws N]
                               [--output FILE] [--label TEXT] [--fresh]
 
 Writes FILE (`benchmarks/cast.json`) and a page of tables beside it, cell by cell: a run that stops goes on where it
@@ -28,6 +28,7 @@ from . import asked, concepts, counting
 from .asked import character_prompts
 from .implied import run_implied
 from .mass import run_mass
+from .reads import run_reads
 from .single import run_single
 from .standins import run_standins
 from .store import Cell, Store, digest_of
@@ -35,7 +36,7 @@ from .tables import page
 from .watch import World
 
 FILE = Path(__file__).parents[1] / "cast.json"
-PARTS = ("single", "implied", "mass", "standins")
+PARTS = ("reads", "single", "implied", "mass", "standins")
 SEEDS = {
     "pairs and neutral prompts": concepts.SEED,
     "tuning prompts": asked.TUNE,
@@ -70,9 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(world: World, store: Store, parts: tuple[str, ...], count: int, draws: int) -> None:
     """Measure the parts, with the characters whom the base shows unless the world says who they are."""
-    if not world.able:
+    if not world.able and set(parts) != {"reads"}:  # which makes no clip
         world = replace(world, able=able_characters(world, store))
     work: dict[str, Callable[[], None]] = {
+        "reads": lambda: run_reads(world, store),
         "single": lambda: run_single(world, store, count),
         "implied": lambda: run_implied(world, store, count),
         "mass": lambda: run_mass(world, store, count, draws),

@@ -168,7 +168,20 @@ def standin_cells(counts: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def reads_table(cells: Mapping[str, Cell]) -> str:
+    """Return the table of reads: the median of each kind of prompt, with the lowest and the highest tenth."""
+    kinds = list(next(iter(cells.values()))["taken"])
+    rows = []
+    for name, cell in cells.items():
+        parts = [
+            f"{middle:.2f} ({low:.2f} to {high:.2f})" for low, middle, high in (cell["taken"][kind] for kind in kinds)
+        ]
+        rows.append([name, f"{cell['strength']:.2f}", *parts])
+    return markdown_table(["pairs", "strength", *kinds], rows)
+
+
 TABLES = {
+    "reads": ("What reads take from prompts, without a clip (tuning seed)", reads_table),
     "mass": ("1 to 100 of the cast erased", mass_table),
     "single": ("One concept erased", single_table),
     "implied": ("Things that are implied and not named", implied_table),
@@ -181,6 +194,11 @@ def page(data: Mapping[str, Any]) -> str:
     settings, parts = data["settings"], data["parts"]
     base = parts.get("base", {})
     able = sum(2 * cell["hits"] >= cell["count"] for cell in base.values())
+    judged = (
+        f"The base shows {able} of {len(base)} characters in at least half of their tuning prompts, and "
+        f"{text_of(counting.pooled(base.values()))} clips of them all show who is asked for. "
+        "Only those are asked for below."
+    )
     lines = [
         "# CastWorld: what is forgotten and what is kept",
         "",
@@ -189,10 +207,7 @@ def page(data: Mapping[str, Any]) -> str:
         + ", ".join(f"{name} {value}" for name, value in settings["seeds"].items())
         + ".",
         "",
-        f"The base shows {able} of {len(base)} characters in at least half of their tuning prompts, and "
-        f"{text_of(counting.pooled(base.values()))} clips of them all show who is asked for. "
-        "Only those are asked for below.",
-        "",
+        *([judged, ""] if base else []),
     ]
     for name, (title, table) in TABLES.items():
         if cells := parts.get(name):

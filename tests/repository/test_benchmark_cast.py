@@ -397,3 +397,16 @@ def test_a_part_runs_through_makes_base_clips_once_and_is_not_run_again(tiny_wor
     assert len(tiny_world.base) == 4
     monkeypatch.setattr(single, "measure", None)
     single.run_single(tiny_world, store, 1, characters=0)
+
+
+def test_reads_take_more_from_those_who_are_erased_than_from_others(tiny_world, monkeypatch):
+    from benchmarks.cast import reads
+    from benchmarks.cast.tables import reads_table
+
+    monkeypatch.setattr(reads, "CHARACTERS", 1)
+    monkeypatch.setattr(reads, "PROMPTS", 1)
+    monkeypatch.setattr(reads, "NEUTRAL", 4)
+    cell = reads.measure(tiny_world, "names")
+    low, middle, high = cell["taken"]["by name"]
+    assert 0.5 < low == middle == high and cell["strength"] >= 1
+    assert f"{middle:.2f} ({low:.2f} to {high:.2f})" in reads_table({"names": cell})
