@@ -23,6 +23,7 @@ from pathlib import Path
 from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.shapeworld.cast.roster import roster
 from unlearning_adapters.shapeworld.models.cast import WEIGHTS, load_castworld
+from unlearning_adapters.shapeworld.models.generate import CAST_GENERATION
 
 from . import asked, concepts, counting
 from .asked import character_prompts
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     settings = {
         "model": digest_of(options.model),
+        "guidance": CAST_GENERATION["guidance_scale"],
         "count": options.count,
         "draws": options.draws,
         "seeds": SEEDS,

@@ -360,7 +360,7 @@ def test_an_arm_leaves_the_pipeline_as_it_was_and_costs_are_positive(tiny_world,
     from benchmarks.cast.concepts import character_concepts
 
     monkeypatch.setattr(arms, "ROUNDS", 1)
-    monkeypatch.setattr(mass, "character_concepts", lambda erased: character_concepts(erased, neutral=8))
+    monkeypatch.setattr(mass, "character_concepts", lambda erased, described: character_concepts(erased, neutral=8))
     sets = {"by name": [], "by description": [], "kept": [], "look-alikes": []}
     cell = mass.measure(tiny_world, sets, [0, 5], arm, "2/0")
     assert "error" not in cell
