@@ -200,9 +200,12 @@ def named_half(erased: Sequence[int]) -> list[int]:
 
 
 def stand_ins_of(index: int, named: Sequence[int], seed: int = SEED) -> list[int]:
-    """Return two characters who take a character's place: described, of other groups, from those that may be named."""
+    """Return who takes a character's place: one who is described, of another group, and may be named.
+
+    One and not several: names share nothing, and what an edit leads to in between is nobody.
+    """
     others = [one for one in named if is_described(one) and one != index and one not in look_alikes(index)]
-    return [int(one) for one in np.random.default_rng((seed, 4, index)).choice(others, 2, replace=False)]
+    return [int(np.random.default_rng((seed, 4, index)).choice(others))]
 
 
 def character_concepts(

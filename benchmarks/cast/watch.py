@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.evaluation.arms.observe import measure
-from unlearning_adapters.evaluation.detectors.detector import Detection, Detector
+from unlearning_adapters.evaluation.detectors.cast import cast
 from unlearning_adapters.evaluation.metrics import FORGET, Sample
-from unlearning_adapters.evaluation.suites.shapeworld import prompt_set
 from unlearning_adapters.evaluation.suites.suite import Suite
+from unlearning_adapters.evaluation.suites.world import prompt_set
 from unlearning_adapters.runtime.verbs import load_unlearning_adapter, unload_unlearning_adapters
-from unlearning_adapters.shapeworld.cast.judge import judge_cast_clip
 from unlearning_adapters.shapeworld.models.generate import CAST_GENERATION
 from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt
 
@@ -30,18 +29,6 @@ class Seen(NamedTuple):
 
 
 Clips = dict[tuple[str, int], Seen]  # by prompt and seed
-
-
-def cast_judge() -> Detector:
-    """Return CastWorld's judge as a detector."""
-
-    def judge(frames: Clip) -> Detection:
-        reading = judge_cast_clip(frames)
-        if not reading.valid:
-            return Detection(valid=False, reason=reading.reason)
-        return Detection(labels=reading.factors, valid=True)
-
-    return Detector("cast", judge, "concept", version="1")
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ class World:
         if not asked:
             return {}
         suite = Suite("castworld", (prompt_set("asked", FORGET, asked),), {}, dict(self.call), sensitive=False)
-        result = measure(self.pipe, suite, [cast_judge()], batch=BATCH, progress=label)
+        result = measure(self.pipe, suite, [cast()], batch=BATCH, progress=label)
         pairs = zip(asked, result.samples, result.clips, strict=True)
         return {(prompt.prompt, prompt.seed): Seen(sample, clip) for prompt, sample, clip in pairs}
 
