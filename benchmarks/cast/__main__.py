@@ -1,7 +1,7 @@
 """Erase characters, emblems, motions, styles and implied things of CastWorld, and count what is shown and kept.
 
     python -m benchmarks.cast [--part reads|mass|single|implied|standins ...] [--model DIR] [--count N] [--draws N]
-                              [--output FILE] [--label TEXT] [--fresh]
+                              [--output FILE] [--label TEXT] [--fresh] [--join FILE ...]
 
 Writes FILE (`benchmarks/cast.json`) and a page of tables beside it, cell by cell: a run that stops goes on where it
 was. A file of another model or of other settings is refused, unless `--fresh` starts anew in its place.
@@ -51,7 +51,10 @@ TUNING = 2  # prompts of each character that tell whether the base shows it
 def main(arguments: list[str] | None = None) -> None:
     """Measure what is missing, and write both files after each cell's part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--part", nargs="*", choices=PARTS, default=PARTS, help="default all; none writes the page only"
+    )
+    parser.add_argument("--join", nargs="+", type=Path, default=[], metavar="FILE", help="results of runs beside this")
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="folder of a trained model")
     parser.add_argument("--count", type=int, default=16, help="clips of each kind in a cell")
     parser.add_argument("--draws", type=int, default=5, help="draws of who is erased, in the part mass")
@@ -68,13 +71,14 @@ def main(arguments: list[str] | None = None) -> None:
         "label": options.label,
     }
     store = Store(options.output, settings, options.fresh)
+    for path in options.join:
+        store.join(path)
+    write_page(store)
     run(World(load_castworld(model=options.model)), store, options.part, options.count, options.draws)
 
 
 def run(world: World, store: Store, parts: tuple[str, ...], count: int, draws: int) -> None:
     """Measure the parts, with the characters whom the base shows unless the world says who they are."""
-    if not world.able and set(parts) != {"reads"}:  # which makes no clip
-        world = replace(world, able=able_characters(world, store))
     work: dict[str, Callable[[], None]] = {
         "reads": lambda: run_reads(world, store),
         "single": lambda: run_single(world, store, count),
@@ -83,6 +87,8 @@ def run(world: World, store: Store, parts: tuple[str, ...], count: int, draws: i
         "standins": lambda: run_standins(world, store, count),
     }
     for part in parts:
+        if part != "reads" and not world.able:  # reads make no clip
+            world = replace(world, able=able_characters(world, store))
         try:
             work[part]()
         finally:

@@ -48,6 +48,16 @@ class Store:
             self.write()
         return cells[name]
 
+    def join(self, path: Path) -> None:
+        """Take the cells of another file of the same settings, of a run beside this one, that are not here."""
+        other = json.loads(path.read_text(encoding="utf-8"))
+        if found := differences(other["settings"], self.data["settings"]):
+            raise SystemExit(f"{path} holds results of other settings: {'; '.join(found)}. It cannot be joined.")
+        for part, cells in other["parts"].items():
+            mine = self.part(part)
+            mine.update({name: cell for name, cell in cells.items() if name not in mine})
+        self.write()
+
     def write(self) -> None:
         """Write the file whole."""
         if self.path is not None:

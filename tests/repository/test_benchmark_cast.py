@@ -269,6 +269,20 @@ def test_a_file_is_resumed_and_one_of_other_settings_is_refused(tmp_path):
     assert Store(file, {**settings, "model": "b"}, fresh=True).part("mass") == {}
 
 
+def test_files_of_runs_side_by_side_are_joined_if_their_settings_are_the_same(tmp_path):
+    from benchmarks.cast.store import Store
+
+    one, other = Store(tmp_path / "a.json", {"count": 2}), Store(tmp_path / "b.json", {"count": 2})
+    one.cell("mass", "1/0/uce", lambda: {"from": "a"})
+    for name in ("1/0/uce", "1/1/uce"):
+        other.cell("mass", name, lambda: {"from": "b"})
+    one.join(tmp_path / "b.json")
+    again = Store(tmp_path / "a.json", {"count": 2}).part("mass")
+    assert {name: cell["from"] for name, cell in again.items()} == {"1/0/uce": "a", "1/1/uce": "b"}
+    with pytest.raises(SystemExit, match="count is 2 there and 3 here. It cannot be joined"):
+        Store(None, {"count": 3}).join(tmp_path / "b.json")
+
+
 def test_a_model_is_told_by_its_weights(tmp_path):
     from benchmarks.cast.store import digest_of
 
