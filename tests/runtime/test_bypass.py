@@ -9,7 +9,7 @@ import torch
 from diffusers import WanPipeline
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from tiny import CALL, tiny_wan_pipeline
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from planted import planted
@@ -157,6 +157,30 @@ def test_strict_is_a_truth_value(strict):
     assert pipe.get_list_unlearning_adapters() == {"transformer": ["no-red"]}
 
 
+class Wrapper(nn.Module):
+    """A module around a denoiser that counts its calls."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.calls, self.config, self.dtype = inner, 0, inner.config, inner.dtype
+        self.cache_context = inner.cache_context
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.inner(*args, **kwargs)
+
+
+def test_a_wrapper_around_an_edited_denoiser_is_no_other_one(monkeypatch):
+    monkeypatch.setenv("UNLEARNING_ADAPTERS_STRICT", "1")
+    pipe = loaded()
+    edited = run(pipe)
+    pipe.transformer = Wrapper(pipe.transformer)
+    assert torch.equal(run(pipe), edited) and pipe.transformer.calls
+    assert "is a Wrapper around the one that 'no-red' edited" in pipe.verify_unlearning_adapters().problems[0]
+    pipe.transformer = pipe.transformer.inner
+    assert pipe.verify_unlearning_adapters().ok
+
+
 def test_a_denoiser_that_is_replaced_during_a_call_is_told_of_at_its_end():
     pipe, other = loaded(), tiny_wan_pipeline().transformer
 
@@ -168,11 +192,14 @@ def test_a_denoiser_that_is_replaced_during_a_call_is_told_of_at_its_end():
         pipe("a dog", **CALL, output_type="latent", callback_on_step_end=replace_it)
 
 
-def test_an_engine_may_be_made_of_fused_weights(monkeypatch):
+@pytest.mark.parametrize("called", [True, False])
+def test_an_engine_may_be_made_of_fused_weights(called, monkeypatch):
     monkeypatch.setenv("UNLEARNING_ADAPTERS_STRICT", "1")
-    pipe = loaded()
-    pipe.fuse_unlearning_adapters()
-    edited, weights = run(pipe), pipe.transformer.state_dict()
+    other, pipe = loaded(), loaded()
+    for each in (other, pipe):
+        each.fuse_unlearning_adapters()
+    edited = run(pipe if called else other)
+    weights = pipe.transformer.state_dict()
     engine(pipe)
     pipe.transformer.run.load_state_dict(weights)
     with pytest.warns(UserWarning, match="only if that was made of the weights that 'no-red' was fused into"):

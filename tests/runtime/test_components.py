@@ -234,3 +234,25 @@ def test_components_that_share_a_module_have_one_strength():
         assert torch.equal(output(pipe), whole) and not close(whole, half)
         pipe.set_unlearning_adapters("a")
         assert torch.equal(output(pipe), half)
+
+
+def test_a_weight_of_two_denoisers_is_fused_once():
+    pipe, adapter, _ = both()
+    for first, second in zip(pipe.transformer.blocks, pipe.transformer_2.blocks, strict=True):
+        second.attn2.to_k.weight = first.attn2.to_k.weight
+    pipe.load_unlearning_adapter(adapter, strength=1.5)
+    before, edited = snapshot(pipe), {part: output(pipe, part) for part in (FIRST, SECOND)}
+    with pytest.raises(FuseError, match="blocks.0.attn2.to_k of another denoiser share one weight, which holds one"):
+        pipe.fuse_unlearning_adapters()
+    assert snapshot(pipe) == before and all(torch.equal(output(pipe, part), edited[part]) for part in edited)
+    pipe.unload_unlearning_adapters()
+    other = tiny_wan_pipeline()
+    other.transformer.blocks[0].attn2.to_k.weight = pipe.transformer.blocks[0].attn2.to_k.weight
+    for each in (pipe, other):
+        each.load_unlearning_adapter(adapter, components=[FIRST])
+    pipe.fuse_unlearning_adapters()
+    with pytest.raises(FuseError, match="share one weight, which holds one edit only. Attach the adapter."):
+        other.fuse_unlearning_adapters()
+    pipe.unfuse_unlearning_adapters()
+    other.fuse_unlearning_adapters()
+    other.unfuse_unlearning_adapters()

@@ -136,7 +136,16 @@ def uncovered(pipe: Any) -> list[str]:
             memory = _memories.get(pipe) or Memory()
         except TypeError:  # an object that cannot be a key
             memory = Memory()
-        return [text for text in (*(text for text, _ in _problems(pipe, editors, memory)), memory.unused) if text]
+        texts = [*(text for text, _ in _problems(pipe, editors, memory)), memory.unused]
+        texts += [
+            f"The {component} of this pipeline is a {type(editor.denoiser).__name__} around the one that "
+            f"{', '.join(map(repr, memory.edited[component].names))} edited: the verbs do not reach that one. Put it "
+            "back for them."
+            for component, editor in editors.items()
+            if component in memory.edited and not editor.stack.loaded
+            if _is_inside(memory.edited[component].denoiser(), editor.denoiser)
+        ]
+        return [text for text in texts if text]
 
 
 def remember_edited(pipe: Any) -> None:
@@ -169,6 +178,8 @@ def _uncovered(component: str, editor: Editor, editors: dict[str, Editor], memor
         old = before.denoiser()
         if old is editor.denoiser or (old is not None and not editor_of(old).stack.loaded):
             del memory.edited[component]  # unloaded
+        elif _is_inside(old, editor.denoiser):  # of a wrapper, which calls it
+            return "", False
         else:
             text = f"The {component} of this pipeline is not the one that {', '.join(map(repr, before.names))}"
             return (
@@ -187,6 +198,10 @@ def _uncovered(component: str, editor: Editor, editors: dict[str, Editor], memor
                     is_strict(other.stack.strict),
                 )
     return "", False
+
+
+def _is_inside(part: nn.Module | None, whole: nn.Module) -> bool:
+    return part is not None and any(module is part for module in whole.modules())
 
 
 def _engines(pipe: Any, memory: Memory) -> Iterator[tuple[str, Any, Edited]]:

@@ -9,9 +9,10 @@ weight, with whatever `fuse_lora` left there.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from unlearning_adapters.errors import FuseError
 from unlearning_adapters.pipelines.edits import EDITOR
 from unlearning_adapters.pipelines.running.call_lock import changing, held
 from unlearning_adapters.pipelines.sites import base_linear, check_not_empty
-from unlearning_adapters.pipelines.weights import is_in_a_file, kept_weight
+from unlearning_adapters.pipelines.weights import is_in_a_file, is_plain, kept_weight
 from unlearning_adapters.runtime.joint.joint_edit import StackedEdit
 
 from .fusing.copy_memory import CopyMemory
@@ -92,6 +93,11 @@ class Editor:
         items = {name: stack.loaded[name] for name in stack.acting if stack.loaded[name].strength}
         return {path: name for name, item in reversed(items.items()) for path in item.directions}
 
+    def weight_place(self, path: str) -> int:
+        """Return the address of a layer's weight; 0 if it is nowhere in memory."""
+        weight = self._weight(path)
+        return int(weight.data_ptr()) if isinstance(weight, torch.Tensor) and is_plain(weight) else 0
+
     def make_plan(self, stack: Stack) -> Plan:
         """Return the plan of a stack, without changing anything; raise if the stack is impossible."""
         if self.hooks.moved():
@@ -136,6 +142,7 @@ class Editor:
         new = [Fused(weights[path], record, path) for path, record in zip(edits, records, strict=True)]
         # Before anything is written: whatever interrupts this finds what it takes to restore it.
         self.records.update({item.name: (edits[item.name], item.record) for item in new})
+        _with_records.add(self)
         fuse_weights(new)
 
     def _warn_of_saving(self) -> None:
@@ -295,6 +302,9 @@ class Editor:
         return kept_weight(self._linear(path))
 
 
+_with_records: "WeakSet[Editor]" = WeakSet()  # those that have fused adapters, and some that had
+
+
 def editor_of(denoiser: nn.Module) -> Editor:
     """Return the editor of a denoiser; a new one leaves no trace until something is loaded."""
     editor = denoiser.__dict__.get(EDITOR)
@@ -313,10 +323,29 @@ def change_stacks(changes: Sequence[tuple[Editor, Stack]]) -> None:
     denoisers = [editor.denoiser for editor, _ in changes]
     with _editing(), held(denoisers):
         plans = [(editor, editor.make_plan(stack)) for editor, stack in changes]
+        _check_not_shared(plans)
         for editor, plan in plans:
             warn_of_near_duplicates(editor.plan, plan)
         with changing(denoisers):
             _carry_out(plans)
+
+
+def _check_not_shared(plans: Sequence[tuple[Editor, Plan]]) -> None:
+    """Raise `FuseError` if a weight would hold the fused edits of two denoisers."""
+    if not any(plan.fused for _, plan in plans):
+        return
+    paths: dict[Editor, Iterable[str]] = {editor: list(editor.records) for editor in list(_with_records)}
+    paths |= {editor: plan.fused for editor, plan in plans}
+    owners: dict[int, tuple[Editor, str]] = {}
+    for editor, fused in paths.items():
+        for path in fused:
+            place = editor.weight_place(path)
+            owner, other = owners.setdefault(place, (editor, path)) if place else (editor, path)
+            if owner is not editor:
+                raise FuseError(
+                    f"{path} of this {type(editor.denoiser).__name__} and {other} of another denoiser share one "
+                    "weight, which holds one edit only. Attach the adapter."
+                )
 
 
 def open_scopes(stacks: Sequence[tuple[Editor, Stack]]) -> list[tuple[Editor, Scope]]:

@@ -16,6 +16,7 @@ from unlearning_adapters.pipelines.running.call_lock import held
 from unlearning_adapters.pipelines.running.compiling import any_compiled
 
 from .checks.verify import verify_unlearning_adapters as verify_unlearning_adapters
+from .coverage import remember_edited
 from .editor import Editor, change_stacks, open_scopes
 from .file_verbs import load_unlearning_adapter as load_unlearning_adapter
 from .file_verbs import push_unlearning_adapter as push_unlearning_adapter
@@ -215,8 +216,8 @@ def fuse_unlearning_adapters(
     Raises:
         AdapterNameError: If there is no adapter of that name, or none that acts.
         ConfigError: If there is no such record, or the share is out of range.
-        FuseError: If weights are quantised or offloaded to a file, adapters are disabled, or no edit of the input makes
-            the adapters that stay attached act beside these.
+        FuseError: If weights are quantised, offloaded to a file or shared by two denoisers, adapters are disabled, or
+            no edit of the input makes the adapters that stay attached act beside these.
     """
     choice = RecordChoice(record, copy_share)
     with locked_editors(pipe) as editors:
@@ -229,6 +230,7 @@ def fuse_unlearning_adapters(
         if not names:
             raise AdapterNameError("No adapter acts that could be fused. Load one with load_unlearning_adapter().")
         change_stacks([(editor, editor.stack.with_fused(names, choice)) for editor in editors.values()])
+        remember_edited(pipe)
 
 
 def unfuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | None = None) -> None:
@@ -250,6 +252,7 @@ def unfuse_unlearning_adapters(pipe: Any, adapter_names: str | Sequence[str] | N
             if name not in fused:
                 raise AdapterNameError(f"The adapter {name!r} is not fused; fused are: {', '.join(fused) or 'none'}.")
         change_stacks([(editor, editor.stack.without_fused(names)) for editor in editors.values()])
+        remember_edited(pipe)
 
 
 VERBS: tuple[Callable[..., Any], ...] = (
