@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -49,8 +50,9 @@ def benchmark_many(sizes: Sizes) -> Iterator[Row]:
         "build bit for bit, and here a call costs more than the ten prompts in it",
     )
     chosen = concepts(sizes.concepts[1], "neutral")
-    wan = wan_pipeline(sizes, 1, feed_forward=sizes.feed_forward)
     width, layers = sizes.encoder
+    tokens = sizes.text[0]
+    wan = wan_pipeline(replace(sizes, text=(tokens, width)), 1, feed_forward=sizes.feed_forward)
     pipe = WanPipeline(
         tokenizer=tokenizer([side for each in chosen for pair in each.pairs for side in (pair.unsafe, pair.safe)]),
         text_encoder=umt5(layers, width, feed_forward=5 * width // 2, vocabulary=4096),
@@ -63,7 +65,7 @@ def benchmark_many(sizes: Sizes) -> Iterator[Row]:
         f"a text encoder of {layers} layers {width} wide in front of a Wan denoiser {128 * sizes.heads} wide",
         pipe,
         chosen,
-        {"max_sequence_length": sizes.text[0]},
+        {"max_sequence_length": tokens},
         1,
         "the pairs of the concepts have more prompts than ten times those of one with its neutral ones",
     )

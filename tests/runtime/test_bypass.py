@@ -163,7 +163,7 @@ class Wrapper(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner, self.calls, self.config, self.dtype = inner, 0, inner.config, inner.dtype
-        self.cache_context = inner.cache_context
+        self.cache_context, self.device = inner.cache_context, inner.device
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1

@@ -11,6 +11,7 @@ from planted import bits, output, planted, snapshot
 from unlearning_adapters.errors import DenoiserError, FuseError
 from unlearning_adapters.runtime import editor as editor_module
 from unlearning_adapters.runtime.editor import change_stacks, editor_of
+from unlearning_adapters.runtime.fusing import compact_record, weight_copy
 from unlearning_adapters.runtime.fusing.compact_record import CompactRecord
 from unlearning_adapters.runtime.fusing.record_choice import RecordChoice
 from unlearning_adapters.runtime.fusing.weight_copy import WeightCopy
@@ -171,6 +172,31 @@ def test_control_c_at_any_line_leaves_weights_and_records_in_step(fused, record)
         assert all(torch.equal(value, base[name]) for name, value in weights(pipe).items())
         if fused:
             fuse_unlearning_adapters(pipe)
+
+
+@pytest.mark.parametrize("record", RECORDS, indirect=True)
+@pytest.mark.parametrize("fused", [False, True])
+def test_control_c_behind_the_write_of_a_block_leaves_its_record_in_step(fused, record, monkeypatch):
+    pipe = two_loaded()
+    base = weights(pipe)
+    if fused:
+        fuse_unlearning_adapters(pipe)
+    outputs, presses = [output(pipe), output(pipe, "transformer_2")], iter([True])
+    for module in (weight_copy, compact_record):
+
+        def interrupted(block, values, write=module.write):
+            write(block, values)
+            if next(presses, False):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(module, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        (unfuse_unlearning_adapters if fused else fuse_unlearning_adapters)(pipe)
+    assert all(map(near, [output(pipe), output(pipe, "transformer_2")], outputs))
+    assert pipe.verify_unlearning_adapters().ok
+    fuse_unlearning_adapters(pipe)
+    unfuse_unlearning_adapters(pipe)
+    assert all(torch.equal(value, base[name]) for name, value in weights(pipe).items())
 
 
 def near(one, other) -> bool:

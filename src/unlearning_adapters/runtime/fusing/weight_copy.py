@@ -50,6 +50,7 @@ class WeightCopy(WeightRecord):
     def restore_block(self, weight: Tensor, index: int, _name: str, _workspace: Workspace, /) -> None:
         """Copy a block back."""
         if self.state[index] is not False:
+            self.state[index] = None
             write(weight[self.rows[index]], self.original[self.rows[index]])
             self.state[index] = False
 
