@@ -210,6 +210,21 @@ def test_the_rounding_of_a_lora_that_was_taken_out_is_refused_also_after_it_is_g
             build(pipe, "rece")
 
 
+@pytest.mark.parametrize("verbs_of", ["pipeline", "denoiser"])
+def test_the_rounding_of_a_lora_that_a_call_took_out_is_refused_also_after_it_is_gone(verbs_of):
+    pipe = in_state("load LoRA")
+    before = {name: bits(weight) for name, weight in pipe.transformer.named_parameters()}
+    (pipe if verbs_of == "pipeline" else pipe.transformer).fuse_lora()
+    for name in ("disable LoRA", "run"):
+        apply(pipe, name)
+    after = dict(pipe.transformer.named_parameters())
+    assert not all(torch.equal(bits(after[name]), weight) for name, weight in before.items())
+    for change in (lambda: None, pipe.enable_lora, pipe.unload_lora_weights, lambda: apply(pipe, "load LoRA")):
+        change()
+        with pytest.raises(UnlearningError, match="taken out by a call after disable_lora"):
+            build(pipe, "rece")
+
+
 def test_a_lora_that_was_fused_for_good_is_a_part_of_the_base_also_beside_another_one():
     pipe = in_state("load LoRA", "fuse LoRA")
     pipe.unload_lora_weights()

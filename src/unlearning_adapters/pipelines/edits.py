@@ -4,8 +4,9 @@ Adapters and other results are computed from the base: from its weights before a
 has changed (`reading_base`). If that is impossible, an error names the reason.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from unlearning_adapters.errors import DenoiserError, FuseError
 from .sites import denoisers, site_module
 
 EDITOR = "_unlearning_adapters"  # attribute of a denoiser that carries adapters
+FUSING = "_safe_fusing"  # attribute that diffusers' `fuse_lora` leaves on a denoiser
 UNFUSE = "Call pipe.unfuse_lora() first, or pipe.unload_lora_weights() to make it a part of the base for good."
 
 
@@ -55,20 +57,40 @@ def check_no_fused_lora(module: nn.Module, path: str) -> None:
         )
 
 
+_taken_out: "WeakSet[nn.Module]" = WeakSet()  # denoisers out of which a call took a LoRA that was fused
+
+
+def note_lora_that_a_call_takes_out(networks: Iterable[nn.Module]) -> None:
+    """Remember the denoisers out of which the next call takes a fused LoRA: PEFT does so where LoRAs are disabled.
+
+    Args:
+        networks: The denoisers that the call may run.
+    """
+    for denoiser in networks:
+        if FUSING in vars(denoiser) and denoiser not in _taken_out:
+            layers = (layer for layer in denoiser.modules() if "base_layer" in layer._modules)
+            if any(fused_lora(layer) and getattr(layer, "disable_adapters", False) for layer in layers):
+                _taken_out.add(denoiser)
+
+
 def check_no_unfused_lora(pipe: Any) -> None:
     """Raise `FuseError` if a LoRA was fused and taken out again by diffusers, whose rounding stays in the weights.
 
     Nothing in a weight tells of that. What tells is that `fuse_lora` was called, and that nothing is fused now: on the
-    pipeline (where one that was fused and then unloaded counts as a part of the base), or on a denoiser that has LoRAs.
+    pipeline (where one that was fused and then unloaded counts as a part of the base), or on a denoiser that has LoRAs;
+    or that a call of the pipeline began with LoRAs that were fused, and disabled.
     """
     fused = vars(pipe).get("_merged_adapters")
     for component, denoiser in denoisers(pipe).items():
         layers = [layer for layer in denoiser.modules() if "base_layer" in layer._modules]
         alone = fused is None and bool(layers) and not any(fused_lora(layer) for layer in layers)
-        if "_safe_fusing" in vars(denoiser) and (fused == set() or alone):
+        by_call = denoiser in _taken_out
+        if by_call or (FUSING in vars(denoiser) and (fused == set() or alone)):
+            how = "a call after disable_lora()" if by_call else "unfuse_lora()"
             raise FuseError(
-                f"A LoRA was fused into the {component} and taken out by unfuse_lora(), which leaves rounding errors: "
-                "the weights are not the base's. Load the base again; disable_lora() switches a LoRA off exactly."
+                f"A LoRA was fused into the {component} and taken out by {how}, which leaves rounding errors: the "
+                "weights are not the base's. Load the base again; disable_lora() switches off exactly one that is not "
+                "fused."
             )
 
 

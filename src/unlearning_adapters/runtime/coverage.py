@@ -12,6 +12,7 @@ from torch import nn
 
 from unlearning_adapters.adapter.record import COMPONENTS
 from unlearning_adapters.errors import DenoiserError
+from unlearning_adapters.pipelines.edits import note_lora_that_a_call_takes_out
 from unlearning_adapters.pipelines.running.compiling import any_compiled
 from unlearning_adapters.pipelines.sites import bare_denoiser
 
@@ -68,6 +69,7 @@ def covered(pipe: Any) -> Iterator[None]:
     Raises:
         DenoiserError: If an adapter is strict, or the environment is.
     """
+    note_lora_that_a_call_takes_out(editor.denoiser for editor in _editors(pipe).values())
     memory = _check(pipe)
     if memory is None:
         yield
