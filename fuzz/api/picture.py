@@ -14,6 +14,8 @@ HOOKS = (
     "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
 
+REPLACING = ("group_offloading", "layerwise_casting")  # hooks of diffusers that put other tensors in place
+
 
 def picture(pipe: Any) -> dict[str, Any]:
     """Return what a pipeline is made of, as plain values by name."""
@@ -24,7 +26,8 @@ def picture(pipe: Any) -> dict[str, Any]:
         "pipeline": sorted(name for name in vars(pipe) if name not in ("_current_timestep", "_interrupt")),
     }
     for name, part in (getattr(pipe, "components", None) or {}).items():
-        taken[name] = id(part)
+        # In place of a component that was deleted diffusers gives what its config says, made anew each time.
+        taken[name] = id(part) if name in vars(pipe) else "deleted"
         if isinstance(part, nn.Module):
             modules = list(part.named_modules(prefix=name))
             moving, filed = (any(is_so(module) for _, module in modules) for is_so in (_moves_by_itself, _is_in_files))
@@ -41,9 +44,10 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _moves_by_itself(module: nn.Module) -> bool:
-    """Whether a library replaces a module's tensors at each call: FSDP2, and group offloading of diffusers."""
+    """Whether a library replaces a module's tensors at each call: FSDP2, group offloading and layerwise casting."""
     registry = module.__dict__.get("_diffusers_hook")
-    return type(module).__name__.startswith("FSDP") or (registry is not None and "group_offloading" in registry.hooks)
+    hooks = () if registry is None else registry.hooks
+    return type(module).__name__.startswith("FSDP") or any(name in hooks for name in REPLACING)
 
 
 def _is_in_files(module: nn.Module) -> bool:

@@ -156,6 +156,7 @@ def test_an_error_is_one_line_of_bounded_words_whatever_is_put_into_it():
             {"num_videos_per_prompt": 2},
             "Expected `num_videos_per_prompt` in call_kwargs to be 1, but got 2. Leave it out",
         ),
+        ({"num_videos_per_prompt": torch.ones(3)}, "Expected `num_videos_per_prompt` in call_kwargs to be 1, but got"),
         (
             {"prompt_embeds": torch.ones(1, 16, 32)},
             "`prompt_embeds` in call_kwargs would take the place of the prompts",

@@ -2,6 +2,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -351,6 +352,8 @@ def test_a_bad_concept_is_refused_with_the_entry_and_the_cure(change, text):
 def test_a_concept_in_code_is_checked_as_well():
     with pytest.raises(ConceptError, match="Expected entry 1 of `pairs` to be a Pair, but got 'a'"):
         Concept("x", ["a", "b"])
+    with pytest.raises(ConceptError, match="Expected `neutral` to be a list, but got tensor"):
+        Concept("x", [Pair("a", "b")], neutral=torch.tensor(1.0))
     with pytest.raises(ConceptError, match="Expected `neutral` to be a list, but got 'a tree'"):
         Concept("x", [Pair("a", "b")], neutral="a tree")
     with pytest.raises(ConceptError, match="a mapping with `name` and `pairs`, but got None"):

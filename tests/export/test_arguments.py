@@ -47,6 +47,12 @@ def test_each_argument(value, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("folder", ["a\0b", "\ud800", "x" * 5000])
+def test_a_folder_that_the_system_cannot_hold_is_named(folder, tmp_path):
+    with pytest.raises(ConfigError, match="Expected `destination` to be a path, but got"):
+        export_fused(ADAPTER, folder, base=tmp_path)
+
+
 def test_a_suite_that_cannot_be_read_says_why(tmp_path):
     (tmp_path / "link.csv").symlink_to("gone.csv")
     with pytest.raises(EvaluationError, match="Cannot read the suite .*: it is a link to 'gone.csv', where nothing is"):

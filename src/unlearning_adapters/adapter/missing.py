@@ -1,5 +1,6 @@
 """Explain why a file is missing: a broken link, a name in another case, or a folder of that name."""
 
+import os
 from pathlib import Path
 
 # The first bytes of the text that Git LFS leaves in place of a file that was not fetched.
@@ -62,8 +63,13 @@ def in_other_case(path: Path) -> str | None:
 
 
 def is_path(value: object) -> bool:
-    """Tell whether a value is a path that the system can look up; a name may be too long, or hold a null character."""
+    """Tell whether a value is a path that the system can look up.
+
+    A name may be too long, hold a null character, or letters that no file name can hold.
+    """
     try:
-        return isinstance(value, (str, Path)) and "\0" not in str(value) and isinstance(Path(value).exists(), bool)
+        if not isinstance(value, (str, Path)) or b"\0" in os.fsencode(value):
+            return False
+        return isinstance(Path(value).exists(), bool)
     except (OSError, ValueError):
         return False

@@ -95,10 +95,13 @@ def check_prompts(name: str, values: object) -> tuple[str, ...]:
 
 
 def check_list(name: str, values: object) -> tuple[Any, ...]:
-    """Return a list as a tuple; a text or a mapping in its place is an error."""
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise ConceptError(f"Expected `{name}` to be a list, but got {show(values)}. Write each entry after a dash.")
-    return tuple(values)
+    """Return a list as a tuple; a text, a mapping or a tensor of one number in its place is an error."""
+    try:
+        if isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping)):
+            return tuple(values)
+    except TypeError:  # a tensor without a dimension says that it can be iterated
+        pass
+    raise ConceptError(f"Expected `{name}` to be a list, but got {show(values)}. Write each entry after a dash.")
 
 
 def check_repeats(name: str, entries: Sequence[object], keys: Sequence[object]) -> None:

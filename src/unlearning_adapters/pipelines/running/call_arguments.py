@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -74,7 +75,7 @@ def check_call(pipe: Any, arguments: Mapping[str, Any], accepted: set[str]) -> N
                 f"`{name}` in call_kwargs would take the place of the prompts and seeds that a build passes one "
                 "after the other. Leave it out."
             )
-        if name in COUNTS and value is not None and value != 1:
+        if name in COUNTS and value is not None and not (isinstance(value, Real) and value == 1):
             raise ConfigError(f"Expected `{name}` in call_kwargs to be 1, but got {value!r:.80}. Leave it out.")
 
 
