@@ -10,7 +10,7 @@ from typing import Any
 
 from unlearning_adapters import AdapterInfo, Concept, load_concept
 from unlearning_adapters.concepts.concept import list_concepts
-from unlearning_adapters.hub.card import SHAPEWORLD, render_card
+from unlearning_adapters.hub.card import render_card
 
 HERE = Path(__file__).resolve().parent
 MEASURED = HERE.parent / "benchmarks" / "erasure.json"
@@ -28,7 +28,7 @@ def card_of(concept: Concept, result: dict[str, Any] | None) -> str:
     info = AdapterInfo(
         concept=concept.name,
         method="ridge",
-        base_model=SHAPEWORLD if concept.target else BASE,
+        base_model="shapeworld" if concept.target else BASE,
         pipeline="WanPipeline",
         denoisers={"transformer": "WanTransformer3DModel"},
         pairs_hash=concept.pairs_hash,

@@ -76,7 +76,7 @@ def test_the_untouched_file_is_valid(tmp_path, blob):
         (b'{"error": "Repository not found"}\n', "it is a text, .*: it starts with '{\"error\""),
         (b"/annex/objects/SHA256E-s123--abc.safetensors\n", "it starts with '/annex/objects/"),
         (b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
-        (gzip.compress(join(b"{}")), "it is compressed by gzip. Unpack it first"),
+        (gzip.compress(join(b"{}"), mtime=0), "it is compressed by gzip. Unpack it first"),
         (pickle.dumps({"a": 1}, 4), "a pickle or a zip archive, which can run code"),
         (pickle.dumps({"a": [1, 2]}, 2), "a pickle or a zip archive, which can run code"),
         (pickle.dumps({"a": [1, 2]}, 0), "a pickle or a zip archive, which can run code"),
