@@ -10,7 +10,8 @@ from tiny import tiny_wan_pipeline
 from planted import bits, output, planted, snapshot
 from unlearning_adapters.errors import DenoiserError, FuseError
 from unlearning_adapters.runtime import editor as editor_module
-from unlearning_adapters.runtime.editor import change_stacks, editor_of
+from unlearning_adapters.runtime.change import change_stacks
+from unlearning_adapters.runtime.editor import editor_of
 from unlearning_adapters.runtime.fusing import compact_record, weight_copy
 from unlearning_adapters.runtime.fusing.compact_record import CompactRecord
 from unlearning_adapters.runtime.fusing.record_choice import RecordChoice

@@ -452,7 +452,8 @@ PICKLES = (
     Forgery(
         "web-page",
         lambda: b"<html><body>404 Not Found</body></html>",
-        "its header claims 7,078,601,349,733,312,572 bytes, and the limit is 8,388,608.",
+        "it is a text, such as a page or a pointer in place of the file: "
+        "it starts with '<html><body>404 Not Found</body></html>'.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Change the hooks and weights of denoisers to match the adapters that they carry: on all denoisers, or on none.
+"""Change the hooks and weights of a denoiser to match the adapters that it carries; `change` does so for several.
 
 A change is planned first, for all denoisers of a pipeline, without touching anything, and what can be refused is
 refused there. Then it is carried out, and carried back if it fails midway; weights come back bit for bit.
@@ -9,7 +9,7 @@ weight, with whatever `fuse_lora` left there.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -19,7 +19,7 @@ from torch import nn
 
 from unlearning_adapters.errors import FuseError
 from unlearning_adapters.pipelines.edits import EDITOR
-from unlearning_adapters.pipelines.running.call_lock import changing, held
+from unlearning_adapters.pipelines.running.call_lock import changing
 from unlearning_adapters.pipelines.sites import base_linear, check_not_empty
 from unlearning_adapters.pipelines.weights import is_in_a_file, is_plain, kept_weight
 from unlearning_adapters.runtime.joint.joint_edit import StackedEdit
@@ -47,7 +47,7 @@ from .hooks.layer import LiveEdit
 from .hooks.places import check_site, is_wrapped, module_at
 from .hooks.saving import warn_of_saving
 from .hooks.scope import Scope, current_scope
-from .plan import Plan, plan_of, warn_of_near_duplicates
+from .plan import Plan, plan_of
 from .stack import Stack, same_edit
 
 
@@ -83,7 +83,7 @@ class Editor:
         if path in self.changed:
             raise FuseError(changed_since_fused(path))
         record = self.records.get(path)
-        with _editing():
+        with editing():
             return None if record is None else original_of(self._linear(path), record[1], path)
 
     def acting_at(self) -> dict[str, str]:
@@ -142,7 +142,7 @@ class Editor:
         new = [Fused(weights[path], record, path) for path, record in zip(edits, records, strict=True)]
         # Before anything is written: whatever interrupts this finds what it takes to restore it.
         self.records.update({item.name: (edits[item.name], item.record) for item in new})
-        _with_records.add(self)
+        with_records.add(self)
         fuse_weights(new)
 
     def _warn_of_saving(self) -> None:
@@ -177,7 +177,7 @@ class Editor:
         self.scopes.remove(scope)
         self.hooks.state.open_scopes -= 1
         if not self.scopes and not self.stack.loaded:
-            with changing([self.denoiser]), _editing():
+            with changing([self.denoiser]), editing():
                 self.carry_out(self.plan)
 
     def _kept_for_scopes(self, stack: Stack) -> set[str]:
@@ -197,7 +197,7 @@ class Editor:
             FuseError: If an edit can neither stay in a weight nor be taken out, since the weight is offloaded.
         """
         lost = []
-        with changing([self.denoiser]), _editing():
+        with changing([self.denoiser]), editing():
             for path, (_, record) in list(self.records.items()):
                 linear, wrapped = self._linear(path), is_wrapped(module_at(self.denoiser, path))
                 if is_intact(linear, record, path) if wrapped else self._looks_fused(path):
@@ -302,85 +302,17 @@ class Editor:
         return kept_weight(self._linear(path))
 
 
-_with_records: "WeakSet[Editor]" = WeakSet()  # those that have fused adapters, and some that had
+with_records: "WeakSet[Editor]" = WeakSet()  # those that have fused adapters, and some that had
+
+
+@contextmanager
+def editing() -> Iterator[None]:
+    """Track no gradients, and make tensors that later calls may track."""
+    with torch.inference_mode(False), torch.no_grad():  # in this order: the first resets the second
+        yield
 
 
 def editor_of(denoiser: nn.Module) -> Editor:
     """Return the editor of a denoiser; a new one leaves no trace until something is loaded."""
     editor = denoiser.__dict__.get(EDITOR)
     return editor if isinstance(editor, Editor) else Editor(denoiser)
-
-
-def change_stacks(changes: Sequence[tuple[Editor, Stack]]) -> None:
-    """Give denoisers new stacks: all of them, or, if anything fails, none.
-
-    Args:
-        changes: Editors, and what their denoisers are to carry.
-
-    Raises:
-        UnlearningError: If one cannot be carried; then every weight and hook is as it was.
-    """
-    denoisers = [editor.denoiser for editor, _ in changes]
-    with _editing(), held(denoisers):
-        plans = [(editor, editor.make_plan(stack)) for editor, stack in changes]
-        _check_not_shared(plans)
-        for editor, plan in plans:
-            warn_of_near_duplicates(editor.plan, plan)
-        with changing(denoisers):
-            _carry_out(plans)
-
-
-def _check_not_shared(plans: Sequence[tuple[Editor, Plan]]) -> None:
-    """Raise `FuseError` if a weight would hold the fused edits of two denoisers."""
-    if not any(plan.fused for _, plan in plans):
-        return
-    paths: dict[Editor, Iterable[str]] = {editor: list(editor.records) for editor in list(_with_records)}
-    paths |= {editor: plan.fused for editor, plan in plans}
-    owners: dict[int, tuple[Editor, str]] = {}
-    for editor, fused in paths.items():
-        for path in fused:
-            place = editor.weight_place(path)
-            owner, other = owners.setdefault(place, (editor, path)) if place else (editor, path)
-            if owner is not editor:
-                raise FuseError(
-                    f"{path} of this {type(editor.denoiser).__name__} and {other} of another denoiser share one "
-                    "weight, which holds one edit only. Attach the adapter."
-                )
-
-
-def open_scopes(stacks: Sequence[tuple[Editor, Stack]]) -> list[tuple[Editor, Scope]]:
-    """Open a scope on each denoiser: on all of them, or, if anything fails, on none.
-
-    Args:
-        stacks: Editors, and what their denoisers are to carry in the scope.
-
-    Raises:
-        UnlearningError: If one cannot be opened.
-    """
-    scopes: list[tuple[Editor, Scope]] = []
-    with _editing():
-        try:
-            for editor, stack in stacks:
-                scopes.append((editor, editor.open_scope(stack)))
-        except BaseException:
-            for editor, scope in scopes:
-                editor.close_scope(scope)
-            raise
-    return scopes
-
-
-def _carry_out(plans: Sequence[tuple[Editor, Plan]]) -> None:
-    before = [(editor, editor.plan) for editor, _ in plans]
-    try:
-        for editor, plan in plans:
-            editor.carry_out(plan)
-    except BaseException:  # Ctrl-C too: no edit may stay half on
-        for editor, plan in before:
-            editor.carry_out(plan)
-        raise
-
-
-@contextmanager
-def _editing() -> Iterator[None]:
-    with torch.inference_mode(False), torch.no_grad():  # in this order: the first resets the second
-        yield

@@ -13,10 +13,11 @@ from unlearning_adapters.adapter.source import SourceOptions, check_options
 from unlearning_adapters.errors import AdapterNameError, ConfigError
 from unlearning_adapters.hub.hub import push_adapter
 
+from .change import change_stacks
 from .compatibility import check_sites, warn_of_other_base, warn_of_partial_cover, with_stock_factors
 from .components import Components, for_components, with_strengths
 from .coverage import remember_edited
-from .editor import Editor, change_stacks
+from .editor import Editor
 from .hooks.bypass import check_strict
 from .pipeline_editors import check_loaded, editors_of, loaded_names, locked_editors
 from .stack import Loaded

@@ -15,9 +15,10 @@ from unlearning_adapters.errors import AdapterNameError, DenoiserError, FuseErro
 from unlearning_adapters.pipelines.running.call_lock import held
 from unlearning_adapters.pipelines.running.compiling import any_compiled
 
+from .change import change_stacks, open_scopes
 from .checks.verify import verify_unlearning_adapters as verify_unlearning_adapters
 from .coverage import remember_edited
-from .editor import Editor, change_stacks, open_scopes
+from .editor import Editor
 from .file_verbs import load_unlearning_adapter as load_unlearning_adapter
 from .file_verbs import push_unlearning_adapter as push_unlearning_adapter
 from .file_verbs import save_unlearning_adapter as save_unlearning_adapter

@@ -96,7 +96,7 @@ def test_detectors_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [EntryPoint("made", "foreign_detectors:made", module.GROUP)]
     monkeypatch.setattr(module, "entry_points", lambda group: points if group == module.GROUP else [])
     assert load_detector("made?preset=strict&threshold=0.1").describe()["name"] == "made-strict"
-    with pytest.raises(EvaluationError, match="Unknown detector 'nudent'. Known: clip, flow, made, motion, nudenet"):
+    with pytest.raises(EvaluationError, match="Unknown detector 'nudent'. Known: cast, clip, flow, made, motion, nu"):
         load_detector("nudent")
     with pytest.raises(EvaluationError, match="takes no settings, but got preset"):
         load_detector("foreign_detectors:brightness?preset=x")
