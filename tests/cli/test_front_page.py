@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from tiny import tiny_wan_pipeline
+from tiny_red import CONCEPT
 
 from unlearning_adapters.adapter.adapter import load_adapter
 from unlearning_adapters.cli.front_page import chosen_trial, write_front_page
@@ -14,17 +15,7 @@ from unlearning_adapters.concepts.concept import Concept, save_concept
 from unlearning_adapters.errors import ConfigError
 
 Outcome = tuple[int, str, str]
-THINGS = ("car", "dog", "house", "cat", "tree", "man", "woman")
-RED = Concept.from_dict(
-    {
-        "name": "tiny-red",
-        "words": ["red"],
-        "pairs": [{"unsafe": f"a red {thing}", "safe": f"a green {thing}"} for thing in THINGS[:4]],
-        "neutral": [f"two {thing} walks" for thing in THINGS],
-        "evaluation": [f"a small red {thing}" for thing in THINGS],
-        "neighbours": [f"a small blue {thing}" for thing in THINGS],
-    }
-)
+RED = Concept.from_dict(CONCEPT)
 
 
 def test_the_page_shows_the_base_and_each_trial_and_loads_nothing(tmp_path: Path) -> None:

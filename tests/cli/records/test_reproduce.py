@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tiny import tiny_wan_pipeline
+from tiny_red import CONCEPT, THINGS
 
 from unlearning_adapters.adapter.adapter import save_adapter
 from unlearning_adapters.attacks import budget
@@ -19,15 +20,6 @@ from unlearning_adapters.config import BuildConfig
 Outcome = tuple[int, str, str]
 Unlearn = Callable[..., Outcome]
 CALL = ("height=16", "width=16", "num_frames=5", "num_inference_steps=2")
-THINGS = ("car", "dog", "house", "cat", "tree", "man", "woman")
-CONCEPT = {
-    "name": "tiny-red",
-    "words": ["red"],
-    "pairs": [{"unsafe": f"a red {thing}", "safe": f"a green {thing}"} for thing in THINGS[:4]],
-    "neutral": [f"two {thing} walks" for thing in THINGS],
-    "evaluation": [f"a small red {thing}" for thing in THINGS],
-    "neighbours": [f"a small blue {thing}" for thing in THINGS],
-}
 SUITE = f"""
 words: [red]
 sets:

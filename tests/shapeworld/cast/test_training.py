@@ -145,6 +145,12 @@ def test_the_gate_counts_what_is_right_and_what_a_look_alike_took():
     assert rows["look-alike instead"] == 0.25
 
 
+def test_a_run_that_has_no_log_is_published_without_one(tmp_path):
+    TrainingRun(tmp_path / "run").publish(tmp_path, {"steps": 1})
+    assert json.loads((tmp_path / "training.json").read_text()) == {"steps": 1}
+    assert not (tmp_path / "training_log.jsonl").exists()
+
+
 def test_a_run_without_checkpoint_is_named(tmp_path):
     with pytest.raises(SystemExit, match="run the stage 'train' first"):
         trained_pipeline(TrainingRun(tmp_path))

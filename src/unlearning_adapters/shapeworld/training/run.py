@@ -62,9 +62,10 @@ class TrainingRun:
         return torch.load(path, map_location=DEVICE, weights_only=True) if path.exists() else None
 
     def publish(self, folder: Path, settings: Any) -> None:
-        """Write the settings and the log of this run beside the model that was exported to a folder."""
+        """Write the settings, and the log of this run if it has one, beside the model that was exported to a folder."""
         (folder / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
-        (folder / "training_log.jsonl").write_text((self.folder / "log.jsonl").read_text())
+        if (log := self.folder / "log.jsonl").exists():  # a run that only resumed an exported model has none
+            (folder / "training_log.jsonl").write_text(log.read_text())
 
 
 class MatrixOptimizer:
