@@ -131,6 +131,18 @@ def test_a_pipeline_is_a_base_too(stack, base, tmp_path) -> None:
     refused(ConfigError, "folder, a repository or a pipeline as `base`, but got a int", stack, tmp_path / "x", base=3)
 
 
+def test_a_pipeline_whose_parts_were_deleted_is_refused_and_none_is_a_choice(stack, tmp_path) -> None:
+    pipe, out = tiny_wan_pipeline(two_denoisers=True), tmp_path / "edited"
+    del pipe.vae
+    refused(ConfigError, "The base cannot be written whole: vae is deleted. Load the pipeline", stack, out, base=pipe)
+    del pipe.transformer
+    refused(ConfigError, "vae, transformer are deleted", stack, out, base=pipe)
+    assert not out.exists()
+    chosen = tiny_wan_pipeline(two_denoisers=True)
+    chosen.vae = None
+    assert not (export_fused(stack, out, base=chosen).folder / "vae").exists()
+
+
 def test_an_interrupted_call_goes_on_where_it_stopped(stack, base, tmp_path, monkeypatch) -> None:
     whole = export_fused(stack, tmp_path / "whole", base=base)
     written, fuse = [], fused_pipeline.fuse_shard

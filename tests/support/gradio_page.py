@@ -21,6 +21,7 @@ from fresh import environment
 SERVER = """
 import faulthandler, signal, sys
 faulthandler.register(signal.SIGUSR1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background is deaf to Ctrl-C
 def note(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo"):
         place = arguments[1] if event == "socket.connect" else arguments[0]

@@ -96,7 +96,7 @@ def export_fused(
         AdapterFileError: If the destination holds something else, or a weight of the base is no safetensors file.
         AdapterNotFoundError: If there is no such adapter or base.
         BaseMismatchError: If an adapter was built on another architecture.
-        ConfigError: If a setting is out of range.
+        ConfigError: If a setting is out of range, or the base is a pipeline of which a component was deleted.
         FuseError: If a weight is quantised, or a written file is not what was computed.
         HubError: If the Hub refuses what is pushed.
         SiteError: If the base lacks a weight.
@@ -163,6 +163,7 @@ def _folder_of(base: Any, options: HubOptions) -> Iterator[tuple[Path, str]]:
             raise ConfigError(
                 f"Expected a folder, a repository or a pipeline as `base`, but got a {type(base).__name__}."
             )
+        _check_whole(base)
         if any(editor_of(network).records for network in denoisers(base).values()):
             raise FuseError("The base has adapters in its weights already. Call unfuse_unlearning_adapters() first.")
         with tempfile.TemporaryDirectory() as folder:
@@ -189,6 +190,17 @@ def _folder_of(base: Any, options: HubOptions) -> Iterator[tuple[Path, str]]:
         reason = explain_hub_error(error, str(base), options)
         raise AdapterNotFoundError(f"No base from the Hub repository {str(base)!r}: {reason}") from error
     yield Path(folder), f"{base}@{Path(folder).name}"
+
+
+def _check_whole(base: Any) -> None:
+    """Raise `ConfigError` if parts of a pipeline were deleted: diffusers saves it without them, and says nothing."""
+    # What was deleted is the entry of the pipeline's configuration, a library and a class.
+    parts = getattr(base, "components", {})
+    if deleted := [name for name, part in parts.items() if isinstance(part, (list, tuple))]:
+        raise ConfigError(
+            f"The base cannot be written whole: {', '.join(deleted)} {'is' if len(deleted) == 1 else 'are'} deleted. "
+            "Load the pipeline with all of its parts, or set what the folder shall not hold to None."
+        )
 
 
 def _shards(source: Path, edits: Mapping[str, StackedEdit]) -> dict[Path, ShardEdit]:
