@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,19 +29,30 @@ def open_page(address: str, folder: Path, *options: str) -> str:
         folder: For the profile of the browser, which is new.
         options: Further options, such as a window size.
     """
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", *options, "--dump-dom", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-1000:]
-    return done.stdout
+    return _run(folder / "profile", *options, "--dump-dom", address)
 
 
 def photograph(address: str, picture: Path, width: int, height: int, *options: str) -> None:
     """Write a picture of a page in a window of some size."""
-    command = [
-        str(CHROMIUM),
-        *FLAGS,
-        f"--user-data-dir={picture.parent / 'profile'}",
-        f"--window-size={width},{height}",
-    ]
-    command += [*options, f"--screenshot={picture}", address]
-    subprocess.run(command, capture_output=True, timeout=180, check=True)
+    _run(picture.parent / "profile", f"--window-size={width},{height}", *options, f"--screenshot={picture}", address)
+
+
+def _run(profile: Path, *options: str) -> str:
+    """Run Chromium and return what it prints; a second time if it hangs, which it does once in a while."""
+    for attempt in range(2):
+        command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}-{attempt}", *options]
+        # Files and not pipes: its helpers outlive it for a moment, and hold on to a pipe.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
+            try:
+                code: int | None = process.wait(90)
+            except subprocess.TimeoutExpired:
+                code = None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            said, errors = ((file.seek(0), file.read().decode("utf-8", "replace"))[1] for file in (out, err))
+        if code == 0:
+            return said
+        assert code is None, errors[-1000:]
+    raise AssertionError(f"Chromium hung twice: {errors[-1000:]}")
