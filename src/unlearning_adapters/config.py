@@ -61,8 +61,9 @@ class BuildConfig:
         sharpness: Expansion of the spectrum of "cure", >= 1; its paper takes 2, and 5 for nudity.
         strength: Part of the direction that is removed, 0 to 4; None calibrates it on the pairs ("ridge"), or is 1.
         sites: "text" (inputs that depend on the prompt alone), "text-in-blocks" (the same without layers that prepare
-            the prompt in front of the blocks, to which sglang and FastVideo load no LoRA), "image" (on the picture
-            alone), "hidden" (attention output and feed-forward inputs), a glob pattern over names such as
+            the prompt in front of the blocks, to which sglang and FastVideo load no LoRA), "text-projection" (that
+            layer alone: the one for dozens of names, docs/recipes.md), "image" (on the picture alone), "hidden"
+            (attention output and feed-forward inputs), a glob pattern over names such as
             "transformer.blocks.0.attn2.to_k", or several of these. None takes "text" if the prompts of the pairs
             differ, and "image" if their pictures do and the pipeline has such sites.
         scope: What is forgotten: what prompts and pictures say ("word"), or also what the model draws of itself where
@@ -157,8 +158,8 @@ def check_sites(sites: object) -> str | tuple[str, ...]:
         raise ConfigError("Expected `sites` to name sites, but it is empty. The default, None, chooses by the pairs.")
     if not all(isinstance(part, str) and part for part in parts):
         raise ConfigError(
-            'Expected `sites` to be "text", "text-in-blocks", "image", "hidden", a pattern of names, or several of '
-            f"these, but got {sites!r:.80}."
+            'Expected `sites` to be "text", "text-in-blocks", "text-projection", "image", "hidden", a pattern of '
+            f"names, or several of these, but got {sites!r:.80}."
         )
     return sites if isinstance(sites, str) else tuple(str(part) for part in parts)
 

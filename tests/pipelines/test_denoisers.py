@@ -54,6 +54,38 @@ def inputs_of(pipe: TinyPipeline, prompt: str = PROMPT, noise: int = 0) -> dict[
     return seen
 
 
+WITHOUT_PROJECTION = {
+    "CosmosTransformer3DModel", "CosmosTransformer3DModel (image keys)", "Cosmos3OmniTransformer", "UNet3DConditionModel",
+    "UNetMotionModel", "UNetMotionModel (SDXL)", "UNet2DConditionModel", "UNet2DConditionModel (SDXL)", "I2VGenXLUNet",
+}  # fmt: skip
+
+
+@each_that_reads_text
+def test_the_text_projection_is_what_reads_the_prompt_first(tiny):
+    pipe = TinyPipeline(tiny)
+    if tiny.name in WITHOUT_PROJECTION:
+        with pytest.raises(SiteError, match="No text-projection site was found in"):
+            find_sites(pipe, "text-projection")
+        return
+    sites = find_sites(pipe, "text-projection")
+    one, other, noise = inputs_of(pipe), inputs_of(pipe, OTHER_PROMPT), inputs_of(pipe, noise=1)
+    by_prompt = [
+        path
+        for path, x in one.items()
+        if x.ndim > 2 and "pooler" not in path and torch.equal(x, noise[path]) and not same(x, other[path])
+    ]
+    for site in sites:
+        assert site.kind == "text" and site.block is None and site.module in by_prompt
+        # No other layer of its own branch was called before it.
+        branch = site.module.partition(".")[0]
+        assert not [path for path in by_prompt[: by_prompt.index(site.module)] if path.startswith(branch)]
+    assert by_prompt[0] in {site.module for site in sites}
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
 def test_the_table_has_every_denoiser():
     assert len({tiny.model for tiny in TINY}) == CLASSES
     assert len({tiny.name for tiny in TINY}) == len(TINY)

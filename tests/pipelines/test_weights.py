@@ -8,7 +8,7 @@ from torch import nn
 from planted import lora_that_reads, planted
 from unlearning_adapters.errors import FuseError
 from unlearning_adapters.pipelines.sites import base_linear
-from unlearning_adapters.pipelines.weights import is_in_a_file, is_plain, kept_weight, layer_response
+from unlearning_adapters.pipelines.weights import is_in_a_file, is_plain, kept_weight, layer_response, weight_gram
 from unlearning_adapters.runtime.fusing.fuse import fuse_edit
 from unlearning_adapters.runtime.joint.joint_edit import stack_directions
 
@@ -109,4 +109,13 @@ def test_a_sparse_weight_is_out_of_reach_and_is_not_fused(denoiser):
     assert not is_plain(layer.weight) and layer_response(denoiser, PATH, rows()) is None
     edit = stack_directions(list(planted(tiny_wan_pipeline()).directions.values())[:1], [1.0])
     with pytest.raises(FuseError, match="is sparse .* Make it dense before you fuse, or attach the adapter"):
+        fuse_edit(layer, edit)
+
+
+def test_a_weight_of_one_dimension_is_out_of_reach_and_is_not_fused(denoiser):
+    layer = denoiser.get_submodule(PATH)
+    layer.weight = nn.Parameter(layer.weight.detach()[0].clone(), requires_grad=False)
+    assert layer_response(denoiser, PATH, rows()) is None and weight_gram(denoiser, PATH) is None
+    edit = stack_directions(list(planted(tiny_wan_pipeline()).directions.values())[:1], [1.0])
+    with pytest.raises(FuseError, match=r"has the shape \(48,\), but the edit is for 48 features\. Load the pipeline"):
         fuse_edit(layer, edit)

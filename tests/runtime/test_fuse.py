@@ -439,7 +439,7 @@ def refused(kind: str) -> tuple[nn.Module, StackedEdit]:
         ("integers", r"quantised \(Parameter, torch.int8\)"),
         ("meta", r"offloaded\. Fuse before offloading is enabled"),
         ("other layer", r"blocks\.0 is a Conv1d, not a plain Linear\. Attach"),
-        ("width", r"reads 40 features, but the edit is for 32"),
+        ("width", r"has the shape \(\d+, 40\), but the edit is for 32 features"),
         ("edit", r"not finite\. Load the adapter again"),
     ],
 )

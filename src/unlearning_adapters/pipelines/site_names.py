@@ -1,11 +1,13 @@
 """The names that tell the layers of a denoiser apart, and the exceptions by class name."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from unlearning_adapters.adapter.record import COMPONENTS
 
+SELECTIONS = ("text", "text-in-blocks", "text-projection", "image", "hidden")
 CROSS_ATTENTION = {"attn2", "audio_attn2", "cross_attn", "cross_attention"}
 KEY_VALUE = (("to_k", "to_v"), ("to_key", "to_value"), ("kv_linear",))
 TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj")  # of an attention over two streams, text and video
@@ -30,9 +32,17 @@ SINGLE_STREAM = {  # blocks whose Linears read text and video at once: edit the 
     "MiniMaxH3TransformerBlock": ("context_embedder",),
     "MotifVideoSingleTransformerBlock": ("context_embedder.linear_1",),
 }
+# The layer in front of all blocks that reads the rows of the text encoder first.
+TEXT_PROJECTION = re.compile(
+    r"condition_embedder\.text_embedder\.linear_1|(audio_)?caption_projection\.linear_1|patch_embed\.text_proj"
+    r"|context_embedder(_2)?(\.proj_in|\.linear_1)?|crossattn_proj\.0|y_embedder\.y_proj\.fc1"
+    r"|((video|audio)_)?text_embeddings\.in_layer|text_proj(_t5)?(\.1)?|text_embedding\.0"
+    r"|time_embed\.caption_proj"
+)
 NOT_CALLED = {  # built so that weights of LTX-2 or Wan load, but these networks read no audio and no picture
     "SanaWMLTX2RefinerTransformer3DModel": {
-        "audio_attn1", "audio_attn2", "audio_ff", "audio_to_video_attn", "video_to_audio_attn",
+        "audio_caption_projection.linear_1", "audio_attn1", "audio_attn2", "audio_ff", "audio_to_video_attn",
+        "video_to_audio_attn",
     },
     "HeliosTransformer3DModel": {"add_k_proj", "add_v_proj"},
 }  # fmt: skip
@@ -69,3 +79,29 @@ def no_denoiser(pipe: Any, parts: Mapping[str, Any]) -> str:
         f"{type(pipe).__name__} has no denoiser. Expected a component named {', '.join(COMPONENTS[:-1])} or "
         f"{COMPONENTS[-1]}, but its components are: {', '.join(map(str, parts)) or 'none'}."
     )
+
+
+def nothing_found(pattern: str, networks: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the error text for a selection that names none of the Linear layers of some denoisers."""
+    classes = ", ".join(f"{name} ({type(module).__name__})" for name, module in networks.items())
+    if not names:
+        return f"No Linear layer was found in {classes}."
+    if pattern in SELECTIONS:
+        cure = "Select 'hidden' sites, which see pictures among the video, or pass" if pattern == "image" else "Pass"
+        return (
+            f"No {pattern} site was found in {classes}. {cure} a pattern over the names of its {len(names)} Linear "
+            f"layers, such as {names[0]!r}."
+        )
+    return (
+        f"The pattern {pattern!r} matches none of the {len(names)} Linear layers of {classes}.{nearest(pattern, names)}"
+    )
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return a hint with the nearest names; layers that differ only in a block's index count once."""
+    shapes = {re.sub(r"\.\d+\.", ".*.", candidate): candidate for candidate in reversed(names)}
+    shape_of_name = re.sub(r"\.\d+\.", ".*.", name)
+    near = get_close_matches(shape_of_name, list(shapes), n=3, cutoff=0.4)
+    if not near:
+        return f" An example of a name: {names[0]!r}." if names else ""
+    return f" Nearest: {', '.join(near if '*' in name else [shapes[shape] for shape in near])}."

@@ -4,10 +4,8 @@ Names alone lie: `add_k_proj` reads text in HunyuanVideo, an image in Wan and th
 found by how the modules are built, with short tables of exceptions.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -33,9 +31,12 @@ from .site_names import (
     SWAPPED_HIDDEN,
     SWAPPED_STREAMS,
     TEMPORAL,
+    TEXT_PROJECTION,
     TEXT_STREAM,
     VIDEO_NAMES,
+    nearest,
     no_denoiser,
+    nothing_found,
 )
 
 
@@ -98,8 +99,8 @@ def find_sites(
     Args:
         pipe: A diffusers pipeline.
         selection: "text", "text-in-blocks" (of these the layers inside of transformer blocks, which LoRA loaders of
-            all engines reach), "image", "hidden", a glob pattern over full names such as
-            "transformer.blocks.*.attn2.to_k", or several of these.
+            all engines reach), "text-projection" (the layer in front of all blocks that reads the text encoder), "image",
+            "hidden", a glob pattern over full names such as "transformer.blocks.*.attn2.to_k", or several of these.
         blocks: Indices of the blocks whose sites are kept; None keeps all.
 
     Raises:
@@ -119,9 +120,10 @@ def find_sites(
     for pattern in patterns:
         matched = _match(pipe, pattern, every)
         if not matched:
-            raise SiteError(_nothing_found(pipe, pattern, every))
+            raise SiteError(nothing_found(pattern, denoisers(pipe), [site.name for site in every]))
         names |= matched
-    sites = tuple(site for site in every if site.name in names)
+    first = _text_projection(pipe) if "text-projection" in patterns else ()
+    sites = tuple(replace(each, kind="text") if each.name in first else each for each in every if each.name in names)
     if blocks is not None:
         sites = _keep_blocks(pipe, sites, blocks)
     _check_not_fused(pipe, sites)
@@ -144,7 +146,7 @@ def site_module(pipe: Any, site_name: str) -> nn.Module:
     module = _walk(networks[component], path)
     if module is None or not _is_linear(module):
         names = [f"{component}.{name}" for name, _ in linear_layers(networks[component])]
-        raise SiteError(f"{type(pipe).__name__} has no Linear layer {site_name!r}.{_nearest(site_name, names)}")
+        raise SiteError(f"{type(pipe).__name__} has no Linear layer {site_name!r}.{nearest(site_name, names)}")
     return module
 
 
@@ -302,6 +304,8 @@ def _hidden_layers(denoiser: nn.Module) -> Iterator[str]:
 def _match(pipe: Any, pattern: str, every: Sequence[Site]) -> set[str]:
     if pattern in ("text", "image"):
         return {site.name for site in every if site.kind == pattern}
+    if pattern == "text-projection":
+        return _text_projection(pipe)
     if pattern == "text-in-blocks":
         return {site.name for site in every if site.kind == "text" and site.block is not None}
     if pattern == "hidden":
@@ -309,28 +313,13 @@ def _match(pipe: Any, pattern: str, every: Sequence[Site]) -> set[str]:
     return {site.name for site in every if fnmatchcase(site.name, pattern)}
 
 
-def _nothing_found(pipe: Any, pattern: str, every: Sequence[Site]) -> str:
-    classes = ", ".join(f"{name} ({type(module).__name__})" for name, module in denoisers(pipe).items())
-    if not every:
-        return f"No Linear layer was found in {classes}."
-    if pattern in ("text", "text-in-blocks", "image", "hidden"):
-        cure = "Select 'hidden' sites, which see pictures among the video, or pass" if pattern == "image" else "Pass"
-        return (
-            f"No {pattern} site was found in {classes}. {cure} a pattern over the names of its {len(every)} Linear "
-            f"layers, such as {every[0].name!r}."
-        )
-    hint = _nearest(pattern, [site.name for site in every])
-    return f"The pattern {pattern!r} matches none of the {len(every)} Linear layers of {classes}.{hint}"
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    """Return a hint with the nearest names; layers that differ only in a block's index count once."""
-    shapes = {re.sub(r"\.\d+\.", ".*.", candidate): candidate for candidate in reversed(names)}
-    shape_of_name = re.sub(r"\.\d+\.", ".*.", name)
-    near = get_close_matches(shape_of_name, list(shapes), n=3, cutoff=0.4)
-    if not near:
-        return f" An example of a name: {names[0]!r}." if names else ""
-    return f" Nearest: {', '.join(near if '*' in name else [shapes[shape] for shape in near])}."
+def _text_projection(pipe: Any) -> set[str]:
+    layers = ((name, network, path) for name, network in denoisers(pipe).items() for path, _ in linear_layers(network))
+    return {
+        f"{name}.{path}"
+        for name, network, path in layers
+        if TEXT_PROJECTION.fullmatch(path) and path not in NOT_CALLED.get(type(network).__name__, ())
+    }
 
 
 def _keep_blocks(pipe: Any, sites: tuple[Site, ...], blocks: Collection[int]) -> tuple[Site, ...]:

@@ -111,6 +111,8 @@ def layer_response(denoiser: nn.Module, path: str, rows: Tensor) -> Tensor | Non
         tensor = layer.weight if weight.is_meta else weight
         dense = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
         if dense and tensor.is_floating_point():
+            if tensor.ndim != 2:  # no weight of a Linear
+                return None
             blocks = tensor.split(max(1, BLOCK_ELEMENTS // max(1, tensor.shape[1])))
             parts = [rows.to(tensor.device, torch.float32) @ block.float().T for block in blocks]
             return _finite(torch.cat(parts, dim=1).cpu(), path)
@@ -137,7 +139,7 @@ def weight_gram(denoiser: nn.Module, path: str) -> Tensor | None:
         FuseError: If the original weight is unknown (`original_weight`).
     """
     weight = original_weight(denoiser, path)
-    if weight is None or weight.is_meta or not is_plain(weight) or is_in_a_file(denoiser, path):
+    if weight is None or weight.is_meta or not is_plain(weight) or is_in_a_file(denoiser, path) or weight.ndim != 2:
         return None
     gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device="cpu")
     for block in weight.detach().split(max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))):

@@ -171,8 +171,11 @@ def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
         )
     if weight.is_meta:
         raise FuseError(f"The weight of {name} is offloaded. Fuse before offloading is enabled, or attach the adapter.")
-    if weight.shape[1] != edit.in_features:
-        raise FuseError(f"{name} reads {weight.shape[1]} features, but the edit is for {edit.in_features}.")
+    if weight.ndim != 2 or weight.shape[1] != edit.in_features:
+        raise FuseError(
+            f"The weight of {name} has the shape {tuple(weight.shape)}, but the edit is for {edit.in_features} features. "
+            "Load the pipeline again."
+        )
     if not bool(torch.isfinite(edit.read).all() and torch.isfinite(edit.mix).all()):
         raise FuseError(f"The edit of {name} holds numbers that are not finite. Load the adapter again.")
     return weight
