@@ -99,8 +99,8 @@ def find_sites(
     Args:
         pipe: A diffusers pipeline.
         selection: "text", "text-in-blocks" (of these the layers inside of transformer blocks, which LoRA loaders of
-            all engines reach), "text-projection" (the layer in front of all blocks that reads the text encoder), "image",
-            "hidden", a glob pattern over full names such as "transformer.blocks.*.attn2.to_k", or several of these.
+            all engines reach), "text-projection" (the layer in front of all blocks that reads the text encoder),
+            "image", "hidden", a glob pattern over full names such as "transformer.blocks.*.attn2.to_k", or several.
         blocks: Indices of the blocks whose sites are kept; None keeps all.
 
     Raises:

@@ -173,8 +173,8 @@ def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
         raise FuseError(f"The weight of {name} is offloaded. Fuse before offloading is enabled, or attach the adapter.")
     if weight.ndim != 2 or weight.shape[1] != edit.in_features:
         raise FuseError(
-            f"The weight of {name} has the shape {tuple(weight.shape)}, but the edit is for {edit.in_features} features. "
-            "Load the pipeline again."
+            f"The weight of {name} has the shape {tuple(weight.shape)}, but the edit is for {edit.in_features} "
+            "features. Load the pipeline again."
         )
     if not bool(torch.isfinite(edit.read).all() and torch.isfinite(edit.mix).all()):
         raise FuseError(f"The edit of {name} holds numbers that are not finite. Load the adapter again.")
