@@ -70,8 +70,9 @@ def evaluate(world: World, random: Random) -> Call:
     }
     for name in random.sample(list(further), random.choice([0, 1, 1, 2])):
         options[name] = mostly(random, further[name], 0.7)
-    if isinstance(options.get("output"), str) or options.get("output") == Path():
-        options["output"] = inside(world, options["output"])
+    output = options.get("output")
+    if isinstance(output, str) or (isinstance(output, Path) and output == Path()):
+        options["output"] = inside(world, output)
     return lambda: ua.evaluate(world.pipe, adapter, suite, progress=False, **options)
 
 

@@ -56,7 +56,8 @@ def inputs_of(pipe: TinyPipeline, prompt: str = PROMPT, noise: int = 0) -> dict[
 
 WITHOUT_PROJECTION = {
     "CosmosTransformer3DModel", "CosmosTransformer3DModel (image keys)", "Cosmos3OmniTransformer", "I2VGenXLUNet",
-    "UNet3DConditionModel", "UNetMotionModel", "UNetMotionModel (SDXL)", "UNet2DConditionModel", "UNet2DConditionModel (SDXL)",
+    "UNet3DConditionModel", "UNetMotionModel", "UNetMotionModel (SDXL)", "UNet2DConditionModel",
+    "UNet2DConditionModel (SDXL)",
 }  # fmt: skip
 
 
