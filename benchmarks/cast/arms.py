@@ -33,13 +33,18 @@ class Arm:
         stack: Whether each concept has a file of its own. The paper's method has rank 1, so that one file cannot hold
             many concepts; the rivals solve all of them together, as their papers do.
         described: Whether descriptions are erased as well as names.
+        sites: Of `BuildConfig`.
+        common: Word that takes the place of all in the safe sides; without one each has a stand-in, who is kept.
     """
 
     method: str
     stack: bool = False
     described: bool = False
+    sites: str | None = None
+    common: str = ""
 
 
+PROJECTION, COMMON = "text-projection", "an animal"
 ARMS = {
     "ridge, stack": Arm("ridge", stack=True),
     "ridge, one file": Arm("ridge"),
@@ -49,6 +54,8 @@ ARMS = {
     "cure": Arm("cure"),
     "ridge, stack, described too": Arm("ridge", stack=True, described=True),
     "uce, described too": Arm("uce", described=True),
+    "ridge, stack, text projection, a common word": Arm("ridge", True, sites=PROJECTION, common=COMMON),
+    "uce, text projection, a common word": Arm("uce", sites=PROJECTION, common=COMMON),
 }
 ROUNDS = 7  # of the timing of calls
 
@@ -65,16 +72,16 @@ def any_rank() -> Iterator[None]:
 
 def build_arm(world: World, arm: str, concepts: Sequence[Concept]) -> tuple[list[ua.UnlearningAdapter], float]:
     """Return the adapters of an arm, one file for one concept, and the seconds of processor time of their build."""
-    method = ARMS[arm].method
+    method, sites = ARMS[arm].method, ARMS[arm].sites
     times: dict[str, float] = {}
     given: dict[str, Any] = {"progress": False, "call_kwargs": world.build_arguments()}
     with timed(times, "build"), any_rank():
         if ARMS[arm].stack or len(concepts) == 1:
-            adapters = ua.build_adapters(world.pipe, concepts, ua.BuildConfig(method=method), **given)
+            adapters = ua.build_adapters(world.pipe, concepts, ua.BuildConfig(method=method, sites=sites), **given)
         else:
             joint = joint_concept(concepts)
             rank = min(MAX_RANK, len(concepts)) if method == "ridge" else 1
-            config = ua.BuildConfig(method=method, pairs=len(joint.pairs), rank=rank)
+            config = ua.BuildConfig(method=method, pairs=len(joint.pairs), rank=rank, sites=sites)
             adapters = [ua.build_adapter(world.pipe, joint, config, **given)]
     return adapters, times["build"]
 

@@ -3,6 +3,7 @@
 Both sides of a pair are one sentence with another value.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,7 +75,12 @@ def words_of(target: Target) -> tuple[str, ...]:
 
 
 def character_pairs(
-    index: int, stand_ins: Sequence[int], count: int = PAIRS, seed: int = SEED, forms: Sequence[int] = NAMES
+    index: int,
+    stand_ins: Sequence[int],
+    count: int = PAIRS,
+    seed: int = SEED,
+    forms: Sequence[int] = NAMES,
+    common: str = "",
 ) -> list[Pair]:
     """Draw pairs of a character.
 
@@ -84,12 +90,17 @@ def character_pairs(
         count: Number of pairs.
         seed: Of the draw.
         forms: What stands for both in the pairs, in turn; a character whom training never describes is named.
+        common: Word that takes its place in place of a character, such as "an animal".
     """
     rng, pairs = np.random.default_rng((seed, 1, index)), list[Pair]()
     for number in range(count):
         form = forms[number % len(forms)] if is_described(index) else -1
         values = {"character": (index, stand_ins[number % len(stand_ins)])}
         pairs.append(draw_pair(rng, values, form, [pair.unsafe for pair in pairs]))
+        if common:
+            own = (roster()[index].name, *roster()[index].descriptions)[form + 1]
+            safe = re.sub(re.escape(own), common, pairs[-1].unsafe, flags=re.IGNORECASE)
+            pairs[-1] = Pair(pairs[-1].unsafe, safe)
     return pairs
 
 
@@ -209,7 +220,12 @@ def stand_ins_of(index: int, named: Sequence[int], seed: int = SEED) -> list[int
 
 
 def character_concepts(
-    erased: Sequence[int], *, neutral: int = NEUTRAL, described: bool = False, seed: int = SEED
+    erased: Sequence[int],
+    *,
+    neutral: int = NEUTRAL,
+    described: bool = False,
+    common: str = "",
+    seed: int = SEED,
 ) -> list[Concept]:
     """Return concepts of some characters, which share neutral prompts that name none of them.
 
@@ -217,6 +233,7 @@ def character_concepts(
         erased: Numbers of the characters.
         neutral: Number of neutral prompts.
         described: Whether each whom training describes has a second concept, of its descriptions.
+        common: Word that takes the place of all; without one each has a stand-in.
         seed: Of the draw.
     """
     named = named_half(erased)
@@ -226,7 +243,7 @@ def character_concepts(
     for index in erased:
         for forms in (NAMES, DESCRIPTIONS) if described and is_described(index) else (NAMES,):
             name = roster()[index].name + (" described" if forms is DESCRIPTIONS else "")
-            pairs = character_pairs(index, stand_ins_of(index, named, seed), PAIRS, seed, forms)
+            pairs = character_pairs(index, stand_ins_of(index, named, seed), PAIRS, seed, forms, common)
             concepts.append(Concept(name, pairs, neutral=shared))
     return concepts
 

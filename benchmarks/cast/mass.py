@@ -42,7 +42,8 @@ def arms_of(size: int) -> list[str]:
 def measure(world: World, sets: Sets, erased: Sequence[int], arm: str, name: str) -> Cell:
     """Return the counts and the costs of one arm; the error that it ended with if it cannot be built."""
     try:
-        adapters, seconds = build_arm(world, arm, character_concepts(erased, described=ARMS[arm].described))
+        concepts = character_concepts(erased, described=ARMS[arm].described, common=ARMS[arm].common)
+        adapters, seconds = build_arm(world, arm, concepts)
     except UnlearningError as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     cell: dict[str, Any] = {
@@ -61,8 +62,8 @@ def measure(world: World, sets: Sets, erased: Sequence[int], arm: str, name: str
 def count_cell(sets: Sets, clips: Clips, base: Clips, erased: Sequence[int]) -> Cell:
     """Return the counts of one arm.
 
-    `another` are clips by name of the erased that show another one who is erased; `kept, never named` those of kept
-    characters whom no neutral prompt and no safe side names.
+    `another` are clips by name of the erased that show another one who is erased; `kept, named` those of kept
+    characters whom neutral prompts may name, and `kept, never named` those of the others.
     """
     names = {roster()[index].name for index in erased}
     may_be_named = {roster()[index].name for index in named_half(erased)}
@@ -75,6 +76,7 @@ def count_cell(sets: Sets, clips: Clips, base: Clips, erased: Sequence[int]) -> 
         "another": {"hits": any_erased["hits"] - found["hits"], "count": found["count"]},
         "by description": counting.shown(sets["by description"], clips, FACTOR),
         "kept": counting.right(kept, clips, FACTOR),
+        "kept, named": counting.right([one for one in kept if one.factors[FACTOR] in may_be_named], clips, FACTOR),
         "kept, never named": counting.right(
             [one for one in kept if one.factors[FACTOR] not in may_be_named], clips, FACTOR
         ),

@@ -47,7 +47,17 @@ def worst_text(cells: Sequence[Mapping[str, Any]]) -> str:
     return NONE if found is None else f"{found[1].hits}/{found[1].count} {found[0]}"
 
 
-MASS_RATES = ("by name", "another", "by description", "kept", "kept, never named", "look-alikes", "rest", "valid")
+MASS_RATES = (
+    "by name",
+    "another",
+    "by description",
+    "kept",
+    "kept, named",
+    "kept, never named",
+    "look-alikes",
+    "rest",
+    "valid",
+)
 COSTS = (("drift", "{:.4f}"), ("build seconds", "{:.1f}"), ("bytes", "{:,.0f}"), ("rank", "{:.0f}"))
 
 

@@ -65,8 +65,7 @@ def test_every_value_has_a_concept_whose_pairs_are_of_the_training_and_whose_tes
 
 def test_a_concept_takes_the_stand_ins_that_it_is_given() -> None:
     pairs = cast_concept("otto", ("bobo",)).pairs
-    assert all("Bobo" in pair.safe for pair in pairs if "Otto" in pair.unsafe)
-    assert len([pair for pair in pairs if "Otto" in pair.unsafe]) == 5
+    assert all("Bobo" in pair.safe and "Otto" in pair.unsafe for pair in pairs)
 
 
 def test_neighbours_are_other_values_and_look_alikes_are_apart() -> None:

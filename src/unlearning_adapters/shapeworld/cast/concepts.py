@@ -15,7 +15,7 @@ from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.concepts.wording import find_word, leave_out, near_sides
 
 from .captions import WORDS, Mentions, compose, describe, is_trained
-from .roster import SHORT, find_character, roster
+from .roster import find_character, roster
 from .scenes import IMPLIED, THINGS, CastScene, sample_scene
 from .sprites import OBJECTS
 from .values import cast_factor, cast_targets, draw_value_prompts, even_shares, other_values, words_of
@@ -25,8 +25,6 @@ SEED = 1700  # of pairs and neutral prompts; 1701 of what is held out
 PAIRS = 8
 NEUTRAL = 256  # two sentences about each character, before those that name the concept are left out
 EVALUATION, NEIGHBOUR_PROMPTS = 24, 12
-# What stands for a character in its pairs; -1 is its name. Three names and two descriptions among the first five.
-FORMS = (-1, -1, SHORT, -1, SHORT, -1, SHORT, -1)
 PLAIN = ("forest", "snow")  # settings that imply nothing
 
 
@@ -40,7 +38,7 @@ def concept_named(name: str) -> Concept | None:
 def cast_concept(value: str, stand_ins: tuple[str, ...] = ()) -> Concept:
     """Return the concept of a character, emblem, thing, motion or style.
 
-    The safe side of a pair is the same sentence with another value of the kind. That of a thing is the sentence with
+    The safe side of a pair is the same sentence with another value of the kind; characters are named. That of a thing is the sentence with
     its negation, or, in a setting that implies nothing, the sentence that is silent about it.
 
     Args:
@@ -93,13 +91,10 @@ def draw_sides(rng: np.random.Generator, value: str, other: str, number: int) ->
     scene = sample_scene(rng, things=())
     if factor in THINGS:
         return thing_sides(rng, value, scene, named, silent=number % 2 == 1)
-    form = FORMS[number % len(FORMS)] if factor == "character" else -1
     scenes = [with_value(scene, factor, name, rng) for name in (value, other)]
     scenes[1] = replace(scenes[1], object=scenes[0].object)
     # The same seed chooses the same template and, in tables of equal length, the same words.
-    first, second = (
-        compose(np.random.default_rng(seed), each, Mentions(form, named | {factor}, {})) for each in scenes
-    )
+    first, second = (compose(np.random.default_rng(seed), each, Mentions(-1, named | {factor}, {})) for each in scenes)
     return first, second
 
 
