@@ -38,8 +38,8 @@ def concept_named(name: str) -> Concept | None:
 def cast_concept(value: str, stand_ins: tuple[str, ...] = ()) -> Concept:
     """Return the concept of a character, emblem, thing, motion or style.
 
-    The safe side of a pair is the same sentence with another value of the kind; characters are named. That of a thing is
-    the sentence with its negation, or, in a setting that implies nothing, the sentence that is silent about it.
+    The safe side of a pair is the same sentence with another value of the kind; characters are named. That of a thing
+    is the sentence with its negation, or, in a setting that implies nothing, the sentence that is silent about it.
 
     Args:
         value: Its name, such as "otto" or "hat".
