@@ -23,7 +23,8 @@ from .sizes import Sizes
 AT_MOST = 10.0
 LOOKS = ("red", "green", "blue", "yellow", "white", "black", "orange", "purple", "pink", "grey")
 THINGS = ("circle", "square", "triangle", "cross", "star", "ring", "heart", "arrow", "diamond", "moon")
-PLACES = ("moves left", "moves right on a black background", "slides down", "drifts up on white ground", "stands still")
+# They name none of LOOKS: its token would be on both sides of a pair.
+PLACES = ("moves left", "moves right on a plain background", "slides down", "drifts up on bare ground", "stands still")
 
 
 def concepts(count: int, neutral: str) -> list[Concept]:

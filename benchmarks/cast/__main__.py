@@ -1,7 +1,8 @@
 """Erase characters, emblems, motions, styles and implied things of CastWorld, and count what is shown and kept.
 
     python -m benchmarks.cast [--part reads|mass|single|implied|standins ...] [--model DIR] [--count N] [--draws N]
-                              [--output FILE] [--label TEXT] [--fresh] [--join FILE ...]
+                              [--sizes N ...] [--arms ARM ...] [--output FILE] [--label TEXT] [--fresh]
+                              [--join FILE ...]
 
 Writes FILE (`benchmarks/cast.json`) and a page of tables beside it, cell by cell: a run that stops goes on where it
 was. A file of another model or of other settings is refused, unless `--fresh` starts anew in its place.
@@ -16,9 +17,11 @@ from training; 5304 of who is erased. Training has the seeds 11 and 12, the gate
 
 import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.shapeworld.cast.roster import roster
@@ -26,9 +29,10 @@ from unlearning_adapters.shapeworld.models.cast import WEIGHTS, load_castworld
 from unlearning_adapters.shapeworld.models.generate import CAST_GENERATION
 
 from . import asked, concepts, counting
+from .arms import ARMS
 from .asked import character_prompts
 from .implied import run_implied
-from .mass import run_mass
+from .mass import SIZES, run_mass
 from .reads import run_reads
 from .single import run_single
 from .standins import run_standins
@@ -37,6 +41,7 @@ from .tables import page
 from .watch import World
 
 FILE = Path(__file__).parents[1] / "cast.json"
+EVERYTHING: Mapping[str, Any] = MappingProxyType({})  # all sizes and arms
 PARTS = ("reads", "single", "implied", "mass", "standins")
 SEEDS = {
     "pairs and neutral prompts": concepts.SEED,
@@ -58,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="folder of a trained model")
     parser.add_argument("--count", type=int, default=16, help="clips of each kind in a cell")
     parser.add_argument("--draws", type=int, default=5, help="draws of who is erased, in the part mass")
+    parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES, default=SIZES, help="of the part mass")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="of the part mass")
     parser.add_argument("--output", type=Path, default=FILE, metavar="FILE")
     parser.add_argument("--label", default="", help="what the page says of the model, such as its step and its gate")
     parser.add_argument("--fresh", action="store_true", help="start anew where the file has other settings")
@@ -74,16 +81,19 @@ def main(arguments: list[str] | None = None) -> None:
     for path in options.join:
         store.join(path)
     write_page(store)
-    run(World(load_castworld(model=options.model)), store, options.part, options.count, options.draws)
+    mass = {"sizes": options.sizes, "arms": options.arms}
+    run(World(load_castworld(model=options.model)), store, options.part, options.count, options.draws, mass)
 
 
-def run(world: World, store: Store, parts: tuple[str, ...], count: int, draws: int) -> None:
+def run(
+    world: World, store: Store, parts: tuple[str, ...], count: int, draws: int, mass: Mapping[str, Any] = EVERYTHING
+) -> None:
     """Measure the parts, with the characters whom the base shows unless the world says who they are."""
     work: dict[str, Callable[[], None]] = {
         "reads": lambda: run_reads(world, store),
         "single": lambda: run_single(world, store, count),
         "implied": lambda: run_implied(world, store, count),
-        "mass": lambda: run_mass(world, store, count, draws),
+        "mass": lambda: run_mass(world, store, count, draws, **mass),
         "standins": lambda: run_standins(world, store, count),
     }
     for part in parts:

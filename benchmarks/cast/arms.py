@@ -35,6 +35,7 @@ class Arm:
         described: Whether descriptions are erased as well as names.
         sites: Of `BuildConfig`.
         common: Word that takes the place of all in the safe sides; without one each has a stand-in, who is kept.
+        retained: Whether neutral prompts name everybody who is kept, twice as many prompts for twice as many names.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Arm:
     described: bool = False
     sites: str | None = None
     common: str = ""
+    retained: bool = False
 
 
 PROJECTION, COMMON = "text-projection", "an animal"
@@ -56,6 +58,10 @@ ARMS = {
     "uce, described too": Arm("uce", described=True),
     "ridge, stack, text projection, a common word": Arm("ridge", True, sites=PROJECTION, common=COMMON),
     "uce, text projection, a common word": Arm("uce", sites=PROJECTION, common=COMMON),
+    "ridge, stack, text projection, a common word, all kept named": Arm(
+        "ridge", True, sites=PROJECTION, common=COMMON, retained=True
+    ),
+    "uce, all kept named": Arm("uce", retained=True),
 }
 ROUNDS = 7  # of the timing of calls
 

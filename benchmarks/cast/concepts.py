@@ -210,6 +210,11 @@ def named_half(erased: Sequence[int]) -> list[int]:
     return [index for index in range(len(roster())) if index % 2 == 0 and index not in erased]
 
 
+def kept_names(erased: Sequence[int]) -> list[int]:
+    """Return all kept characters."""
+    return [index for index in range(len(roster())) if index not in erased]
+
+
 def stand_ins_of(index: int, named: Sequence[int], seed: int = SEED) -> list[int]:
     """Return who takes a character's place: one who is described, of another group, and may be named.
 
@@ -225,6 +230,7 @@ def character_concepts(
     neutral: int = NEUTRAL,
     described: bool = False,
     common: str = "",
+    retained: bool = False,
     seed: int = SEED,
 ) -> list[Concept]:
     """Return concepts of some characters, which share neutral prompts that name none of them.
@@ -234,9 +240,10 @@ def character_concepts(
         neutral: Number of neutral prompts.
         described: Whether each whom training describes has a second concept, of its descriptions.
         common: Word that takes the place of all; without one each has a stand-in.
+        retained: Whether neutral prompts name all others, in place of every other one of them.
         seed: Of the draw.
     """
-    named = named_half(erased)
+    named = kept_names(erased) if retained else named_half(erased)
     words = [word for index in erased for word in words_of(character_target(index))]
     shared = neutral_prompts(neutral, words, named, seed) if neutral else ()
     concepts = []

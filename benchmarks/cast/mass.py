@@ -1,6 +1,6 @@
 """Part "mass": 1 to 100 of the cast erased by each arm, five draws of who it is."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from unlearning_adapters.errors import UnlearningError
@@ -9,7 +9,7 @@ from unlearning_adapters.shapeworld.cast.roster import roster
 from . import counting
 from .arms import ARMS, build_arm, call_costs, file_bytes
 from .asked import Sets, mass_sets, who_is_erased
-from .concepts import character_concepts, named_half
+from .concepts import NEUTRAL, character_concepts, named_half
 from .store import Cell, Store
 from .watch import Clips, World, edited
 
@@ -17,14 +17,20 @@ SIZES = (1, 5, 10, 30, 100)
 FACTOR = "character"
 
 
-def run_mass(world: World, store: Store, count: int, draws: int, sizes: Sequence[int] = SIZES) -> None:
+def run_mass(
+    world: World, store: Store, count: int, draws: int, sizes: Sequence[int] = SIZES, arms: Collection[str] = ARMS
+) -> None:
     """Measure what is missing; `count` clips of each kind for each size, over all draws."""
     for size in sizes:
         for draw in range(draws):
             erased = who_is_erased(size, draw, world.able)
             sets = mass_sets(erased, draw, world.able, -(-count // draws))
             name = f"{size}/{draw}"
-            missing = [arm for arm in ("base", *arms_of(size)) if f"{name}/{arm}" not in store.part("mass")]
+            missing = [
+                arm
+                for arm in ("base", *arms_of(size))
+                if arm in {"base", *arms} and f"{name}/{arm}" not in store.part("mass")
+            ]
             if not missing:
                 continue
             base = world.look_at_base([one for prompts in sets.values() for one in prompts], f"mass {name}")
@@ -42,7 +48,14 @@ def arms_of(size: int) -> list[str]:
 def measure(world: World, sets: Sets, erased: Sequence[int], arm: str, name: str) -> Cell:
     """Return the counts and the costs of one arm; the error that it ended with if it cannot be built."""
     try:
-        concepts = character_concepts(erased, described=ARMS[arm].described, common=ARMS[arm].common)
+        how = ARMS[arm]
+        concepts = character_concepts(
+            erased,
+            neutral=NEUTRAL * (2 if how.retained else 1),
+            described=how.described,
+            common=how.common,
+            retained=how.retained,
+        )
         adapters, seconds = build_arm(world, arm, concepts)
     except UnlearningError as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
@@ -63,7 +76,8 @@ def count_cell(sets: Sets, clips: Clips, base: Clips, erased: Sequence[int]) -> 
     """Return the counts of one arm.
 
     `another` are clips by name of the erased that show another one who is erased; `kept, named` those of kept
-    characters whom neutral prompts may name, and `kept, never named` those of the others.
+    characters whom every arm's neutral prompts may name, and `kept, never named` those whom only arms that name all
+    who are kept do.
     """
     names = {roster()[index].name for index in erased}
     may_be_named = {roster()[index].name for index in named_half(erased)}

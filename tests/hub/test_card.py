@@ -5,6 +5,7 @@ import re
 from copy import deepcopy
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard, RepoCard
 from hypothesis import given, settings
@@ -121,6 +122,8 @@ def broken(change) -> dict:
     [
         {},
         [],
+        torch.zeros(3),
+        {"arms": torch.zeros(3)},
         {"arms": {}},
         {"arms": None},
         broken(lambda r: r.pop("base")),

@@ -81,7 +81,7 @@ class Measured:
             count = int(result["clips" if benchmark else "n"])
             near = result.get("neighbours")
             return cls(count, table, None if strength is None else float(strength), near if near is None else int(near))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # arrays raise the last
             raise ConfigError(
                 f"The measured result cannot go on a card: {type(error).__name__} {error}. Give what run_demo "
                 f"returned, or one concept of benchmarks/erasure.json with the arms base, {method} and random."

@@ -9,9 +9,11 @@ from tiny import tiny_wan_pipeline
 
 from planted import planted
 from unlearning_adapters.attacks.kinds.tampering import random_merge
+from unlearning_adapters.evaluation.arms.conditions import conditions_of
 from unlearning_adapters.evaluation.arms.controls import flip_signs, random_adapter
 from unlearning_adapters.evaluation.comparison.site_lora import start_lora
 from unlearning_adapters.evaluation.reports.distances import RandomFeatures
+from unlearning_adapters.evaluation.suites.shapeworld import shapeworld_suite
 from unlearning_adapters.pipelines.sites import find_sites
 
 PIPE = tiny_wan_pipeline()
@@ -45,3 +47,10 @@ def test_any_default_dtype_and_device(name, dtype):
     finally:
         torch.set_default_dtype(torch.float32)
     assert made.dtype == expected.dtype and torch.equal(made, expected)
+
+
+def test_a_denoiser_without_weights_has_conditions() -> None:
+    pipe = tiny_wan_pipeline()
+    pipe.transformer = torch.nn.Identity()
+    suite = shapeworld_suite("red", 1)
+    assert conditions_of(pipe, suite, 1)["dtype"] == "float32"

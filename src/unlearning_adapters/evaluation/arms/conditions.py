@@ -3,7 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
+
+import torch
 
 from unlearning_adapters.adapter.versions import version_of
 from unlearning_adapters.evaluation.suites.suite import Suite
@@ -29,7 +32,7 @@ def conditions_of(pipe: Any, suite: Suite, batch: int = 1) -> dict[str, Any]:
     """
     networks = denoisers(pipe)
     first = next(iter(networks.values()))
-    parameter = next(first.parameters())
+    parameter = next(chain(first.parameters(), first.buffers(), [torch.empty(0)]))  # an engine may have none
     scheduler = getattr(pipe, "scheduler", None)
     config = {k: v for k, v in dict(getattr(scheduler, "config", {})).items() if not k.startswith("_")}
     conditions = {
