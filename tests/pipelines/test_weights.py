@@ -112,6 +112,14 @@ def test_a_sparse_weight_is_out_of_reach_and_is_not_fused(denoiser):
         fuse_edit(layer, edit)
 
 
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_a_weight_that_is_computed_at_each_call_is_not_fused(normed, denoiser):
+    layer = normed(denoiser.get_submodule(PATH))
+    edit = stack_directions(list(planted(tiny_wan_pipeline()).directions.values())[:1], [1.0])
+    with pytest.raises(FuseError, match=r"is computed anew at each call \(a parametrization.*Attach the adapter"):
+        fuse_edit(layer, edit)
+
+
 def test_a_weight_of_one_dimension_is_out_of_reach_and_is_not_fused(denoiser):
     layer = denoiser.get_submodule(PATH)
     layer.weight = nn.Parameter(layer.weight.detach()[0].clone(), requires_grad=False)

@@ -155,6 +155,11 @@ def check_fusable(linear: nn.Module, edit: StackedEdit, name: str) -> Tensor:
     weight = kept_weight(linear)
     if not isinstance(linear, nn.Linear) or weight is None:
         raise FuseError(f"{name} is a {type(linear).__name__}, not a plain Linear. Attach the adapter, do not fuse it.")
+    if "weight" not in {**linear._parameters, **linear._buffers}:
+        raise FuseError(
+            f"The weight of {name} is computed anew at each call (a parametrization, such as weight_norm), so that no "
+            "edit would last in it. Attach the adapter, or make the weight a parameter again before you fuse."
+        )
     if is_sharded(weight):
         raise FuseError(
             f"The weight of {name} is sharded ({type(weight).__name__}), and each process holds a part of it. Fuse "
