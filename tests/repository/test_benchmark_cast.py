@@ -67,6 +67,21 @@ def test_pairs_of_a_character_name_or_describe_it_and_show_another_in_its_place(
         assert len({pair.unsafe for pair in concept.pairs}) == len(concept.pairs)
 
 
+def test_a_common_word_takes_the_place_of_all_and_all_kept_may_be_named():
+    from benchmarks.cast.concepts import character_concepts
+
+    erased = [0, 2, 40]
+    concepts = character_concepts(erased, neutral=260, common="an animal", retained=True)
+    for index, concept in zip(erased, concepts, strict=True):
+        name = roster()[index].name
+        for pair in concept.pairs:
+            assert find_word(pair.unsafe, (name,)) and not find_word(pair.safe, (name,))
+            assert pair.safe.lower() == pair.unsafe.lower().replace(name, "an animal")
+    neutral = concepts[0].neutral
+    named = {index for index, one in enumerate(roster()) if any(find_word(text, (one.name,)) for text in neutral)}
+    assert not named & set(erased) and {index % 2 for index in named} == {0, 1} and len(named) > 70
+
+
 def test_neutral_prompts_name_half_of_the_kept_and_nobody_who_is_erased():
     from benchmarks.cast.concepts import character_concepts
 
@@ -368,13 +383,15 @@ def tiny_world():
         yield World(tiny_wan_pipeline(layers=1), able=EVERYBODY, call=TINY)
 
 
-@pytest.mark.parametrize("arm", ["ridge, stack", "ridge, one file", "uce"])
+NAMED = "ridge, stack, text projection, a common word, all kept named"
+
+
+@pytest.mark.parametrize("arm", ["ridge, stack", "ridge, one file", NAMED, "uce"])
 def test_an_arm_leaves_the_pipeline_as_it_was_and_costs_are_positive(tiny_world, arm, monkeypatch):
     from benchmarks.cast import arms, mass
-    from benchmarks.cast.concepts import character_concepts
 
     monkeypatch.setattr(arms, "ROUNDS", 1)
-    monkeypatch.setattr(mass, "character_concepts", lambda erased, described: character_concepts(erased, neutral=8))
+    monkeypatch.setattr(mass, "NEUTRAL", 8)
     sets = {"by name": [], "by description": [], "kept": [], "look-alikes": []}
     cell = mass.measure(tiny_world, sets, [0, 5], arm, "2/0")
     assert "error" not in cell
