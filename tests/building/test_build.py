@@ -244,6 +244,24 @@ def test_hidden_sites_and_patterns_and_blocks_are_built():
     assert build(pipe, sites="*.attn2.to_k", blocks=(1,)).sites == ("transformer.blocks.1.attn2.to_k",)
 
 
+def test_the_text_projection_alone_erases_the_word_for_all_blocks():
+    pipe = planted_pipeline(two_denoisers=True)
+    adapter = build(pipe, sites="text-projection", strength=1.0)
+    assert adapter.sites == tuple(
+        f"{name}.condition_embedder.text_embedder.linear_1" for name in ("transformer", "transformer_2")
+    )
+    state = plain_state(pipe)
+    for name in ("transformer", "transformer_2"):
+        red, blue, car = (word(pipe, text, name) for text in ("red", "blue", "car"))
+        pipe.load_unlearning_adapter(adapter)
+        pipe.fuse_unlearning_adapters()
+        assert (word(pipe, "red", name) - blue).norm() < 0.02 * (red - blue).norm()
+        assert (word(pipe, "car", name) - car).norm() < 0.05 * (red - blue).norm()
+        pipe.unfuse_unlearning_adapters()
+        pipe.unload_unlearning_adapters()
+    assert plain_state(pipe) == state
+
+
 def test_the_record_says_how_it_was_made():
     pipe = tiny.tiny_wan_pipeline(two_denoisers=True)
     pipe.register_to_config(_name_or_path="org/tiny-wan")
