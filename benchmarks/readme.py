@@ -39,11 +39,6 @@ NOT_RUN = """## Not run
 
 On a GPU: fuse, unfuse, an attached call and a build. The rows above are those of a CPU.
 """
-MANY_NOT_RUN = """
-A hundred concepts in one build (`many`): behind a text encoder of real width it ends with an error, since random
-weights give both sides of a pair the same rows. On ShapeWorld a run that was not kept took 19.4 times one concept; the
-aim is 10.
-"""
 BESIDE = (
     " Parts with 1 thread were kept to one core; other work ran on the other one, and, where the load is above 2, on "
     "theirs too."
@@ -86,7 +81,7 @@ def page(report: Mapping[str, Any], curves: Sequence[str]) -> str:
         parts.append(f"## Where we keep the promise\n\n{grid(won)}")
     if plain:
         parts.append(f"## Without a promise\n\n{grid(plain)}")
-    parts.append(NOT_RUN + (MANY_NOT_RUN if "many" not in report["parts"] else ""))
+    parts.append(NOT_RUN)
     explained = {_pattern(row): row for row in reversed(rows)}
     lines = [f"- `{name}`: {row.what}.\n" for name, row in reversed(explained.items())]
     parts.append(
