@@ -196,7 +196,7 @@ def _check_whole(base: Any) -> None:
     """Raise `ConfigError` if parts of a pipeline were deleted: diffusers saves it without them, and says nothing."""
     # What was deleted is the entry of the pipeline's configuration, a library and a class.
     parts = getattr(base, "components", {})
-    if deleted := [name for name, part in parts.items() if isinstance(part, (list, tuple))]:
+    if deleted := [name for name, part in parts.items() if isinstance(part, (list, tuple)) and len(part) == 2]:
         raise ConfigError(
             f"The base cannot be written whole: {', '.join(deleted)} {'is' if len(deleted) == 1 else 'are'} deleted. "
             "Load the pipeline with all of its parts, or set what the folder shall not hold to None."
