@@ -61,6 +61,7 @@ ARMS = {
     "ridge, stack, text projection, a common word, all kept named": Arm(
         "ridge", True, sites=PROJECTION, common=COMMON, retained=True
     ),
+    "uce, text projection, a common word, all kept named": Arm("uce", sites=PROJECTION, common=COMMON, retained=True),
     "uce, all kept named": Arm("uce", retained=True),
 }
 ROUNDS = 7  # of the timing of calls
