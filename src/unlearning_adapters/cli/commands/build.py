@@ -49,8 +49,7 @@ def site_names(text: str) -> str | tuple[str, ...]:
     "--sites",
     type=options.FromText(site_names),
     metavar="NAME,NAME",
-    help="'text', 'text-in-blocks', 'text-projection', 'image', 'hidden' or name patterns, comma-separated (default: "
-    "by the pairs)",
+    help="'text', 'text-in-blocks', 'text-projection', 'image', 'hidden' or name patterns (default: by the pairs)",
 )
 @click.option(
     "--blocks",
