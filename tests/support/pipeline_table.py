@@ -131,8 +131,8 @@ NOTES = """
 - I2VGen-XL joins text and image tokens before its keys and values: a text site reads both there.
 - Stable Video Diffusion reads an image and no prompt: `find_sites(pipe, "text")` raises an error that says so.
 - `"text-projection"` is the layer in front of all blocks that reads the text encoder's rows first, such as
-  `condition_embedder.text_embedder.linear_1` in Wan and `caption_projection.linear_1` in LTX. The UNets and Cosmos without
-  a projection have none. Pooled text does not pass it: in HunyuanVideo and Mochi that is a further open door.
+  `condition_embedder.text_embedder.linear_1` in Wan and `caption_projection.linear_1` in LTX. The UNets, and Cosmos
+  without a projection, have none. Pooled text does not pass it: in HunyuanVideo and Mochi that is a further open door.
 - SANA-WM's refiner keeps the audio layers of LTX-2 and never calls them: they are no sites.
 - IP-Adapters keep their projections inside of attention processors: they are not found and not edited.
 
