@@ -38,7 +38,7 @@ def photograph(address: str, picture: Path, width: int, height: int, *options: s
 
 
 def _run(profile: Path, *options: str) -> str:
-    """Run Chromium and return what it prints; a second time if it hangs, which it does once in a while."""
+    """Run Chromium and return what it prints; a second time if it hangs."""
     for attempt in range(2):
         command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}-{attempt}", *options]
         # Files and not pipes: its helpers outlive it for a moment, and hold on to a pipe.

@@ -214,6 +214,6 @@ def _copy(name: str, network: Any) -> Any:
         raise EvaluationError(f"The weight {name}.{odd[0]} is quantised or offloaded and cannot be copied.")
     with torch.random.fork_rng(devices=[]):  # a fresh network draws weights, which are replaced at once
         copy = type(network).from_config(network.config)
-    copy.to(next(network.parameters(), torch.empty(0)).device)
+    copy.to(next(iter(network.parameters())).device)
     copy.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
     return copy.eval().requires_grad_(False)
