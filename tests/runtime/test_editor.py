@@ -1,4 +1,5 @@
 import itertools
+import linecache
 import random
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from unlearning_adapters.runtime.verbs import (
 )
 
 FOLDER = str(Path(editor_module.__file__).parent)
+LOCKED = ("with _guard:", "with _LOCK:", "try:")
 
 
 class Plug(BaseException):
@@ -134,14 +136,22 @@ def with_trace(trace, act):
         sys.settrace(before)
 
 
+def at_lock(frame) -> bool:
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() in LOCKED
+
+
 def interrupted_at(number: int, act) -> bool:
-    """Press Ctrl-C in front of the n-th line of the package's runtime; tell whether it came through."""
+    """Press Ctrl-C in front of the n-th line of the package's runtime; tell whether it came through.
+
+    Not at a lock's own line, which Python traces again behind the block, before the lock is given back, nor at a "try:"
+    behind it: no true Ctrl-C comes there, nothing would give the lock back, and all later tests would wait for it.
+    """
     count = itertools.count()
 
     def trace(frame, event, _argument):
         if FOLDER not in frame.f_code.co_filename:
             return None
-        if event == "line" and next(count) == number:
+        if event == "line" and next(count) >= number and not at_lock(frame):
             raise KeyboardInterrupt
         return trace
 
