@@ -15,8 +15,10 @@ from planted import bits
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.building.counterfactuals import scope_warnings
-from unlearning_adapters.building.scenes import few_levels, rough, shared_words
+from unlearning_adapters.building.scenes import few_levels, nearest_first, rough, safe_prompts, shared_words
+from unlearning_adapters.building.video_moments import VideoMoments
 from unlearning_adapters.building.video_sites import find_video_sites
+from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError
 from unlearning_adapters.pipelines.running.clean_latents import clean_latents
@@ -211,6 +213,63 @@ def test_an_unknown_scope_is_refused():
 )
 def test_the_words_that_both_sides_say(unsafe, safe, shared):
     assert shared_words(unsafe, safe) == shared
+
+
+RED = Pair("a red dog runs", "a blue dog runs")
+CAT = Pair("there is a scarlet cat", "there is a dark green cat")
+BALL = Pair("a ball that is red rolls", "a ball that is yellow rolls")
+
+
+def test_each_pair_gets_what_others_show_in_the_place_of_the_concept():
+    assert safe_prompts([RED, CAT, BALL, Pair("the red car", "the white car")]) == [
+        ["a blue dog runs", "a dark green dog runs", "a yellow dog runs"],
+        ["there is a dark green cat", "there is a yellow cat", "there is a white cat"],
+        ["a ball that is yellow rolls", "a ball that is white rolls", "a ball that is blue rolls"],
+        ["the white car", "the blue car", "the dark green car"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Pair("a red hat on a red dog", "a blue hat on a green dog"),  # two places
+        Pair("a scarlet cat", "a blue cat"),  # the same again
+        Pair("a red cat", "a green cat", unsafe_image="one.png", safe_image="other.png"),
+    ],
+)
+def test_a_pair_has_its_own_safe_prompt_alone_where_none_can_be_exchanged(other):
+    assert safe_prompts([RED, other]) == [[RED.safe], [other.safe]]
+    assert safe_prompts([RED]) == [[RED.safe]]
+
+
+def test_all_pairs_get_as_many_safe_prompts_as_the_one_with_the_fewest():
+    assert [len(found) for found in safe_prompts([RED, CAT, Pair("a scarlet car", "a blue car")])] == [2, 2, 2]
+
+
+def test_the_nearest_safe_clip_is_the_counterpart_unless_it_may_show_the_concept_still():
+    unsafe = torch.zeros(1, 2, 3)
+    clips = torch.stack([unsafe + distance for distance in (0.0, 3.0, 2.0, 4.0)])
+    assert nearest_first(clips)[:, 0, 0, 0].tolist() == [0.0, 2.0, 3.0, 4.0]
+    clips = torch.stack([unsafe + distance for distance in (0.0, 3.0, 1.0, 4.0)])
+    assert nearest_first(clips)[:, 0, 0, 0].tolist() == [0.0, 3.0, 1.0, 4.0]
+    assert torch.equal(nearest_first(clips[:2]), clips[:2])
+
+
+def test_further_safe_clips_of_a_scene_must_stay(pipe):
+    site = find_video_sites(pipe)[0]
+    moments, weight = VideoMoments(pipe, [site]), 0.5
+    features = pipe.transformer.config.num_attention_heads * pipe.transformer.config.attention_head_dim
+    tokens = torch.randn(3 * 4, 5, features, generator=torch.Generator().manual_seed(0))
+    moments._add(site.name, tokens, (3, 4), weight)
+    sums, scenes = moments.sums[site.name], tokens.unflatten(0, (3, 4)).double()
+
+    def gram(rows: Tensor, others: Tensor) -> Tensor:
+        return weight * torch.einsum("stf,stg->fg", rows, others)
+
+    unsafe, safe = scenes[:, 0], scenes[:, 1]
+    assert torch.allclose(sums.shown, gram(unsafe, unsafe))
+    assert torch.allclose(sums.cross, gram(unsafe - safe, unsafe))
+    assert torch.allclose(sums.kept, sum(gram(scenes[:, copy], scenes[:, copy]) for copy in (1, 2, 3)))
 
 
 def test_clips_take_a_third_of_the_steps_and_passes_a_few(pipe):

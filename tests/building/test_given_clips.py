@@ -37,21 +37,22 @@ def pipe():
 
 
 @pytest.mark.slow
-def test_the_pipelines_own_clips_give_nearly_its_own_adapter():
-    """They went through the VAE and eight bits, so that they are not the same bits."""
+def test_the_pipelines_own_clips_give_nearly_its_own_adapter(monkeypatch):
+    """They went through the VAE and eight bits, and the read looks at fine differences, which these change a little."""
+    monkeypatch.setattr("unlearning_adapters.building.scenes.COUNTERPARTS", 1)  # as given clips: both sides alone
     pipe, concept = load_shapeworld(), replace(load_concept("shapeworld-red"), neutral=())
     call = generation_of(pipe)
     sides = {"unsafe": [], "safe": []}
     seed = 0
-    for pair in concept.pairs[:2]:
+    for pair in concept.pairs[:5]:
         for _ in range(PAIR_SEEDS):
             for name, prompt in (("unsafe", pair.unsafe), ("safe", pair.safe)):
                 maker = torch.Generator().manual_seed(seed)
                 sides[name].append(pipe(prompt, generator=maker, output_type="np", **rough(pipe, call)).frames[0])
             seed += 1
     with pytest.warns(UserWarning, match="no neutral prompts"):
-        own, given = (build(pipe, clips, call, concept, pairs=2) for clips in (None, sides))
-        swapped = build(pipe, {"unsafe": sides["safe"], "safe": sides["unsafe"]}, call, concept, pairs=2)
+        own, given = (build(pipe, clips, call, concept) for clips in (None, sides))
+        swapped = build(pipe, {"unsafe": sides["safe"], "safe": sides["unsafe"]}, call, concept)
     assert given.sites == own.sites and given.additive == own.additive
 
     def effects(adapter: UnlearningAdapter) -> torch.Tensor:
@@ -59,9 +60,9 @@ def test_the_pipelines_own_clips_give_nearly_its_own_adapter():
         return torch.cat([(edit.write.T @ edit.read).flatten() for edit in edits])
 
     one, other, turned = effects(own), effects(given), effects(swapped)
-    assert torch.cosine_similarity(one, other, dim=0) > 0.9
+    assert torch.cosine_similarity(one, other, dim=0) > 0.65
     assert 0.8 < other.norm() / one.norm() < 1.25
-    assert torch.cosine_similarity(one, turned, dim=0) < 0.5  # from the safe side to the unsafe one
+    assert torch.cosine_similarity(one, turned, dim=0) < 0.3  # from the safe side to the unsafe one
 
 
 def test_other_clips_give_another_adapter_that_acts_and_leave_no_trace(pipe):

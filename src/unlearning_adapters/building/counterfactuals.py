@@ -24,11 +24,13 @@ from .scenes import Scenes, few_levels, find_scenes, more, spread
 from .video_moments import VideoMoments
 from .video_sites import find_video_sites
 
-# Part of the difference that each site takes away. What passes a site is read again by the next ones, so that a quarter
-# at each leaves little; more of it moves other clips, and less leaves more shapes (docs/maths.md 7).
+# Part of the difference that each site reads, at most. What passes a site is read again by the next ones, so that a
+# quarter at each leaves little (docs/maths.md 7).
 SHARE = 0.25
-# Part of what must stay that a site moves, at most, in squares. Colours and shapes stay below, but on a UNet.
-MOVED = 0.003
+# Part of what must stay that a site reads, at most, in squares. Colours and motions meet it first, shapes SHARE.
+MOVED = 0.0002
+# What is read is written so many times: a careful read and a strong write move other clips less than a full read.
+GAIN = 2.0
 WEIGHED_SITES = 9  # that the weight of what must stay is found at
 VIDEO_RANK = 16
 
@@ -46,8 +48,9 @@ def video_directions(
 ) -> dict[str, Direction]:
     """Return a direction per site that reads video tokens, by name: what leads the concept to its counterfactual.
 
-    1. Make clips of both sides of each pair with one seed, and of some neutral prompts, by the pipeline's own call with
-       a third of its steps, or take those of the user.
+    1. Make clips of both sides of each pair with one seed, of what other pairs show in the concept's place, and of some
+       neutral prompts, by the pipeline's own call with a third of its steps, or take those of the user. The safe clip
+       that is nearest is the counterfactual, and the others must stay.
     2. Noise them to the levels of the pipeline's own schedule, both sides alike, and run the denoiser on them with what
        both sides say, and with the empty prompt.
     3. Per site: sum the moments of what it reads, and solve (`counterfactual_direction`).
@@ -97,7 +100,11 @@ def _solved(moments: VideoMoments, config: BuildConfig) -> dict[str, Direction]:
         name: counterfactual_direction(each, weight, config.epsilon, VIDEO_RANK) for name, each in moments.taken()
     }
     by_site = {name: by_leader[leader] for name, leader in leaders.items()}
-    return {name: direction for name, direction in by_site.items() if direction is not None}
+    return {
+        name: replace(direction, write=GAIN * direction.write)
+        for name, direction in by_site.items()
+        if direction is not None
+    }
 
 
 def scope_warnings(pipe: Any, concept: str) -> Iterator[str]:

@@ -21,9 +21,10 @@ from unlearning_adapters.pipelines.running.clean_latents import clean_latents
 from unlearning_adapters.pipelines.running.encoding import LatentLayout, latent_layout
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
 
-PAIR_SEEDS = 2  # clips of each side of a pair
-NEUTRAL_CLIPS = 16
-ROUGH = 3  # clips take a third of the user's steps: they show what they are to, and 36 cost as much as 12
+COUNTERPARTS = 3  # safe clips of a scene: its pair's own, and those with what other pairs show in the concept's place
+PAIR_SEEDS = 2  # of each scene with fewer of them
+NEUTRAL_CLIPS = 8
+ROUGH = 3  # clips take a third of the user's steps: they show what they are to, and 28 cost as much as 10
 FEWEST = 4  # steps of a rough clip, unless the user takes fewer
 LEVELS = 7  # calls of the denoiser per pass, at most
 PROBE_STEPS = 2  # of a run that only finds out where latents go
@@ -35,7 +36,8 @@ class Scenes:
     """Clean latents of clips, and the prompts with which the denoiser is to read them.
 
     Args:
-        latents: Shape (scenes, copies, parts, ...): both sides of a pair with one seed, or one copy of a neutral clip.
+        latents: Shape (scenes, copies, parts, ...): with one seed the unsafe side of a pair, its counterpart, and other
+            safe clips that must stay, if there are any; or one copy of a neutral clip.
         prompts: Of each scene what both sides of its pair say, or what it was made with, and for every second scene
             the empty prompt, with which guidance reads all clips.
         images: Picture of each scene, or None.
@@ -110,19 +112,82 @@ def shared_words(unsafe: str, safe: str) -> str:
     return " ".join(word for block in blocks for word in one[block.a : block.a + block.size])
 
 
+def safe_prompts(pairs: Sequence[Pair]) -> list[list[str]]:
+    """Return of each pair its safe prompt, and up to two more with what other pairs show in the concept's place.
+
+    Beside the pair of "a red cat" and "a green cat" that of "a red dog runs" and "a blue dog runs" has the safe prompts
+    "a blue dog runs" and "a green dog runs". All pairs get as many as the one that has fewest. Where the pictures of a
+    pair differ, each pair has its own alone.
+    """
+    found = []
+    for index, pair in enumerate(pairs):
+        prompts = [pair.safe]
+        for other in (*pairs[index + 1 :], *pairs[:index]):
+            exchanged = with_words_of(pair, other)
+            if exchanged is not None and exchanged not in prompts:
+                prompts.append(exchanged)
+        found.append(prompts)
+    count = min(COUNTERPARTS, *map(len, found), *(1 for pair in pairs if pair.unsafe_image is not pair.safe_image))
+    return [prompts[:count] for prompts in found]
+
+
+def with_words_of(pair: Pair, other: Pair) -> str | None:
+    """Return the unsafe prompt of a pair with what another pair shows in the concept's place.
+
+    None if either pair differs in more than one place.
+    """
+    place, exchange = _difference(pair), _difference(other)
+    if place is None or exchange is None:
+        return None
+    words, (start, end, _) = pair.unsafe.split(), place
+    return " ".join([*words[:start], *exchange[2], *words[end:]])
+
+
+def _difference(pair: Pair) -> tuple[int, int, list[str]] | None:
+    """Return where the words of a pair's unsafe prompt differ, from and to, and what is safe in their place."""
+    one, other = pair.unsafe.split(), pair.safe.split()
+    matcher = SequenceMatcher(None, one, other, autojunk=False)
+    changes = [change for change in matcher.get_opcodes() if change[0] != "equal"]
+    if len(changes) != 1:
+        return None
+    _, start, end, safe_start, safe_end = changes[0]
+    return start, end, other[safe_start:safe_end]
+
+
 def _twins(
     pipe: Any, pairs: Sequence[Pair], config: BuildConfig, call_kwargs: Mapping[str, Any] | None, bar: "tqdm[Any]"
 ) -> Scenes:
-    """Make clips of both sides of each pair, with some seeds."""
-    scenes = [pair for pair in pairs for _ in range(PAIR_SEEDS)]
-    sides = [(side, config.seed + index) for index, pair in enumerate(scenes) for side in (pair.unsafe, pair.safe)]
-    pictures = [picture for pair in scenes for picture in (pair.unsafe_image, pair.safe_image)]
+    """Make clips of the unsafe side of each pair and of its safe prompts, the nearest of which is its counterpart."""
+    prompts = safe_prompts(pairs)
+    copies = 1 + len(prompts[0])
+    seeds = 1 if len(prompts[0]) == COUNTERPARTS else PAIR_SEEDS
+    scenes = [(pair, safe) for pair, safe in zip(pairs, prompts, strict=True) for _ in range(seeds)]
+    sides = [(text, config.seed + index) for index, (pair, safe) in enumerate(scenes) for text in (pair.unsafe, *safe)]
+    pictures = [picture for pair, safe in scenes for picture in (pair.unsafe_image, *[pair.safe_image] * len(safe))]
     latents = _make(pipe, sides, pictures, config.batch_size, call_kwargs, bar)
+    ordered = torch.stack([nearest_first(clips) for clips in latents.unflatten(0, (len(scenes), copies))])
     return Scenes(
-        latents.unflatten(0, (len(scenes), 2)),
-        _every_second(shared_words(pair.unsafe, pair.safe) for pair in scenes),
-        tuple(pair.safe_image for pair in scenes),
+        ordered,
+        _every_second(shared_words(pair.unsafe, pair.safe) for pair, _ in scenes),
+        tuple(pair.safe_image for pair, _ in scenes),
     )
+
+
+def nearest_first(clips: Tensor) -> Tensor:
+    """Return the clips of a scene with the safe one that is nearest to the unsafe one, the first, in second place.
+
+    The nearest one is what the model draws in the concept's place with the least change to all else. One that is nearer
+    than half of the median distance may show the concept still, and is passed over.
+
+    Args:
+        clips: Clean latents of shape (1 + safe clips, parts, ...).
+    """
+    unsafe, safe = clips[0], clips[1:]
+    distances = (safe - unsafe).flatten(1).float().norm(dim=1)
+    distances[distances < distances.median() / 2] = torch.inf
+    nearest = int(distances.argmin())
+    others = [index for index in range(len(safe)) if index != nearest]
+    return torch.cat([clips[:1], safe[nearest : nearest + 1], safe[others]])
 
 
 def _neutral(

@@ -34,7 +34,7 @@ class VideoMoments:
 
         Args:
             scenes: Number of scenes in the batch.
-            copies: 2 for a pair, whose first side is led to its second; 1 for a scene that must not change.
+            copies: 1 for a scene that must not change; else its first clip is led to its second, and others must stay.
             weight: Weight of each token.
         """
         inputs: list[tuple[Any, str, Tensor]] = []
@@ -70,11 +70,11 @@ class VideoMoments:
         width = tensor.shape[-1]
         sums = self.sums.setdefault(name, Moments(width))
         sides = tensor.reshape(*batch, -1, width).unbind(1)  # frames and places that were moved into the batch stay
-        if len(sides) == 1:
-            sums.add_kept(sides[0].flatten(0, 1), weight)
-            return
-        unsafe, safe = (side.flatten(0, 1) for side in sides)
-        sums.add_pair(unsafe, safe, weight)
+        clips = [side.flatten(0, 1) for side in sides]
+        if len(clips) > 1:
+            sums.add_pair(clips[0], clips[1], weight)
+        for rows in clips[2:] if len(clips) > 1 else clips:
+            sums.add_kept(rows, weight)
 
     def taken(self) -> Iterator[tuple[str, Moments]]:
         """Yield the moments of each group of sites, by its first site, and forget them, since they are large."""
