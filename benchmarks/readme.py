@@ -24,6 +24,7 @@ python -m benchmarks --only true-sizes      # a pipeline of true size: 16 GB of 
 python -m benchmarks.readme                 # this page and its plots, from results.json
 python -m benchmarks.erasure                # what is forgotten and what is kept, about 6 minutes
 python -m benchmarks.concept                # what models draw where prompts leave the concept open
+python -m benchmarks.concept_settings       # the same at other guidance and steps, and stacked
 python -m benchmarks.models                 # nine concepts on each ShapeWorld model, three stacked, beside UCE
 python -m benchmarks.language               # nine concepts in real language
 python -m benchmarks.packs                  # what a text encoder's reads make of the shipped concepts, about a minute

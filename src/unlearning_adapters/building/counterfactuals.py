@@ -28,7 +28,7 @@ from .video_sites import find_video_sites
 # quarter at each leaves little (docs/maths.md 7).
 SHARE = 0.25
 # Part of what must stay that a site reads, at most, in squares. Colours and motions meet it first, shapes SHARE.
-MOVED = 0.0002
+MOVED = 0.0004
 # What is read is written so many times: a careful read and a strong write move other clips less than a full read.
 GAIN = 2.0
 WEIGHED_SITES = 9  # that the weight of what must stay is found at
