@@ -216,14 +216,14 @@ def test_the_words_that_both_sides_say(unsafe, safe, shared):
 
 
 RED = Pair("a red dog runs", "a blue dog runs")
-CAT = Pair("there is a scarlet cat", "there is a dark green cat")
+CAT = Pair("there is a scarlet, small cat", "there is a dark green, small cat")
 BALL = Pair("a ball that is red rolls", "a ball that is yellow rolls")
 
 
 def test_each_pair_gets_what_others_show_in_the_place_of_the_concept():
     assert safe_prompts([RED, CAT, BALL, Pair("the red car", "the white car")]) == [
         ["a blue dog runs", "a dark green dog runs", "a yellow dog runs"],
-        ["there is a dark green cat", "there is a yellow cat", "there is a white cat"],
+        ["there is a dark green, small cat", "there is a yellow, small cat", "there is a white, small cat"],
         ["a ball that is yellow rolls", "a ball that is white rolls", "a ball that is blue rolls"],
         ["the white car", "the blue car", "the dark green car"],
     ]
@@ -234,6 +234,7 @@ def test_each_pair_gets_what_others_show_in_the_place_of_the_concept():
     [
         Pair("a red hat on a red dog", "a blue hat on a green dog"),  # two places
         Pair("a scarlet cat", "a blue cat"),  # the same again
+        Pair("a cat in the woods with a red hat, at night", "a cat in the woods, at night"),  # words are left out
         Pair("a red cat", "a green cat", unsafe_image="one.png", safe_image="other.png"),
     ],
 )

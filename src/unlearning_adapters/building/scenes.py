@@ -1,6 +1,7 @@
 """Clips of both sides of the pairs, and of what must stay, as latents: made by the pipeline, or given by the user."""
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -29,6 +30,7 @@ FEWEST = 4  # steps of a rough clip, unless the user takes fewer
 LEVELS = 7  # calls of the denoiser per pass, at most
 PROBE_STEPS = 2  # of a run that only finds out where latents go
 DEFAULT_STEPS = 50
+WORD = re.compile(r"[\w'-]+|[^\w\s]")  # a word, or a mark beside it
 
 
 @dataclass(frozen=True)
@@ -134,24 +136,29 @@ def safe_prompts(pairs: Sequence[Pair]) -> list[list[str]]:
 def with_words_of(pair: Pair, other: Pair) -> str | None:
     """Return the unsafe prompt of a pair with what another pair shows in the concept's place.
 
-    None if either pair differs in more than one place.
+    None if either pair differs in more than one place, or its safe side only leaves words out: then what stands there
+    belongs to the scene.
     """
-    place, exchange = _difference(pair), _difference(other)
+    place, exchange = _replaced(pair), _replaced(other)
     if place is None or exchange is None:
         return None
-    words, (start, end, _) = pair.unsafe.split(), place
-    return " ".join([*words[:start], *exchange[2], *words[end:]])
+    return f"{pair.unsafe[: place[0].start]}{exchange[1]}{pair.unsafe[place[0].stop :]}"
 
 
-def _difference(pair: Pair) -> tuple[int, int, list[str]] | None:
-    """Return where the words of a pair's unsafe prompt differ, from and to, and what is safe in their place."""
-    one, other = pair.unsafe.split(), pair.safe.split()
-    matcher = SequenceMatcher(None, one, other, autojunk=False)
+def _replaced(pair: Pair) -> tuple[slice, str] | None:
+    """Return where the unsafe prompt of a pair has other words, and the safe words in their place."""
+    sides = [list(WORD.finditer(text)) for text in (pair.unsafe, pair.safe)]
+    words = [[match.group() for match in side] for side in sides]
+    matcher = SequenceMatcher(None, *words, autojunk=False)
     changes = [change for change in matcher.get_opcodes() if change[0] != "equal"]
-    if len(changes) != 1:
+    if len(changes) != 1 or changes[0][0] != "replace":
         return None
     _, start, end, safe_start, safe_end = changes[0]
-    return start, end, other[safe_start:safe_end]
+    unsafe, safe = sides
+    return (
+        slice(unsafe[start].start(), unsafe[end - 1].end()),
+        pair.safe[safe[safe_start].start() : safe[safe_end - 1].end()],
+    )
 
 
 def _twins(
