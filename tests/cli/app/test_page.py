@@ -24,7 +24,9 @@ CLIPS_ALIKE = """async videos => {
   const first = video => new Promise(done => {
     video.pause(); video.addEventListener("seeked", done, {once: true}); video.currentTime = 0;
   });
+  await Promise.all(videos.map(first));  // a clip that begins anew had a seek of its own on its way
   await Promise.all(videos.map(first));
+  await new Promise(done => setTimeout(done, 100));  // the frame is shown a moment later
   const colour = video => {
     const canvas = document.createElement("canvas"); canvas.width = canvas.height = 32;
     const context = canvas.getContext("2d"); context.drawImage(video, 0, 0, 32, 32);
