@@ -15,6 +15,7 @@ from unlearning_adapters.clips import Clip
 from unlearning_adapters.concepts.clips import NEUTRAL, SAFE, UNSAFE, fitted, read_clips
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.concepts.pair import Pair
+from unlearning_adapters.concepts.wording import changed_places
 from unlearning_adapters.config import DEFAULT_PAIRS, BuildConfig
 from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.pipelines.running.call_arguments import SCHEDULE
@@ -147,18 +148,12 @@ def with_words_of(pair: Pair, other: Pair) -> str | None:
 
 def _replaced(pair: Pair) -> tuple[slice, str] | None:
     """Return where the unsafe prompt of a pair has other words, and the safe words in their place."""
-    sides = [list(WORD.finditer(text)) for text in (pair.unsafe, pair.safe)]
-    words = [[match.group() for match in side] for side in sides]
-    matcher = SequenceMatcher(None, *words, autojunk=False)
-    changes = [change for change in matcher.get_opcodes() if change[0] != "equal"]
-    if len(changes) != 1 or changes[0][0] != "replace":
+    unsafe, safe = (list(WORD.finditer(text)) for text in (pair.unsafe, pair.safe))
+    places = changed_places([word.group() for word in unsafe], [word.group() for word in safe])
+    if len(places) != 1 or not (unsafe[places[0][0]] and safe[places[0][1]]):
         return None
-    _, start, end, safe_start, safe_end = changes[0]
-    unsafe, safe = sides
-    return (
-        slice(unsafe[start].start(), unsafe[end - 1].end()),
-        pair.safe[safe[safe_start].start() : safe[safe_end - 1].end()],
-    )
+    old, new = unsafe[places[0][0]], safe[places[0][1]]
+    return slice(old[0].start(), old[-1].end()), pair.safe[new[0].start() : new[-1].end()]
 
 
 def _twins(
