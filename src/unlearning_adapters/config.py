@@ -39,7 +39,7 @@ MAX_CALIBRATED_STRENGTH = 2.0
 # Settings that are whole numbers, with their limits.
 INTEGERS = (
     ("rank", 1, MAX_RANK), ("rounds", 0, 10), ("components", 1, 100_000), ("steps", 1, 1000), ("batch_size", 1, 4096),
-    ("pairs", 1, 1_000_000), ("seed", 0, 2**63 - 1),
+    ("pairs", 1, 1_000_000), ("soft_prompts", 0, 32), ("seed", 0, 2**63 - 1),
 )  # fmt: skip
 
 
@@ -68,6 +68,8 @@ class BuildConfig:
             differ, and "image" if their pictures do and the pipeline has such sites.
         scope: What is forgotten: what prompts and pictures say ("word"), or also what the model draws of itself where
             they leave it open ("concept"). The latter adds directions at video tokens, from clips of the pairs.
+        soft_prompts: With the scope "concept", number of soft prompts that are learned against the edit, one after the
+            other, and erased as well, 0 to 32. Each costs about as much as STEPS.
         blocks: Indices of the transformer blocks whose sites are used; None uses all.
         block_strengths: Factor of the strength in a block, 0 to 4, by the index of the block; other blocks
             take 1. Strength and factor together are at most 4. None takes 1 everywhere.
@@ -88,6 +90,7 @@ class BuildConfig:
     strength: float | None = None
     sites: str | tuple[str, ...] | None = None
     scope: Scope = "word"
+    soft_prompts: int = 0
     blocks: tuple[int, ...] | None = None
     block_strengths: Mapping[int, float] | None = field(default=None, hash=False)  # a dictionary has no hash
     steps: int = 4
@@ -113,6 +116,11 @@ class BuildConfig:
             object.__setattr__(self, "strength", _plain(self.strength))
         if self.rank > 1 and "rank" not in METHODS[self.method].settings:
             raise ConfigError(f"Expected `rank` to be 1 for the method {self.method!r}, but got {self.rank}.")
+        if self.soft_prompts and self.scope != "concept":
+            raise ConfigError(
+                f'Soft prompts are erased with scope="concept" alone, but the scope is {self.scope!r}. '
+                'Set scope="concept", or leave `soft_prompts` out.'
+            )
         if self.sites is not None:
             object.__setattr__(self, "sites", check_sites(self.sites))
         if self.blocks is not None:

@@ -25,9 +25,8 @@ TOY = '''"""The toy attack: the prompts, written twice."""
 from dataclasses import replace
 
 from unlearning_adapters.attacks.budget import Budget
-from unlearning_adapters.attacks.denoising_loss import Examples
 from unlearning_adapters.attacks.subject import AttackPoint, Subject
-from unlearning_adapters.attacks.target import Target
+from unlearning_adapters.attacks.target import Examples, Target
 
 
 def twice(subject: Subject, target: Target, examples: Examples, budget: Budget) -> tuple[AttackPoint, ...]:

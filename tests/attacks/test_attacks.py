@@ -11,11 +11,10 @@ from tiny import tiny_wan_pipeline, untrained
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.attacks.budget import Budget, find_budget
-from unlearning_adapters.attacks.denoising_loss import Denoising, Examples, denoising_of
 from unlearning_adapters.attacks.kinds.embedding_shift import embedding_shift, mean_shift, shifted
 from unlearning_adapters.attacks.kinds.prompts import co_occurring, guidance, paraphrase, seeds
 from unlearning_adapters.attacks.kinds.relearning import resurrection
-from unlearning_adapters.attacks.kinds.soft_prompt import append, extended, learn, place_for, replace_last, soft_prompt
+from unlearning_adapters.attacks.kinds.soft_prompt import extended, learn, soft_prompt
 from unlearning_adapters.attacks.kinds.stacked import stacked
 from unlearning_adapters.attacks.kinds.tampering import int8_round_trip, subtract_edit, tampering
 from unlearning_adapters.attacks.kinds.video_start import noised, video_start
@@ -28,11 +27,11 @@ from unlearning_adapters.attacks.subject import (
     one_denoiser,
     plain_copy,
 )
-from unlearning_adapters.attacks.target import Target, target_of, world_target
+from unlearning_adapters.attacks.target import Examples, Target, target_of, world_target
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.config import BuildConfig
-from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.errors import DenoiserError, EvaluationError
 from unlearning_adapters.evaluation.arms import observe
 from unlearning_adapters.evaluation.arms.arm import adapter_arm
 from unlearning_adapters.evaluation.detectors.detector import Detector, as_detectors
@@ -193,7 +192,7 @@ def test_a_soft_prompt_learns(edited: Subject, target: Target, examples: Example
     again, repeated = learn(edited, target, examples, FEW)
     assert torch.equal(found, again) and losses == repeated and len(losses) == FEW.soft_steps
     embeds = edited.encode([target.without_words(request.text) for request in examples.requests])
-    denoising = denoising_of(edited, examples.latents)
+    denoising = denoising_of(edited.pipe, edited.call, examples.latents)
 
     def loss(vectors: torch.Tensor) -> float:
         with torch.no_grad():
@@ -258,7 +257,7 @@ def test_denoisers_of_diffusion_can_be_trained_through(name: str, target: Target
     subject = Subject(pipe, (), OTHERS[type(pipe).__name__] | {"num_inference_steps": 2}, batch=2)
     requests = target.named[:2]
     clips = torch.stack(subject.generate(requests, output_type="latent"))
-    denoising = denoising_of(subject, clips)
+    denoising = denoising_of(subject.pipe, subject.call, clips)
     assert denoising.prediction == "v_prediction" and denoising.kept is not None
     before = {key: value.clone() for key, value in network.state_dict().items()}
     seeing = replace(subject, detectors=as_detectors([Detector("always", lambda frames: [1.0] * len(frames))]))
@@ -276,13 +275,16 @@ def test_learned_vectors_take_the_place_of_padding(base: Subject, monkeypatch: p
     """Else they follow the words: where prompts are as long as their words there is nothing to replace."""
     texts, vectors = ["a circle", "a blue circle moves left"], torch.ones(2, 128)
     embeds = base.encode(texts)
-    placed = place_for(base, texts, 2)(embeds, vectors)
+    placed = place_for(base.pipe, texts, 2)(embeds, vectors)
     assert placed.shape == embeds.shape and torch.equal(placed[:, :-2], embeds[:, :-2])
     assert torch.equal(placed[:, -2:], vectors.expand(2, 2, 128)) and not embeds[:, -2:].any()
-    with pytest.raises(EvaluationError, match=r"which leaves no room for 30 learned ones. Lower the `tokens`"):
-        place_for(base, texts, 30)
-    monkeypatch.setattr(Subject, "encode", lambda self, found: torch.zeros(len(found), 1 + len(found[0]), 128))
-    assert place_for(base, texts, 2) is append
+    with pytest.raises(DenoiserError, match="which leaves no room for 30 learned ones. Take fewer, or raise"):
+        place_for(base.pipe, texts, 30)
+    monkeypatch.setattr(
+        "unlearning_adapters.pipelines.running.text_embeds.encode_texts",
+        lambda _pipe, found, _call: torch.zeros(len(found), 1 + len(found[0]), 128),
+    )
+    assert place_for(base.pipe, texts, 2) is append
 
 
 @pytest.mark.slow
@@ -467,9 +469,9 @@ def test_what_a_pipeline_cannot_do_is_one_line() -> None:
         def encode_prompt(self):
             raise NotImplementedError
 
-    with pytest.raises(EvaluationError, match="Masked wants `prompt_attention_mask` beside them. Leave attacks on"):
+    with pytest.raises(DenoiserError, match="Masked wants `prompt_attention_mask` beside them. Leave out what"):
         check_embeds(Masked())
-    with pytest.raises(EvaluationError, match="several denoisers"):
+    with pytest.raises(DenoiserError, match="several denoisers"):
         one_denoiser(tiny_wan_pipeline(two_denoisers=True))
 
 

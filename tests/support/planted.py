@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.adapter.direction import AdapterInfo, Direction
-from unlearning_adapters.building.video_sites import find_video_sites
+from unlearning_adapters.building.video.sites import find_video_sites
 from unlearning_adapters.pipelines.sites import base_linear, find_sites, site_module
 
 INT = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

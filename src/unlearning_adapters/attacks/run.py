@@ -17,7 +17,7 @@ from unlearning_adapters.attacks.kinds.soft_prompt import soft_prompt
 from unlearning_adapters.attacks.kinds.stacked import stacked
 from unlearning_adapters.attacks.kinds.tampering import tampering
 from unlearning_adapters.attacks.kinds.video_start import video_start
-from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.errors import DenoiserError, EvaluationError
 from unlearning_adapters.evaluation.arms.arm import adapter_arm, check_unedited
 from unlearning_adapters.evaluation.arms.generate import check_call
 from unlearning_adapters.evaluation.detectors.detector import Detector
@@ -27,9 +27,8 @@ from unlearning_adapters.pipelines.base_model import base_model_of
 from unlearning_adapters.pipelines.edits import check_no_lora
 
 from .budget import Budget, find_budget
-from .denoising_loss import Examples
 from .subject import AttackPoint, Cost, Subject
-from .target import Target
+from .target import Examples, Target
 
 RunAttack = Callable[[Subject, Target, Examples, Budget], tuple[AttackPoint, ...]]
 
@@ -184,7 +183,7 @@ def _attack_all(subject: Subject, target: Target, examples: Examples, plan: Atta
         try:
             with cost.clock():
                 points = attack.run(replace(subject, cost=cost), target, examples, plan.budget)
-        except EvaluationError as error:
+        except (EvaluationError, DenoiserError) as error:
             if plan.strict:
                 raise
             results[name] = {"refused": str(error)}

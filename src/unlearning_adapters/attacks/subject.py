@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.errors import EvaluationError
@@ -16,12 +16,10 @@ from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
 from unlearning_adapters.evaluation.arms.observe import observe
 from unlearning_adapters.evaluation.detectors.detector import Detection, Detector
 from unlearning_adapters.evaluation.rates import Rate
+from unlearning_adapters.pipelines.running.text_embeds import check_embeds, encode_texts
 from unlearning_adapters.pipelines.sites import denoisers
 
 from .target import Target
-
-# Further arguments that must fit the embeddings: a pipeline that has them cannot be given longer ones alone.
-BOUND_TO_EMBEDS = ("prompt_attention_mask", "prompt_embeds_mask", "pooled_prompt_embeds", "prompt_embeds_2")
 
 
 @dataclass
@@ -151,40 +149,7 @@ class Subject:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return what the text encoder makes of prompts, of shape (prompts, tokens, width)."""
-        check_embeds(self.pipe)
-        parameters = inspect.signature(self.pipe.encode_prompt).parameters
-        # The two that older pipelines demand, and newer ones know already.
-        required = {"device": self.pipe._execution_device, "num_images_per_prompt": 1}
-        demanded = {
-            name: required[name]
-            for name in required
-            if name in parameters and parameters[name].default is inspect.Parameter.empty
-        }
-        options = {"do_classifier_free_guidance": False, **demanded, **self.call}
-        arguments = {name: value for name, value in options.items() if name in parameters}
-        output = self.pipe.encode_prompt(prompt=list(texts), **arguments)
-        embeds: Tensor = output[0] if isinstance(output, tuple) else output
-        return embeds
-
-
-def check_embeds(pipe: Any) -> None:
-    """Raise `EvaluationError` if a pipeline cannot be given text embeddings alone."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    bound = [name for name in BOUND_TO_EMBEDS if name in parameters]
-    if "prompt_embeds" not in parameters or bound or not hasattr(pipe, "encode_prompt"):
-        why = f"wants `{bound[0]}` beside them" if bound else "takes no `prompt_embeds`"
-        raise EvaluationError(f"{type(pipe).__name__} {why}. Leave attacks on the embeddings out.")
-
-
-def one_denoiser(pipe: Any) -> tuple[str, nn.Module]:
-    """Return the only denoiser of a pipeline with its name; `EvaluationError` if there are several."""
-    networks = list(denoisers(pipe).items())
-    if len(networks) > 1:
-        names = ", ".join(name for name, _ in networks)
-        raise EvaluationError(
-            f"{type(pipe).__name__} has several denoisers ({names}), and this attack trains through one. Leave it out."
-        )
-    return networks[0]
+        return encode_texts(self.pipe, texts, self.call)
 
 
 def plain_copy(pipe: Any) -> Any:

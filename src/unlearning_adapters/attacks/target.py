@@ -6,6 +6,8 @@ In an embedded world the truth of each prompt is known; some of ShapeWorld ask f
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from unlearning_adapters.concepts.wording import leave_out
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.generate import ClipRequest
@@ -50,6 +52,22 @@ class Target:
     def without_words(self, text: str) -> str:
         """Return a prompt with the concept's words left out."""
         return leave_out(text, self.words)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Clips of a concept, made by the base.
+
+    Args:
+        requests: What was asked for; they name the concept.
+        latents: Latents of shape (clips, ...), as the denoiser reads them.
+        starts: Latents of the target's named prompts, in their order, for attacks that start from a clip instead of
+            noise.
+    """
+
+    requests: tuple[ClipRequest, ...]
+    latents: Tensor
+    starts: Tensor
 
 
 def target_of(suite: Suite, pairs: tuple[tuple[str, str], ...], count: int, filler: str = "") -> Target:

@@ -26,12 +26,12 @@ from unlearning_adapters.pipelines.sites import denoisers
 from unlearning_adapters.pipelines.weights import layer_response, weight_gram
 
 from .advice import build_warnings
-from .counterfactuals import check_makes_base_clips, scope_warnings, video_directions
 from .gains import with_block_strengths
 from .inputs import check_arguments, record_inputs
 from .outlier_pairs import with_outlier_rows
-from .scenes import given_clips
 from .shared_neutral import shared_neutral
+from .video.counterfactuals import check_makes_base_clips, scope_warnings, video_directions
+from .video.scenes import given_clips
 
 
 def build_adapter(
@@ -128,8 +128,9 @@ def build_adapter(
         directions = with_block_strengths(by_site, inputs.sites, config.block_strengths)
         if config.scope == "concept":
             video = video_directions(
-                pipe, concept, inputs.pairs, config, strength, progress=progress, call_kwargs=call_kwargs, clips=given
-            )
+                pipe, concept, inputs.pairs, config, strength, directions,
+                progress=progress, call_kwargs=call_kwargs, clips=given,
+            )  # fmt: skip
             directions = {**video, **directions}
             for text in scope_warnings(pipe, concept.name):
                 warnings.warn(text, stacklevel=2)

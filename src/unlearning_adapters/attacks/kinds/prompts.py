@@ -4,9 +4,8 @@ import inspect
 from dataclasses import replace
 
 from unlearning_adapters.attacks.budget import Budget
-from unlearning_adapters.attacks.denoising_loss import Examples
 from unlearning_adapters.attacks.subject import AttackPoint, ClipVerdict, Subject
-from unlearning_adapters.attacks.target import Target
+from unlearning_adapters.attacks.target import Examples, Target
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.detectors.detector import Detection, Detector

@@ -11,10 +11,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from unlearning_adapters.attacks.budget import Budget
-from unlearning_adapters.attacks.denoising_loss import Examples, denoising_of, pick
-from unlearning_adapters.attacks.subject import AttackPoint, Subject, one_denoiser, plain_copy
-from unlearning_adapters.attacks.target import Target
+from unlearning_adapters.attacks.subject import AttackPoint, Subject, plain_copy
+from unlearning_adapters.attacks.target import Examples, Target
 from unlearning_adapters.errors import EvaluationError
+from unlearning_adapters.pipelines.running.denoising_loss import denoising_of, one_denoiser, pick
 
 RANK = 4
 RATE = 1e-3
@@ -32,7 +32,7 @@ def resurrection(subject: Subject, target: Target, examples: Examples, budget: B
     if not len(examples.latents):
         raise EvaluationError(f"There are no clips of {target.concept!r} to teach it from: it has no pairs.")
     student = subject.on(plain_copy(subject.pipe))
-    denoising = denoising_of(student, examples.latents)
+    denoising = denoising_of(student.pipe, student.call, examples.latents)
     parameters = add_lora(student.pipe, budget.seed)
     embeds = student.encode([request.text for request in examples.requests]).detach()
     optimizer = torch.optim.Adam(parameters, lr=RATE)

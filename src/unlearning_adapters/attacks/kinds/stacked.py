@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 from unlearning_adapters.attacks.budget import Budget
-from unlearning_adapters.attacks.denoising_loss import Examples
 from unlearning_adapters.attacks.subject import AttackPoint, Subject
-from unlearning_adapters.attacks.target import Target
+from unlearning_adapters.attacks.target import Examples, Target
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.runtime.verbs import delete_unlearning_adapters, load_unlearning_adapter
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.attacks.budget import Budget
-from unlearning_adapters.attacks.denoising_loss import Examples
 from unlearning_adapters.attacks.subject import AttackPoint, Subject, plain_copy
-from unlearning_adapters.attacks.target import Target
+from unlearning_adapters.attacks.target import Examples, Target
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.pipelines.sites import denoisers, site_module
 

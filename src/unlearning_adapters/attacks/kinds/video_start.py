@@ -11,9 +11,8 @@ import diffusers
 import torch
 
 from unlearning_adapters.attacks.budget import Budget
-from unlearning_adapters.attacks.denoising_loss import Examples
 from unlearning_adapters.attacks.subject import AttackPoint, Subject, rebuild
-from unlearning_adapters.attacks.target import Target
+from unlearning_adapters.attacks.target import Examples, Target
 from unlearning_adapters.errors import EvaluationError
 from unlearning_adapters.evaluation.arms.generate import ClipRequest
 

@@ -22,12 +22,12 @@ from .partial_run import PartialRun, StopRun
 Exchange = Callable[[Any, int, Tensor], Tensor | None]
 
 
-def clean_latents(run: PartialRun, prompts: Sequence[str], seeds: Sequence[int], image: Any = None) -> Tensor:
+def clean_latents(run: PartialRun, prompts: Sequence[str] | Tensor, seeds: Sequence[int], image: Any = None) -> Tensor:
     """Return what the last step of a run returns: the clips' latents, laid out as the pipeline steps them.
 
     Args:
         run: The pipeline with its call, as clips are made.
-        prompts: Prompts of one batch.
+        prompts: Prompts of one batch, or their text embeddings.
         seeds: Seed of the noise of each prompt.
         image: Picture for an image-to-video pipeline.
 
@@ -53,7 +53,7 @@ def clean_latents(run: PartialRun, prompts: Sequence[str], seeds: Sequence[int],
     return result.reshape(len(prompts), -1, *result.shape[1:])
 
 
-def run_noised(run: PartialRun, clean: Tensor, prompts: Sequence[str], seed: int, image: Any = None) -> None:
+def run_noised(run: PartialRun, clean: Tensor, prompts: Sequence[str] | Tensor, seed: int, image: Any = None) -> None:
     """Run the denoiser on latents that are noised to each level of the pipeline's own schedule but the first.
 
     x_t = add_noise(x_0, n, t), with one noise n for all copies of a prompt. The first call reads noise alone, in
@@ -62,7 +62,7 @@ def run_noised(run: PartialRun, clean: Tensor, prompts: Sequence[str], seed: int
     Args:
         run: The pipeline with its call, without guidance.
         clean: Clean latents of shape (prompts, copies, parts, ...).
-        prompts: The prompt of all copies of a clip, such as the two sides of a pair.
+        prompts: The prompt of all copies of a clip, such as the two sides of a pair; or text embeddings of each copy.
         seed: Seed of the noise.
         image: Picture for an image-to-video pipeline.
 

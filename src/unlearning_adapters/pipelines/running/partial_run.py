@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from diffusers.utils import load_image
 from PIL import Image
+from torch import Tensor
 
 from unlearning_adapters.adapter.missing import why_unreadable
 from unlearning_adapters.errors import ConceptError, PipelineError, UnlearningError
@@ -101,38 +102,34 @@ class PartialRun:
             return True
         return any(_holds_pictures(value) for name, value in self.arguments.items() if name not in SCHEDULE)
 
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], image: Any = None) -> bool:
+    def __call__(self, prompts: Sequence[str] | Tensor, seeds: Sequence[int], image: Any = None) -> bool:
         """Run until a hook raises `StopRun`, or to the end; return whether it was stopped.
 
         Args:
-            prompts: Prompts of one batch.
+            prompts: Prompts of one batch, or their text embeddings, of shape (prompts, tokens, width).
             seeds: Seed of the noise of each prompt.
             image: Picture for an image-to-video pipeline, or None for the one in `call_kwargs` or a grey one.
         """
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        batch: dict[str, Any] = {
-            # One prompt as a text, not a list: some pipelines take only that.
-            "prompt": prompts[0] if len(prompts) == 1 else list(prompts),
-            "generator": generators[0] if len(prompts) == 1 else generators,
-        }
-        return self._run(batch, seeds[0], image)
+        return self._run(
+            {**_asked(prompts), "generator": generators[0] if len(prompts) == 1 else generators}, seeds[0], image
+        )
 
-    def repeated(self, prompts: Sequence[str], seed: int, image: Any = None, copies: int = 2) -> bool:
+    def repeated(self, prompts: Sequence[str] | Tensor, seed: int, image: Any = None, copies: int = 2) -> bool:
         """Run as `__call__` does, with several clips of each prompt, one after the other; their noise does not matter.
 
         Args:
-            prompts: Prompts of one batch.
+            prompts: Prompts of one batch, or text embeddings of each copy, of shape (prompts x copies, tokens, width).
             seed: Seed of the noise.
             image: Picture for an image-to-video pipeline, or None.
             copies: Clips per prompt.
         """
         # CogVideoX takes the argument, and makes one clip per prompt all the same; one picture fits no two prompts.
         by_argument = COPIES in self.accepted and (not self.takes_prompt or image is not None)
-        texts = list(prompts) if by_argument else [prompt for prompt in prompts for _ in range(copies)]
-        batch: dict[str, Any] = {
-            "prompt": texts[0] if len(texts) == 1 else texts,
-            "generator": torch.Generator("cpu").manual_seed(seed),
-        }
+        batch: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(seed)}
+        if isinstance(prompts, Tensor):
+            return self._run({**batch, **_asked(prompts)}, seed, image)
+        batch |= _asked(prompts if by_argument else [prompt for prompt in prompts for _ in range(copies)])
         return self._run({**batch, COPIES: copies} if by_argument else batch, seed, image)
 
     def _run(self, batch: dict[str, Any], seed: int, image: Any) -> bool:
@@ -161,6 +158,13 @@ class PartialRun:
 
     def _only_accepted(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in self.accepted}
+
+
+def _asked(prompts: Sequence[str] | Tensor) -> dict[str, Any]:
+    """Return what is asked for; one prompt as a text, not a list, for some pipelines take only that."""
+    if isinstance(prompts, Tensor):
+        return {"prompt_embeds": prompts}
+    return {"prompt": prompts[0] if len(prompts) == 1 else list(prompts)}
 
 
 def _opened(picture: Any) -> Image.Image:

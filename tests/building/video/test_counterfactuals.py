@@ -14,10 +14,10 @@ from traces import count_hooks, plain_state
 from planted import bits
 from unlearning_adapters.adapter.adapter import UnlearningAdapter, load_adapter
 from unlearning_adapters.building.build import build_adapter
-from unlearning_adapters.building.counterfactuals import scope_warnings
-from unlearning_adapters.building.scenes import few_levels, nearest_first, rough, safe_prompts, shared_words
-from unlearning_adapters.building.video_moments import VideoMoments
-from unlearning_adapters.building.video_sites import find_video_sites
+from unlearning_adapters.building.video.counterfactuals import scope_warnings
+from unlearning_adapters.building.video.moments import VideoMoments
+from unlearning_adapters.building.video.scenes import few_levels, nearest_first, rough, safe_prompts, shared_words
+from unlearning_adapters.building.video.sites import find_video_sites
 from unlearning_adapters.concepts.pair import Pair
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError

@@ -8,7 +8,7 @@ from tiny import tiny_wan_pipeline
 from tiny_denoisers import Tiny, TinyPipeline
 from torch import Tensor
 
-from unlearning_adapters.building.video_sites import find_video_sites
+from unlearning_adapters.building.video.sites import find_video_sites
 from unlearning_adapters.errors import SiteError
 from unlearning_adapters.pipelines.sites import find_sites
 
@@ -60,6 +60,6 @@ def test_what_they_read_depends_on_the_noise(tiny: Tiny) -> None:
 
 def test_a_denoiser_without_such_layers_is_refused(monkeypatch):
     pipe = tiny_wan_pipeline()
-    monkeypatch.setattr("unlearning_adapters.building.video_sites._reads_video", lambda *_: False)
+    monkeypatch.setattr("unlearning_adapters.building.video.sites._reads_video", lambda *_: False)
     with pytest.raises(SiteError, match='No layer that reads video tokens was found in WanPipeline.*scope="word"'):
         find_video_sites(pipe)

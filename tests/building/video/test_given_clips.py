@@ -11,7 +11,7 @@ from traces import count_hooks, plain_state
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.building.build import build_adapter
-from unlearning_adapters.building.scenes import PAIR_SEEDS, rough
+from unlearning_adapters.building.video.scenes import PAIR_SEEDS, rough
 from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError
@@ -41,7 +41,7 @@ def pipe():
 @pytest.mark.slow
 def test_the_pipelines_own_clips_give_nearly_its_own_adapter(monkeypatch):
     """They went through the VAE and eight bits, so that they are not the same bits."""
-    monkeypatch.setattr("unlearning_adapters.building.scenes.COUNTERPARTS", 1)  # as given clips: both sides alone
+    monkeypatch.setattr("unlearning_adapters.building.video.scenes.COUNTERPARTS", 1)  # as given clips: both sides alone
     pipe, concept = load_shapeworld(), replace(load_concept("shapeworld-red"), neutral=())
     call = generation_of(pipe)
     sides = {"unsafe": [], "safe": []}

@@ -1,7 +1,7 @@
 """The loss that a denoiser is trained with, by flow matching or by diffusion, through its pipeline's own arguments."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -9,32 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearning_adapters.errors import EvaluationError
-from unlearning_adapters.evaluation.arms.generate import ClipRequest
+from unlearning_adapters.errors import DenoiserError
 from unlearning_adapters.pipelines.hooks import before_calls
-from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
+from unlearning_adapters.pipelines.sites import denoisers
 
-from .subject import Subject, one_denoiser
+from .partial_run import PartialRun, StopRun
 
 LATENTS = ("hidden_states", "sample")  # what denoisers call the latents
 INPUTS = ("timestep", "encoder_hidden_states")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Clips of a concept, made by the base.
-
-    Args:
-        requests: What was asked for; they name the concept.
-        latents: Latents of shape (clips, ...), as the denoiser reads them.
-        starts: Latents of the target's named prompts, in their order, for attacks that start from a clip instead of
-            noise.
-    """
-
-    requests: tuple[ClipRequest, ...]
-    latents: Tensor
-    starts: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,6 +32,7 @@ class Denoising:
         kept: Share of the clean signal at each timestep (the cumulative product of the alphas), shape (timesteps,);
             None for flow matching.
         prediction: What a denoiser of diffusion predicts: "epsilon", "v_prediction" or "sample".
+        dtype: Type of the latents that the denoiser reads.
     """
 
     network: nn.Module
@@ -57,6 +41,7 @@ class Denoising:
     latents: str = LATENTS[0]
     kept: Tensor | None = None
     prediction: str = PREDICTIONS[0]
+    dtype: torch.dtype = torch.float32
 
     def loss(self, clean: Tensor, embeds: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean squared error of the prediction at random noise levels.
@@ -67,7 +52,12 @@ class Denoising:
         """
         noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32, device="cpu").to(clean)
         noisy, timestep, target = (self._flow if self.kept is None else self._diffusion)(clean, noise, generator)
-        call = {**self.others, self.latents: noisy, "timestep": timestep, "encoder_hidden_states": embeds}
+        call = {
+            **self.others,
+            self.latents: noisy.to(self.dtype),
+            "timestep": timestep,
+            "encoder_hidden_states": embeds,
+        }
         output = self.network(**call)
         prediction = output[0] if isinstance(output, tuple) else output.sample
         error: Tensor = (prediction.float() - target.float()).square().mean()
@@ -87,38 +77,57 @@ class Denoising:
         return signal * clean + spread * noise, timestep.to(clean.device), targets[self.prediction]
 
 
-def denoising_of(subject: Subject, clean: Tensor) -> Denoising:
-    """Return how the pipeline calls its denoiser.
+def one_denoiser(pipe: Any) -> tuple[str, nn.Module]:
+    """Return the only denoiser of a pipeline with its name; `DenoiserError` if there are several."""
+    networks = list(denoisers(pipe).items())
+    if len(networks) > 1:
+        names = ", ".join(name for name, _ in networks)
+        raise DenoiserError(
+            f"{type(pipe).__name__} has several denoisers ({names}), and this trains through one. Leave it out."
+        )
+    return networks[0]
+
+
+def denoising_of(pipe: Any, call: Mapping[str, Any], clean: Tensor) -> Denoising:
+    """Return how a pipeline calls its denoiser.
+
+    Args:
+        pipe: A diffusers pipeline.
+        call: Arguments of its call.
+        clean: Clean latents as the denoiser reads them, shape (clips, ...).
 
     Raises:
-        EvaluationError: If its schedule is not known, or it does not read latents and text embeddings as they are.
+        DenoiserError: If there are several denoisers, if the schedule is not known, or if the denoiser does not read
+            latents and text embeddings as they are.
     """
-    name = type(subject.pipe).__name__
-    _, network = one_denoiser(subject.pipe)
-    scheduler = subject.pipe.scheduler
+    name = type(pipe).__name__
+    _, network = one_denoiser(pipe)
+    scheduler = pipe.scheduler
     flow = "FlowMatch" in type(scheduler).__name__ or bool(getattr(scheduler.config, "use_flow_sigmas", False))
     alphas, prediction = getattr(scheduler, "alphas_cumprod", None), getattr(scheduler.config, "prediction_type", None)
     if not flow and (alphas is None or prediction not in PREDICTIONS):
-        raise EvaluationError(
+        raise DenoiserError(
             f"{name} has the scheduler {type(scheduler).__name__}, whose noise levels or prediction are not known here."
         )
-    call = _first_call(subject, network)
-    latents = next((key for key in LATENTS if isinstance(call.get(key), Tensor)), LATENTS[0])
-    missing = [key for key in (latents, *INPUTS) if not isinstance(call.get(key), Tensor)]
+    first = _first_call(pipe, call, network)
+    latents = next((key for key in LATENTS if isinstance(first.get(key), Tensor)), LATENTS[0])
+    missing = [key for key in (latents, *INPUTS) if not isinstance(first.get(key), Tensor)]
     if missing:
-        raise EvaluationError(f"{name} gives its denoiser no `{missing[0]}`, so that it cannot be trained through.")
-    shape, clean_shape = tuple(call[latents].shape[1:]), tuple(clean.shape[1:])
-    if shape != clean_shape or call["timestep"].ndim > 1:
-        raise EvaluationError(
+        raise DenoiserError(f"{name} gives its denoiser no `{missing[0]}`, so that it cannot be trained through.")
+    shape, clean_shape = tuple(first[latents].shape[1:]), tuple(clean.shape[1:])
+    if shape != clean_shape or first["timestep"].ndim > 1:
+        raise DenoiserError(
             f"{name} gives its denoiser latents of shape {shape} and returns latents of shape {clean_shape}; "
-            "attacks that train through the denoiser need them equal."
+            "training through the denoiser needs them equal."
         )
-    others = {key: value for key, value in call.items() if key not in (latents, *INPUTS)}
+    others = {key: value for key, value in first.items() if key not in (latents, *INPUTS)}
     scale = float(scheduler.config.num_train_timesteps)
-    return Denoising(network, others, scale, latents, None if flow else alphas, prediction or PREDICTIONS[0])
+    return Denoising(
+        network, others, scale, latents, None if flow else alphas, prediction or PREDICTIONS[0], first[latents].dtype
+    )
 
 
-def _first_call(subject: Subject, network: nn.Module) -> dict[str, Any]:
+def _first_call(pipe: Any, call: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
     """Return the arguments of the denoiser's first call, which is then not made."""
     calls: list[dict[str, Any]] = []
 
@@ -129,7 +138,7 @@ def _first_call(subject: Subject, network: nn.Module) -> dict[str, Any]:
 
     with ExitStack() as stack:
         before_calls(stack, network, stop)
-        PartialRun(subject.pipe, subject.call, any_video=False)(["a"], [0])
+        PartialRun(pipe, call, any_video=False)(["a"], [0])
     return calls[0] if calls else {}
 
 

@@ -42,13 +42,16 @@ class Scenes:
         latents: Shape (scenes, copies, parts, ...): with one seed the unsafe side of a pair, its counterpart, and other
             safe clips that must stay, if there are any; or one copy of a neutral clip.
         prompts: Of each scene what both sides of its pair say, or what it was made with, and for every second scene
-            the empty prompt, with which guidance reads all clips.
+            the empty prompt, with which guidance reads all clips; or text embeddings of each copy, of shape
+            (scenes, copies, tokens, width).
         images: Picture of each scene, or None.
+        words: What both sides of the pair of each scene say; empty for others.
     """
 
     latents: Tensor
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...] | Tensor
     images: tuple[Any, ...]
+    words: tuple[str, ...] = ()
 
 
 def given_clips(source: Any, concept: Concept, config: BuildConfig) -> dict[str, list[Clip]]:
@@ -87,10 +90,12 @@ def find_scenes(
     layout = latent_layout(run, pairs[0].safe, pairs[0].safe_image)
     scenes = [pair for pair in pairs for _ in range(len(clips[SAFE]) // len(pairs))]
     sides = [clip for both in zip(clips[UNSAFE], clips[SAFE], strict=True) for clip in both]
+    words = tuple(shared_words(pair.unsafe, pair.safe) for pair in scenes)
     twins = Scenes(
         _encoded(layout, sides, bar).unflatten(0, (len(scenes), 2)),
-        _every_second(shared_words(pair.unsafe, pair.safe) for pair in scenes),
+        _every_second(words),
         tuple(pair.safe_image for pair in scenes),
+        words,
     )
     if not (kept := clips.get(NEUTRAL)):
         return twins, _neutral(pipe, concept, pairs, config, call_kwargs, bar)
@@ -168,11 +173,8 @@ def _twins(
     pictures = [picture for pair, safe in scenes for picture in (pair.unsafe_image, *[pair.safe_image] * len(safe))]
     latents = _make(pipe, sides, pictures, config.batch_size, call_kwargs, bar)
     ordered = torch.stack([nearest_first(clips) for clips in latents.unflatten(0, (len(scenes), copies))])
-    return Scenes(
-        ordered,
-        _every_second(shared_words(pair.unsafe, pair.safe) for pair, _ in scenes),
-        tuple(pair.safe_image for pair, _ in scenes),
-    )
+    words = tuple(shared_words(pair.unsafe, pair.safe) for pair, _ in scenes)
+    return Scenes(ordered, _every_second(words), tuple(pair.safe_image for pair, _ in scenes), words)
 
 
 def nearest_first(clips: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from unlearning_adapters.adapter.direction import Direction
+from unlearning_adapters.building.gains import with_block_strengths
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.concepts.concept import Concept
 from unlearning_adapters.concepts.pair import Pair
@@ -19,16 +21,18 @@ from unlearning_adapters.pipelines.running.clean_latents import run_noised
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.sites import denoisers
 
-from .gains import with_block_strengths
+from .moments import VideoMoments
 from .scenes import Scenes, few_levels, find_scenes, more, spread
-from .video_moments import VideoMoments
-from .video_sites import find_video_sites
+from .sites import find_video_sites
+from .soft_prompts import soft_scenes
 
 # Part of the difference that each site reads, at most. What passes a site is read again by the next ones, so that a
 # quarter at each leaves little (docs/maths.md 7).
 SHARE = 0.25
 # Part of what must stay that a site reads, at most, in squares. Colours and motions meet it first, shapes SHARE.
 MOVED = 0.0004
+# The same beside soft prompts, which show much that differs and must stay.
+SOFT_MOVED = 0.001
 # What is read is written so many times: a careful read and a strong write move other clips less than a full read.
 GAIN = 2.0
 WEIGHED_SITES = 9  # that the weight of what must stay is found at
@@ -41,6 +45,7 @@ def video_directions(
     pairs: Sequence[Pair],
     config: BuildConfig,
     strength: float,
+    text: Mapping[str, Direction],
     *,
     progress: bool = True,
     call_kwargs: Mapping[str, Any] | None = None,
@@ -54,6 +59,8 @@ def video_directions(
     2. Noise them to the levels of the pipeline's own schedule, both sides alike, and run the denoiser on them with what
        both sides say, and with the empty prompt.
     3. Per site: sum the moments of what it reads, and solve (`counterfactual_direction`).
+    4. As often as `config.soft_prompts` says: learn a soft prompt against the edit, add the moments of what it makes
+       the sites read, and solve anew (`soft_scenes`).
 
     Args:
         pipe: A diffusers pipeline.
@@ -61,6 +68,7 @@ def video_directions(
         pairs: Those of its pairs that are used.
         config: Blocks, strengths, seed, batch size, epsilon.
         strength: Strength of the adapter, which was calibrated for text sites, and does not apply here.
+        text: Directions of the other sites, which act while soft prompts are learned.
         progress: Whether to show a progress bar.
         call_kwargs: Arguments of the pipeline's call, such as the size of the clips.
         clips: Clips in place of those that the pipeline would make, as `read_clips` returns them.
@@ -81,6 +89,13 @@ def video_directions(
             )
         for scenes in (twins,) if neutral is None else (twins, neutral):
             _read(pipe, scenes, config, call_kwargs, moments, bar)
+        for index in range(config.soft_prompts):
+            bar.set_postfix_str(f"soft prompt {index + 1} of {config.soft_prompts}")
+            edit = {name: replace(one, write=strength * one.gain * one.write) for name, one in text.items()}
+            edit.update(_solved(moments, config))
+            seed = config.seed + 100 * (index + 1)
+            found = soft_scenes(pipe, twins.latents[:, 0, 0], twins.words, edit, seed, call_kwargs)
+            _read(pipe, found, config, call_kwargs, moments, bar)
     directions = _solved(moments, config)
     edit_sites = [site for site in sites if site.name in directions]
     present = {site.block for site in edit_sites}
@@ -94,10 +109,11 @@ def _solved(moments: VideoMoments, config: BuildConfig) -> dict[str, Direction]:
     """Return a direction for each site at which the two sides of the pairs differ."""
     differing = [each for each in moments.sums.values() if each.differs]
     sample = spread(differing, min(WEIGHED_SITES, len(differing)))
-    weight = protective_weight(sample, SHARE, MOVED, config.epsilon) if sample else 1.0
+    moved = SOFT_MOVED if config.soft_prompts else MOVED
+    weight = protective_weight(sample, SHARE, moved, config.epsilon) if sample else 1.0
     leaders = dict(moments.leaders)
     by_leader = {
-        name: counterfactual_direction(each, weight, config.epsilon, VIDEO_RANK) for name, each in moments.taken()
+        name: counterfactual_direction(each, weight, config.epsilon, VIDEO_RANK) for name, each in moments.sums.items()
     }
     by_site = {name: by_leader[leader] for name, leader in leaders.items()}
     return {
@@ -142,6 +158,8 @@ def _read(
     more(bar, count)
     for start in range(0, count, size):
         part, texts = scenes.latents[start : start + size], scenes.prompts[start : start + size]
+        if isinstance(texts, Tensor):
+            texts = texts.flatten(0, 1)
         with moments.placed(len(part), copies, 1 / count):
             run_noised(run, part, texts, config.seed + 1000 + start, scenes.images[start])
         bar.update(len(part))

@@ -1,0 +1,1 @@
+"""The edit at video tokens, `scope="concept"`."""
