@@ -23,7 +23,7 @@ from unlearning_adapters.pipelines.edits import check_no_fused_lora, check_no_un
 from unlearning_adapters.pipelines.probes import few_steps, find_shared_inputs
 from unlearning_adapters.pipelines.reading_base import check_reads_base
 from unlearning_adapters.pipelines.running.fitting import Fitting
-from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers, site_module
+from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers, site_modules
 
 from .gains import check_blocks
 from .guidance import guidance_prompts
@@ -140,7 +140,8 @@ def record_inputs(
     networks = denoisers(pipe)
     for site in sites:
         check_not_empty(networks[site.component], site.module)
-        check_no_fused_lora(site_module(pipe, site.name), site.name)
+    for name, module in site_modules(pipe, [site.name for site in sites]).items():
+        check_no_fused_lora(module, name)
     check_no_unfused_lora(pipe)
     return _record(pipe, concept, pairs, sites, config, progress, call_kwargs)
 
