@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from fresh import in_copies
+from fresh import in_copy
 
 import unlearning_adapters
 from unlearning_adapters import errors
@@ -63,7 +63,7 @@ def test_pipelines_and_adapters_have_their_methods_whatever_is_imported_first():
     programs = {order: f"{code}\n{VERBS_ARE_THERE}" for order, code in ORDERS.items()}
     programs |= {name: f"import unlearning_adapters.{name}; {PUSH}" for name in PUSHING}
     programs |= {"a pipeline of any module": WRAPPED, "diffusers alone": ALONE}
-    seen = dict(zip(programs, in_copies(list(programs.values())), strict=True))
+    seen = {name: in_copy("-c", program) for name, program in programs.items()}
     expected = {**dict.fromkeys(programs, "True"), **dict.fromkeys(PUSHING, "push_adapter"), "diffusers alone": "False"}
     assert seen == expected
 
