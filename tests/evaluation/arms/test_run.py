@@ -236,7 +236,7 @@ def test_a_base_without_the_concept_ends_the_run(pipe: Any, adapter: UnlearningA
 
 @pytest.mark.slow
 def test_seeds_are_added_to_a_run(pipe: Any, adapter: UnlearningAdapter, tmp_path: Path) -> None:
-    folder, suite, options = tmp_path / "run", tiny_suite(2, 2), {"gate": 0.0, "progress": False}
+    folder, suite, options = tmp_path / "run", tiny_suite(2, 1), {"gate": 0.0, "progress": False}
     evaluate(pipe, adapter, suite, seeds=[7], output=folder, **options)
     first = {key: row for key, row in Store(folder).rows().items() if key[0] == "edited"}
     more = evaluate(pipe, adapter, suite, seeds=[7, 8], output=folder, **options)
