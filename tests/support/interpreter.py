@@ -42,11 +42,14 @@ def run(order: dict[str, Any]) -> NoReturn:
         code = 0
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
         with suppress(OSError):
             sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 
