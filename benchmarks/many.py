@@ -68,7 +68,7 @@ def benchmark_many(sizes: Sizes) -> Iterator[Row]:
         chosen,
         {"max_sequence_length": tokens},
         1,
-        "each concept takes ten prompts, and for direction and strength some ten solves beside all neutral rows",
+        "each concept takes ten prompts, and for direction and strength some ten solves",
     )
 
 

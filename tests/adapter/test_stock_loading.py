@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from diffusers.loaders import lora_pipeline
 from forge import planted_adapter, planted_direction, small_weights
-from fresh import python
+from fresh import in_copy
 from tiny import TEXT_DIM, tiny_wan_pipeline
 from torch import Tensor, nn
 
@@ -116,7 +116,7 @@ def test_stock_loading_where_this_package_was_never_imported(tmp_path):
         "assert not any(name.startswith('unlearning') for name in sys.modules)"
     )
     support = Path(__file__).resolve().parents[1] / "support"
-    python("-c", script, tmp_path, tmp_path / "result", path=[support])
+    in_copy("-c", script, tmp_path, tmp_path / "result", path=[support])
     result = safetensors.torch.load_file(tmp_path / "result")["result"]
     assert torch.allclose(result, output(edited(pipe.transformer, "transformer", adapter)), atol=1e-5)
     assert not torch.allclose(result, output(pipe.transformer), atol=1e-2)

@@ -72,6 +72,17 @@ def test_the_feeds_of_the_sites_are_found_once(monkeypatch):
     assert len(calls) == 1
 
 
+def test_the_moment_of_the_neutral_prompts_is_decomposed_once_for_each_list_of_them(monkeypatch):
+    pipe, decomposed, eigh = tiny_wan_pipeline(), [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (decomposed.append(len(matrix)), eigh(matrix))[1])
+    groups = len({id(each) for each in build_adapter(pipe, concept("red", "green"), **settings()).directions.values()})
+    assert len(decomposed) == groups > 0
+    build_adapters(pipe, [concept("red", "green"), concept("blue", "white"), concept("black", "grey")], **settings())
+    assert len(decomposed) == 2 * groups
+    build_adapters(pipe, [concept("red", "green"), concept("blue", "white", NEUTRAL[:2])], **settings())
+    assert len(decomposed) == 4 * groups
+
+
 def test_an_argument_of_another_type_is_refused_before_anything_runs():
     with pytest.raises(ConceptError, match="Expected entry 2 of the concepts to be a Concept"):
         build_adapters(tiny_wan_pipeline(), [concept("red", "green"), "blue"], **settings())  # type: ignore[list-item]

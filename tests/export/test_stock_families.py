@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from fresh import python
+from fresh import in_copy
 from stock_process import tiny_named
 from torch import Tensor
 
@@ -96,7 +96,7 @@ class Bench:
     def run(self) -> Mapping[str, Tensor]:
         (self.folder / "jobs.json").write_text(json.dumps(self.jobs))
         here = Path(__file__).resolve().parents[1] / "support"
-        python(here / "stock_process.py", self.folder / "jobs.json", self.folder / "result", path=[here])
+        in_copy(here / "stock_process.py", self.folder / "jobs.json", self.folder / "result", path=[here])
         return safetensors.torch.load_file(self.folder / "result")
 
 

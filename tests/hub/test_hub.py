@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from forge import planted_adapter, small_weights
-from fresh import python
+from fresh import in_copy, python
 from huggingface_hub import EvalResultEntry, HfApi, ModelCard, constants, parse_eval_result_entries
 from loopback_hub import READ, WRITE
 from tiny import tiny_wan_pipeline
@@ -516,17 +516,17 @@ CALL = {**GENERATION, "num_inference_steps": 4}
 OURS = """
 import json, sys, torch
 from unlearning_adapters import load_shapeworld
-commit, call, prompt, result = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
+commit, call, cache, prompt, result, _ = sys.argv[1], json.loads(sys.argv[2]), *sys.argv[3:]
 pipe = load_shapeworld()
-pipe.load_unlearning_adapter("org/no-red", revision=commit)
+pipe.load_unlearning_adapter("org/no-red", revision=commit, cache_dir=cache)
 torch.save(pipe(prompt, generator=torch.Generator().manual_seed(7), output_type="latent", **call).frames, result)
 """
 STOCK = """
 import json, sys, torch
 from diffusers import DiffusionPipeline
-commit, call, prompt, result, base = sys.argv[1], json.loads(sys.argv[2]), *sys.argv[3:]
+commit, call, cache, prompt, result, base = sys.argv[1], json.loads(sys.argv[2]), *sys.argv[3:]
 pipe = DiffusionPipeline.from_pretrained(base)
-pipe.load_lora_weights("org/no-red", revision=commit)
+pipe.load_lora_weights("org/no-red", revision=commit, cache_dir=cache)
 torch.save(pipe(prompt, generator=torch.Generator().manual_seed(7), output_type="latent", **call).frames, result)
 assert not any(name.startswith("unlearning") for name in sys.modules), "this process must know diffusers alone"
 """
@@ -548,10 +548,9 @@ def test_fresh_processes_generate_the_same_latents(hub, tmp_path):
     commit = adapter.push_to_hub(REPOSITORY, token=WRITE).rsplit("/", 1)[1]
     later = adapter.with_strength(0.0).push_to_hub(REPOSITORY, token=WRITE).rsplit("/", 1)[1]
     assert later == hub.repositories[REPOSITORY].refs["main"] != commit, "the branch has moved on"
-    environment = {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    given = (commit, json.dumps(CALL), PROMPT)
-    python("-c", OURS, *given, tmp_path / "ours", **environment)
-    python("-c", STOCK, *given, tmp_path / "stock", tmp_path / "base", **environment)
+    for name, program in {"ours": OURS, "stock": STOCK}.items():
+        given = (commit, json.dumps(CALL), tmp_path / f"cache of {name}", PROMPT, tmp_path / name, tmp_path / "base")
+        in_copy("-c", program, *given)
     found = {name: torch.load(tmp_path / name, weights_only=True) for name in ("ours", "stock")}
     assert (expected - base).abs().max() > 0.1, "the edit does nothing"
     assert torch.equal(found["ours"], expected)
@@ -561,7 +560,7 @@ def test_fresh_processes_generate_the_same_latents(hub, tmp_path):
 @pytest.mark.slow
 def test_the_example_pushes_and_pulls(hub, tmp_path):
     example = Path(__file__).resolve().parents[2] / "examples" / "05_push_and_pull.py"
-    out = python(example, REPOSITORY, tmp_path, HF_TOKEN=WRITE)
+    out = in_copy(example, REPOSITORY, tmp_path, HF_TOKEN=WRITE)
     commit = hub.repositories[REPOSITORY].refs["main"]
     assert out.splitlines() == [
         f"pushed: {hub.endpoint}/{REPOSITORY}/commit/{commit}",

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from fresh import python
+from fresh import in_copy
 
 from unlearning_adapters.adapter.adapter import load_adapter
 
@@ -55,7 +55,7 @@ def test_a_toy_method_takes_a_file_and_a_line(tmp_path: Path) -> None:
     (package / "methods" / "toy.py").write_text(TOY, encoding="utf-8")
     line = '    "toy": MethodEntry("toy:TOY", ("components",)),\n'
     insert(package / "config.py", "METHODS: Mapping[str, MethodEntry] = {\n", line)
-    python("-c", RUN, tmp_path / "made", cwd=tmp_path, path=[tmp_path / "src"])
+    in_copy("-c", RUN, tmp_path / "made", cwd=tmp_path, path=[tmp_path / "src"])
     adapter = load_adapter(tmp_path / "made")
     assert adapter.info.method == "toy" and adapter.info.settings["components"] == 3
     for direction in adapter.directions.values():

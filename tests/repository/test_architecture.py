@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,12 @@ TEXT = (".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".jsonl", ".cfg
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PYTHON = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
 PYTHON += [path for folder in ("benchmarks", "fuzz") for path in sorted((ROOT / folder).rglob("*.py"))]
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PYTHON}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache  # and not for all at once: each worker of pytest imports this file, and few run its tests
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def name_of(path: Path) -> str:
@@ -50,7 +55,7 @@ def functions(path: Path) -> Iterator[tuple[Function, tuple[str, ...]]]:
                 inside = (*around, child.name)
             yield from walk(child, inside)
 
-    yield from walk(TREES[path], ())
+    yield from walk(tree(path), ())
 
 
 def repository_files() -> list[str]:
@@ -127,7 +132,7 @@ def test_public_functions_are_documented_and_typed() -> None:
 
 def test_every_file_says_what_it_is() -> None:
     examples = [path for path in PYTHON if path.parent.name == "examples"]
-    assert [path.name for path in [*SOURCES, *examples] if not ast.get_docstring(TREES[path])] == []
+    assert [path.name for path in [*SOURCES, *examples] if not ast.get_docstring(tree(path))] == []
 
 
 def test_the_tree_holds_no_junk() -> None:

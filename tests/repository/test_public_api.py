@@ -1,11 +1,12 @@
 import ast
+import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
-from fresh import in_copies
+from fresh import Copy, in_copy
 
 import unlearning_adapters
 from unlearning_adapters import errors
@@ -63,9 +64,25 @@ def test_pipelines_and_adapters_have_their_methods_whatever_is_imported_first():
     programs = {order: f"{code}\n{VERBS_ARE_THERE}" for order, code in ORDERS.items()}
     programs |= {name: f"import unlearning_adapters.{name}; {PUSH}" for name in PUSHING}
     programs |= {"a pipeline of any module": WRAPPED, "diffusers alone": ALONE}
-    seen = dict(zip(programs, in_copies(list(programs.values())), strict=True))
+    seen = {name: in_copy("-c", program) for name, program in programs.items()}
     expected = {**dict.fromkeys(programs, "True"), **dict.fromkeys(PUSHING, "push_adapter"), "diffusers alone": "False"}
     assert seen == expected
+
+
+def test_the_copies_of_the_test_above_know_neither_and_their_failures_are_seen(tmp_path):
+    known = "import sys; print(sorted({'diffusers', 'unlearning_adapters', 'torch'} & set(sys.modules)), *sys.argv)"
+    assert in_copy("-c", known, "a word") == "['torch'] -c a word"
+    (tmp_path / "known.py").write_text(f"import other; {known}")
+    (tmp_path / "other.py").touch()
+    assert in_copy(tmp_path / "known.py") == f"['torch'] {tmp_path / 'known.py'}"
+    assert in_copy("-c", "import os; print(os.environ['A'], os.getcwd())", cwd=tmp_path, A="b") == f"b {tmp_path}"
+    for code in ("raise ValueError('wrong')", "import sys; sys.exit('wrong')"):
+        with pytest.raises(AssertionError, match="wrong"):
+            in_copy("-c", code)
+    copy = Copy("-c", "import time; time.sleep(600)")
+    assert copy.poll() is None
+    copy.kill()
+    assert copy.communicate()[0] == -signal.SIGKILL
 
 
 def test_every_public_name_is_there_and_is_what_it_says():

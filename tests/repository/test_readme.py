@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fresh import python
+from fresh import in_copy
 
 from unlearning_adapters.shapeworld.models.generate import GENERATION
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the Python of the README has run; its commands use what that wrote."""
     folder = tmp_path_factory.mktemp("readme")
     program = "\n".join(fences("python"))
-    python("-c", program, cwd=folder)
+    in_copy("-c", program, cwd=folder)
     return folder
 
 

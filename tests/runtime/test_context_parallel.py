@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import context_parallel
 import pytest
-from fresh import environment
+from fresh import Copy
 
 WORKER = Path(context_parallel.__file__)
 
@@ -18,15 +17,14 @@ WORKER = Path(context_parallel.__file__)
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, bool]]]:
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    variables = environment(*filter(None, sys.path), CUDA_VISIBLE_DEVICES="")
     running = [
-        subprocess.Popen([sys.executable, WORKER, str(rank), folder], env=variables, stderr=subprocess.PIPE, text=True)
+        Copy(WORKER, rank, folder, path=[*filter(None, sys.path)], CUDA_VISIBLE_DEVICES="")
         for rank in range(context_parallel.SIZE)
     ]
     try:
         for process in running:
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said[-3000:]
+            code, _, said = process.communicate()
+            assert code == 0, said[-3000:]
     finally:
         for process in running:
             process.kill()

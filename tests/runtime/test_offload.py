@@ -1,5 +1,7 @@
 """Offloaded denoisers: weights that are elsewhere between calls, on a CPU; `to`, dtypes and device maps."""
 
+from functools import cache
+
 import accelerate
 import pytest
 import torch
@@ -9,6 +11,7 @@ from planted_words import CONCEPT
 from tiny import CALL, tiny_wan_pipeline
 
 from planted import bits, close, lora_that_reads, output, planted, reference_output
+from unlearning_adapters.adapter.adapter import UnlearningAdapter
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.config import BuildConfig
 from unlearning_adapters.errors import FuseError
@@ -126,11 +129,21 @@ def test_what_was_fused_before_stays_fused_and_comes_out_where_it_can(way, scope
         assert same(weights(pipe), held)
 
 
-def test_an_adapter_is_built_through_it(way, scope, pipe, tmp_path):
+def build(pipe, scope: str) -> UnlearningAdapter:
     config, call = BuildConfig(strength=1.0, scope=scope), {**CALL, "num_inference_steps": 4}
-    expected = build_adapter(pipe, CONCEPT, config, progress=False, call_kwargs=call)
+    return build_adapter(pipe, CONCEPT, config, progress=False, call_kwargs=call)
+
+
+@cache
+def built_in_memory(scope: str) -> UnlearningAdapter:
+    """What is built where nothing is offloaded."""
+    return build(tiny_wan_pipeline(), scope)
+
+
+def test_an_adapter_is_built_through_it(way, scope, pipe, tmp_path):
+    expected = built_in_memory(scope)
     way.enable(pipe, tmp_path)
-    found = build_adapter(pipe, CONCEPT, config, progress=False, call_kwargs=call)
+    found = build(pipe, scope)
     assert found.additive == expected.additive and bool(found.additive) == (scope == "concept")
     for site, known in expected.directions.items():
         if not known.additive:

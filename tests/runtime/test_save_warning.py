@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 from diffusers.hooks import FasterCacheConfig, FirstBlockCacheConfig
-from fresh import python
+from fresh import in_copy
 from offloaded import CPU
 from safetensors.torch import load_file, save_file
 from tiny import TEXT_DIM, tiny_wan_pipeline
@@ -124,7 +124,7 @@ def test_saved_while_fused_another_process_without_this_package_reloads_it_edite
     inputs["prompt"] = torch.randn(1, 12, TEXT_DIM, generator=maker)
     save_file(inputs, tmp_path / "inputs.safetensors")
     where = [str(tmp_path / name) for name in ("model", "inputs.safetensors", "out.safetensors")]
-    python("-c", RELOAD, *where, path=[""])
+    in_copy("-c", RELOAD, *where, path=[""])
     found = load_file(tmp_path / "out.safetensors")
     with torch.no_grad():
         here = pipe.transformer(inputs["latents"], inputs["step"], inputs["prompt"], return_dict=False)[0]

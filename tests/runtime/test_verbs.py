@@ -484,9 +484,9 @@ def test_a_whole_generation_follows_the_adapter_and_comes_back(pipe):
     assert torch.equal(clip(), base)
 
 
-def test_a_compiled_denoiser_is_edited(pipe):
+def test_a_compiled_denoiser_is_edited():
     torch.compiler.reset()
-    graphs = []
+    pipe, graphs = tiny_wan_pipeline(layers=1), []
 
     def backend(module, _inputs):
         graphs.append(module)
@@ -496,10 +496,10 @@ def test_a_compiled_denoiser_is_edited(pipe):
     pipe.transformer = torch.compile(network, backend=backend)
     base = output(pipe)
     pipe.load_unlearning_adapter(red)
-    assert close(output(pipe), reference_output((red, 1.0)))
+    assert close(output(pipe), reference_output((red, 1.0), layers=1))
     compiled = len(graphs)
     pipe.set_unlearning_adapters("red", 0.4)
-    assert close(output(pipe), reference_output((red, 0.4)))
+    assert close(output(pipe), reference_output((red, 0.4), layers=1))
     assert len(graphs) == compiled, "a new strength compiles nothing"
     pipe.unload_unlearning_adapters()
     assert torch.equal(output(pipe), base)

@@ -33,7 +33,7 @@ CONCEPT = Concept(
 )
 
 
-def planted_pipeline(**kind: bool):
+def planted_pipeline(**kind: int):
     """A tiny Wan whose text stream is a sum of words: "red" differs from "blue" by one known vector, everywhere."""
     pipe = tiny.tiny_wan_pipeline(**kind)
     with torch.no_grad():

@@ -29,16 +29,16 @@ CPU = torch.device("cpu")
 
 
 @cache
-def adapter(name: str, seed: int) -> UnlearningAdapter:
-    return planted(planted_pipeline(), name, seed=seed)
+def adapter(name: str, seed: int, layers: int) -> UnlearningAdapter:
+    return planted(planted_pipeline(layers=layers), name, seed=seed)
 
 
 def load(pipe: Any, name: str = "one", seed: int = 3) -> None:
-    pipe.load_unlearning_adapter(adapter(name, seed), name)
+    pipe.load_unlearning_adapter(adapter(name, seed, len(pipe.transformer.blocks)), name)
 
 
 def load_lora(pipe: Any) -> None:
-    factors = lora_that_reads(adapter("one", 3), planted_pipeline())
+    factors = lora_that_reads(adapter("one", 3, len(pipe.transformer.blocks)), planted_pipeline())
     pipe.load_lora_weights(factors, adapter_name="style")
 
 
@@ -116,7 +116,7 @@ def run(pipe: Any) -> torch.Tensor:
 @contextlib.contextmanager
 def in_state(steps: tuple[Step, ...]) -> Iterator[Any]:
     """A pipeline in a state, which has been called once."""
-    pipe = planted_pipeline()
+    pipe = planted_pipeline(layers=1 if compile_it in steps else 2)  # what is compiled is so in proportion to its size
     with contextlib.ExitStack() as opened, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.opened = opened
@@ -148,6 +148,7 @@ def outcome(state: str, verb: str, pipe: Any, before: torch.Tensor) -> str:
 def row(state: str) -> list[str]:
     """The cells of a state; a pipeline that a verb had to leave as it was is used for the next verb as well."""
     cells: dict[str, str] = {}
+    torch.compiler.reset()  # after a few graphs of one function torch compiles it no more, also for other states
     left = sorted(VERBS, key=lambda verb: verb not in KEEPING)
     while left:
         with in_state(STATES[state]) as pipe:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from copies import copier
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from reference import dense_edit
 from tiny import cast, tiny_wan_transformer
 from torch import Tensor, nn
 
 from planted import bits, output, planted
+from unlearning_adapters.adapter.adapter import UnlearningAdapter
 
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 LEFT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of a direction, beyond what its strength leaves
@@ -26,12 +29,24 @@ OTHERS = ("transformer.blocks.1.ffn.net.2", "transformer.blocks.0.attn1.to_q")
 
 def bare_pipeline(dtype: torch.dtype = torch.float32) -> WanPipeline:
     """A pipeline of a denoiser alone."""
+    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "scheduler": FlowMatchEulerDiscreteScheduler()}
+    return WanPipeline(**parts, transformer=_copier(dtype)())
+
+
+@cache
+def _copier(dtype: torch.dtype) -> Callable[[], WanTransformer3DModel]:
+    """Return what makes copies of one denoiser, for hundreds of twins are made."""
     with torch.random.fork_rng(devices=[]):
         transformer = tiny_wan_transformer(heads=2)
     if dtype != torch.float32:
         cast(transformer, dtype)
-    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "scheduler": FlowMatchEulerDiscreteScheduler()}
-    return WanPipeline(**parts, transformer=transformer)
+    return copier(transformer)
+
+
+@cache
+def _adapters(dtype: torch.dtype, rank: int) -> dict[str, UnlearningAdapter]:
+    pipe = bare_pipeline(dtype)
+    return {name: planted(pipe, name, seed=seed, rank=rank) for seed, name in enumerate(("red", "blue"))}
 
 
 class Twins:
@@ -40,7 +55,7 @@ class Twins:
     def __init__(self, dtype: torch.dtype = torch.float32, rank: int = 2) -> None:
         self.dtype = dtype
         self.ours, self.stock = bare_pipeline(dtype), bare_pipeline(dtype)
-        self.known = {name: planted(self.ours, name, seed=seed, rank=rank) for seed, name in enumerate(("red", "blue"))}
+        self.known = dict(_adapters(dtype, rank))
         self.acting: dict[str, float] = {}
         self.base = {name: bits(value) for name, value in self.stock.transformer.state_dict().items()}
         self.tree = tree(self.stock)

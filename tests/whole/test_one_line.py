@@ -27,9 +27,9 @@ def weights(pipe: Any) -> dict[str, Any]:
 
 
 def short(case: Whole) -> Concept:
-    """Half as many prompts: with its own defaults, a pipeline fills each up to 1024 tokens."""
+    """As few prompts as there can be several of: with its own defaults, a pipeline fills each up to 1024 tokens."""
     made = concept(case)
-    return replace(made, pairs=made.pairs[:3], neutral=made.neutral[:2])
+    return replace(made, pairs=made.pairs[:2], neutral=made.neutral[:1])
 
 
 def marked(chosen: list[Whole]) -> list[Any]:

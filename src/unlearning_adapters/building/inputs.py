@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle, islice
 from typing import Any
 
@@ -22,11 +23,11 @@ from unlearning_adapters.pipelines.edits import check_no_fused_lora, check_no_un
 from unlearning_adapters.pipelines.probes import few_steps, find_shared_inputs
 from unlearning_adapters.pipelines.reading_base import check_reads_base
 from unlearning_adapters.pipelines.running.fitting import Fitting
-from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers, site_module
+from unlearning_adapters.pipelines.sites import Site, check_not_empty, denoisers, site_modules
 
 from .gains import check_blocks
 from .guidance import guidance_prompts
-from .shared_neutral import record_neutral, remembered
+from .shared_neutral import record_neutral, remembered, shared_rows
 from .site_selection import select_sites, without_unread_pictures
 
 NEUTRAL_TEXT_ROWS = 64  # per neutral prompt; more than the words of nearly all prompts
@@ -95,10 +96,14 @@ class BuildInputs:
         # Calls in which nothing differs read the negative prompt alone: some pipelines guide in any case.
         differs = [call for call in calls if not all(torch.equal(one[call], other[call]) for one, other in both)]
         pairs = tuple(tuple(Sides(one[call], other[call]) for call in differs or calls) for one, other in both)
-        return GroupRows(pairs, self._neutral_rows(group), self.kind_of(group)).only(self.telling(group))
+        return GroupRows(pairs, self._neutral_rows[group], self.kind_of(group)).only(self.telling(group))
 
-    def _neutral_rows(self, group: int) -> NeutralRows:
-        """Return what a group reads for the neutral prompts, one of no rows if there are none, and for guidance."""
+    @cached_property
+    def _neutral_rows(self) -> tuple[NeutralRows, ...]:
+        """What each group reads for the neutral prompts, one of no rows if there are none, and for guidance."""
+        return tuple(shared_rows(group, self._neutral_rows_of(group)) for group in range(self.groups))
+
+    def _neutral_rows_of(self, group: int) -> NeutralRows:
         none = (self.recorded.rows[group][0][:0],)
         if self.neutral is None:
             return NeutralRows(none)
@@ -135,7 +140,8 @@ def record_inputs(
     networks = denoisers(pipe)
     for site in sites:
         check_not_empty(networks[site.component], site.module)
-        check_no_fused_lora(site_module(pipe, site.name), site.name)
+    for name, module in site_modules(pipe, [site.name for site in sites]).items():
+        check_no_fused_lora(module, name)
     check_no_unfused_lora(pipe)
     return _record(pipe, concept, pairs, sites, config, progress, call_kwargs)
 

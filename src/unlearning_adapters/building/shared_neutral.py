@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any, TypeVar
 
 from unlearning_adapters.errors import ConfigError
+from unlearning_adapters.methods.rows import NeutralRows
 from unlearning_adapters.pipelines.activations import Recording, record
 from unlearning_adapters.pipelines.sites import Site
 
@@ -31,6 +32,7 @@ class SharedWork:
     recordings: dict[Any, Recording] = field(default_factory=dict)  # of lists of prompts that are read as a whole
     prompts: dict[Any, dict[str, Recording]] = field(default_factory=dict)  # each a recording of that prompt alone
     remembered: dict[Any, Any] = field(default_factory=dict)
+    neutral: dict[int, NeutralRows] = field(default_factory=dict)  # of each group, those of the last build
 
 
 _SHARED: ContextVar[SharedWork | None] = ContextVar("shared work of builds", default=None)
@@ -61,6 +63,22 @@ def remembered(key: tuple[Any, ...], find: Callable[[], T]) -> T:
         work.remembered[place] = find()
     result: T = work.remembered[place]
     return result
+
+
+def shared_rows(group: int, rows: NeutralRows) -> NeutralRows:
+    """Return what a group reads of neutral prompts, as the last build has it if it is the same: its moment is shared.
+
+    Args:
+        group: Index of the group.
+        rows: What it reads.
+    """
+    work = _SHARED.get()
+    if work is None:
+        return rows
+    last = work.neutral.get(group)
+    if last is None or not last.same_tensors(rows):
+        work.neutral[group] = rows  # alone, since a decomposed moment is as large as the rows
+    return work.neutral[group]
 
 
 def record_neutral(

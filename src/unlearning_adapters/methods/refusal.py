@@ -247,9 +247,7 @@ def scaled_rows(rows: Tensor, factors: Tensor) -> Tensor:
     return exact.mul_(factors.to(exact)[:, None])
 
 
-def ridge_solve(
-    rows: Tensor, targets: Tensor, ridge: float, shared: "SharedGram | None" = None, factor: float = 1.0
-) -> Tensor:
+def ridge_solve(rows: Tensor, targets: Tensor, ridge: float) -> Tensor:
     """Return `targets (X^T X + ridge I)^-1`, in the span of the rows X where they are fewer than features.
 
     Then `(X^T X + e I)^-1 = (I - X^T (X X^T + e I)^-1 X) / e` (Woodbury; docs/maths.md 3), and no features x features
@@ -259,68 +257,20 @@ def ridge_solve(
         rows: X, shape (n, features), float64.
         targets: Rows of the same width, shape (k, features).
         ridge: Above 0.
-        shared: Products of the first rows, which other solves need as well; None computes all of them.
-        factor: By what the squares of these rows are multiplied in X.
 
     Returns:
         Solved targets of shape (k, features).
     """
     count, features = rows.shape
     if count >= features:
-        dense = rows.T @ rows if shared is None else shared.outer(rows, factor)
-        solution: Tensor = _solve(dense, ridge, targets.T, positive=shared is not None)
-        return solution.T
-    inner = rows @ rows.T if shared is None else shared.inner(rows, factor)
-    inside = _solve(inner, ridge, rows @ targets.T, positive=shared is not None)
+        return _solve(rows.T @ rows, ridge, targets.T).T
+    inside = _solve(rows @ rows.T, ridge, rows @ targets.T)
     return (targets - inside.T @ rows) / ridge
 
 
-class SharedGram:
-    """Products of weighted rows that many ridge solves start with: each solve adds rows of its own.
-
-    The products are most of the cost of a solve: those of 2,000 neutral tokens of 1,536 features take ten times as long
-    as what is left. They are made when they are first needed.
-
-    Args:
-        rows: Rows, shape (n, features).
-        weights: Weight of each, shape (n,), above 0.
-    """
-
-    def __init__(self, rows: Tensor, weights: Tensor) -> None:
-        self._rows, self._weights = rows, weights
-        self._outer: Tensor | None = None
-        self._inner: Tensor | None = None
-
-    def outer(self, rows: Tensor, factor: float) -> Tensor:
-        """Return `X^T X`, shape (features, features), of rows X that begin with the shared ones."""
-        if self._outer is None:
-            weighted = self._weighted()
-            self._outer = weighted.T @ weighted
-        more = rows[len(self._rows) :]
-        return torch.addmm(self._outer, more.T, more, beta=factor)
-
-    def inner(self, rows: Tensor, factor: float) -> Tensor:
-        """Return `X X^T`, shape (rows, rows), of rows X that begin with the shared ones."""
-        if self._inner is None:
-            weighted = self._weighted()
-            self._inner = weighted @ weighted.T
-        first, more = rows.split([len(self._rows), len(rows) - len(self._rows)])
-        across = first @ more.T
-        return torch.cat(
-            [torch.cat([factor * self._inner, across], dim=1), torch.cat([across.T, more @ more.T], dim=1)]
-        )
-
-    def _weighted(self) -> Tensor:
-        return scaled_rows(self._rows, exact_rows(self._weights).sqrt())
-
-
-def _solve(products: Tensor, ridge: float, targets: Tensor, *, positive: bool) -> Tensor:
-    """Return `(products + ridge I)^-1 targets`; products is overwritten. By Cholesky if positive but for rounding."""
+def _solve(products: Tensor, ridge: float, targets: Tensor) -> Tensor:
+    """Return `(products + ridge I)^-1 targets`; products is overwritten."""
     products.diagonal().add_(ridge)
-    if positive:
-        root, failure = torch.linalg.cholesky_ex(products)
-        if not int(failure):
-            return torch.cholesky_solve(targets, root)
     solution: Tensor = torch.linalg.solve(products, targets)
     return solution
 

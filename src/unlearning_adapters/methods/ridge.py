@@ -15,8 +15,9 @@ from unlearning_adapters.errors import ConceptError, ConfigError
 
 from .factors import leading_rows, oblique
 from .method import Method, Range
-from .refusal import SharedGram, distinct_rows, exact_rows, landing_vector, refusal_vector, ridge_solve, scaled_rows
+from .refusal import distinct_rows, exact_rows, landing_vector, refusal_vector, ridge_solve, scaled_rows
 from .rows import GroupRows
+from .shared_moment import SharedMoment
 
 # A neutral prompt that shows the concept in other words makes a read know it by what stands in its place, the other way
 # round, and an edit would turn that into the concept. Part of the concept that may be read there, at strength 1, and
@@ -35,7 +36,7 @@ def ridge_direction(
     weights: Tensor | None = None,
     landing: Tensor | None = None,
     further: Tensor | None = None,
-    shared: SharedGram | None = None,
+    shared: SharedMoment | None = None,
 ) -> Direction:
     """Return the direction that writes the refusal vector where, and only where, it is read (the default method).
 
@@ -61,7 +62,7 @@ def ridge_direction(
         landing: What to write in place of r (`landing_vector`), shape (features,); None takes r.
         further: Further writes, such as the differences of pairs that r does not know, shape (k, features); they come
             last, and are solved jointly with the others.
-        shared: Products of the first rows and their `weights`, for many directions beside the same rows.
+        shared: Further rows, whose moment many directions have in common; `rows` need `weights` then.
 
     Returns:
         Oblique direction with `read @ write.T` the identity; its first row writes `landing`.
@@ -85,27 +86,34 @@ def ridge_direction(
         write = torch.cat([write, rest * write.norm()])
     if further is not None:
         write = torch.cat([write, exact_rows(further).to(write.device)])
-    moment = _moment_rows(rows, weights)
-    factor = 1.0 if weights is None else 1 / float(weights.sum())
-    solution = ridge_solve(moment, write, epsilon * float(moment.square().sum()) / moment.shape[1], shared, factor)
+    moment = _moment_rows(rows, weights, shared)
+    squares = _sum_of_squares(moment, shared)
+    ridge = epsilon * squares / moment.shape[1]
+    solution = ridge_solve(moment, write, ridge) if shared is None else shared.solve(write, moment, ridge)
     if landing is not None:
         write = torch.cat([exact_rows(landing).to(write.device)[None], write[1:]])
     return oblique(torch.linalg.solve(solution @ write.T, solution), write, r.device)
 
 
-def _moment_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
-    """Return rows X with `X^T X` the uncentred second moment."""
+def _moment_rows(rows: Tensor, weights: Tensor | None, shared: SharedMoment | None) -> Tensor:
+    """Return rows X with `X^T X` their uncentred second moment, beside a shared one the sum and not the mean."""
     if weights is None:
         rows = distinct_rows(exact_rows(rows))
         weights = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
     share = exact_rows(weights)
-    moment = scaled_rows(rows, (share / share.sum()).sqrt())
-    if not len(rows) or not float(moment.square().sum()) > 0:
+    return scaled_rows(rows, (share / (share.sum() if shared is None else 1)).sqrt())
+
+
+def _sum_of_squares(moment: Tensor, shared: SharedMoment | None) -> float:
+    """Return the trace of the whole moment, or raise `ConceptError` if it is zero."""
+    squares = float(moment.square().sum()) + (0.0 if shared is None else shared.trace)
+    if not squares > 0:
+        count = len(moment) + (0 if shared is None else shared.count)
         raise ConceptError(
-            f"Expected neutral or safe activations that are not all zero, but got {len(rows)} distinct rows: "
+            f"Expected neutral or safe activations that are not all zero, but got {count} distinct rows: "
             "check that the sites read the prompt, and give the concept neutral prompts."
         )
-    return moment
+    return squares
 
 
 def protected_rows(rows: GroupRows) -> tuple[Tensor, Tensor]:
@@ -114,14 +122,20 @@ def protected_rows(rows: GroupRows) -> tuple[Tensor, Tensor]:
     A row that several prompts read weighs as many, and the rows of guidance together as much as all others, since a
     guided model reads them at every step. At sites that read no text, equal rows count once.
     """
-    (neutral, counts), safe = rows.neutral.counted, torch.cat(rows.safe)
+    neutral, counts = rows.neutral.counted
     if rows.kind != "text":
-        equal = distinct_rows(torch.cat([neutral, *rows.neutral.guidance, safe]))
+        equal = distinct_rows(torch.cat([neutral, *rows.neutral.guidance, *rows.safe]))
         return equal, torch.ones(len(equal), dtype=torch.float64, device=equal.device)
-    prompts = torch.cat([counts, torch.ones(len(safe), dtype=torch.float64, device=counts.device)])
-    guidance = torch.cat([neutral[:0], *rows.neutral.guidance])
-    share = prompts.sum() / max(1, len(guidance))
-    return torch.cat([neutral, safe, guidance]), torch.cat([prompts, share.expand(len(guidance))])
+    others, weights = _beside_neutral(rows)
+    return torch.cat([neutral, others]), torch.cat([counts, weights])
+
+
+def _beside_neutral(rows: GroupRows) -> tuple[Tensor, Tensor]:
+    """Return the protected rows of text sites that are not those of neutral prompts: safe sides, then guidance."""
+    counts, safe = rows.neutral.counted[1], torch.cat(rows.safe)
+    guidance = torch.cat([safe[:0], *rows.neutral.guidance])
+    share = (counts.sum() + len(safe)) / max(1, len(guidance))
+    return torch.cat([safe, guidance]), torch.cat([counts.new_ones(len(safe)), share.expand(len(guidance))])
 
 
 def _find(rows: GroupRows, config: BuildConfig, _generator: torch.Generator) -> Direction:
@@ -142,10 +156,10 @@ def _find_with_extra_rows(rows: GroupRows, config: BuildConfig, outliers: Sequen
         landing = landing_vector(by_pair)
     differences = rows.token_differences() if config.rank > 1 else None
     counterparts = torch.stack([item.counterpart for item in concepts])
-    protected = protected_rows(rows)
-    shared = rows.neutral.gram if rows.kind == "text" and len(rows.neutral.counted[0]) else None
+    shared = rows.neutral.moment if rows.kind == "text" else None
+    protected = protected_rows(rows) if shared is None else _beside_neutral(rows)
     for share in (0.0, *HELD):
-        moment, weights = _with_share(*protected, counterparts, share)
+        moment, weights = _with_share(*protected, counterparts, share, 0.0 if shared is None else shared.weight)
         direction = ridge_direction(
             r,
             moment,
@@ -165,11 +179,11 @@ def _find_with_extra_rows(rows: GroupRows, config: BuildConfig, outliers: Sequen
     return direction
 
 
-def _with_share(rows: Tensor, weights: Tensor, more: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Return rows and weights with further rows that together have a share of all weight."""
+def _with_share(rows: Tensor, weights: Tensor, more: Tensor, share: float, others: float) -> tuple[Tensor, Tensor]:
+    """Return rows and weights with further rows that together have a share of all weight, that of others included."""
     if not share:
         return rows, weights
-    each = weights.sum() * share / (1 - share) / len(more)
+    each = (others + weights.sum()) * share / (1 - share) / len(more)
     return torch.cat([rows, more]), torch.cat([weights, each.expand(len(more))])
 
 

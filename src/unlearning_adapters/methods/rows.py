@@ -7,7 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .refusal import ConceptRows, SharedGram, concept_rows, counted_rows, token_differences
+from .refusal import ConceptRows, concept_rows, counted_rows, token_differences
+from .shared_moment import SharedMoment
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +50,20 @@ class NeutralRows:
         """Rows of all neutral prompts and those of guidance, shape (rows, features)."""
         return torch.cat([*self.prompts, *self.guidance])
 
+    def same_tensors(self, other: "NeutralRows") -> bool:
+        """Whether the rows of another are these very tensors."""
+        mine, others = ((rows.prompts, rows.guidance) for rows in (self, other))
+        return [list(map(id, part)) for part in mine] == [list(map(id, part)) for part in others]
+
     @cached_property
     def counted(self) -> tuple[Tensor, Tensor]:
         """The distinct rows of the neutral prompts, and how often each of them is read, shape (rows,)."""
         return counted_rows(torch.cat(self.prompts))
 
     @cached_property
-    def gram(self) -> SharedGram:
-        """Products of these rows, weighted by how often they are read, for all solves of a build."""
-        return SharedGram(*self.counted)
+    def moment(self) -> SharedMoment | None:
+        """Second moment of these rows, weighted by how often they are read, for all solves; None without a row."""
+        return SharedMoment(*self.counted) if len(self.counted[0]) else None
 
 
 @dataclass(frozen=True, eq=False)

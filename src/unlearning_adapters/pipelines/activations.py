@@ -22,7 +22,7 @@ from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRu
 
 from .hooks import count_calls, is_finite, on_input, place_of, rows_at
 from .not_finite import explain_not_finite
-from .sites import Site, denoisers, site_module
+from .sites import Site, denoisers, site_modules
 from .spacing import evenly_spaced
 from .text_padding import padding_once, without_padding
 
@@ -178,7 +178,7 @@ class _Taps:
         padded: bool,
     ) -> None:
         networks = denoisers(run.pipe)
-        self.modules = {site.name: site_module(run.pipe, site.name) for site in sites}
+        self.modules = site_modules(run.pipe, [site.name for site in sites])
         self.pipe, self.guided = run.pipe, run.guided
         self.networks = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
         self.sites, self.needed, self.max_rows = sites, needed, max_rows

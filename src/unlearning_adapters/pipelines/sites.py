@@ -4,7 +4,7 @@ Names alone lie: `add_k_proj` reads text in HunyuanVideo, an image in Wan and th
 found by how the modules are built, with short tables of exceptions.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -136,8 +136,17 @@ def site_module(pipe: Any, site_name: str) -> nn.Module:
     Raises:
         SiteError: If the pipeline has no such layer.
     """
-    component, _, path = site_name.partition(".")
+    return site_modules(pipe, [site_name])[site_name]
+
+
+def site_modules(pipe: Any, site_names: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the layers at several sites, by name, as `site_module`; diffusers lists the components for all at once."""
     networks = denoisers(pipe)
+    return {name: _module_at(pipe, networks, name) for name in site_names}
+
+
+def _module_at(pipe: Any, networks: Mapping[str, nn.Module], site_name: str) -> nn.Module:
+    component, _, path = site_name.partition(".")
     if component not in networks:
         raise SiteError(
             f"Site {site_name!r} names the component {component!r}, but {type(pipe).__name__} has the denoisers "

@@ -16,6 +16,7 @@ from unlearning_adapters.attacks.budget import Budget
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import Concept, load_concept, save_concept
 from unlearning_adapters.config import BuildConfig
+from unlearning_adapters.shapeworld.models.generate import GENERATION
 
 Outcome = tuple[int, str, str]
 Unlearn = Callable[..., Outcome]
@@ -68,6 +69,7 @@ def test_each_result_says_how_it_was_made_and_is_made_again(
     name: str, place: Path, tmp_path: Path, unlearn: Unlearn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(budget.BUDGETS, "small", TINY)
+    monkeypatch.setitem(GENERATION, "num_inference_steps", 6)  # of the demo: half of what takes the time
     words = [*command(name, place), "-o", str(tmp_path / "first")]
     code, _, error = unlearn(*words)
     assert code == 0, error
