@@ -69,7 +69,8 @@ class BuildConfig:
         scope: What is forgotten: what prompts and pictures say ("word"), or also what the model draws of itself where
             they leave it open ("concept"). The latter adds directions at video tokens, from clips of the pairs.
         soft_prompts: With the scope "concept", number of soft prompts that are learned against the edit, one after the
-            other, and erased as well, 0 to 32. Each costs about as much as STEPS.
+            other, and erased as well, 0 to 32. Each takes 200 training steps of the denoiser, with a gradient of the
+            soft prompt alone.
         blocks: Indices of the transformer blocks whose sites are used; None uses all.
         block_strengths: Factor of the strength in a block, 0 to 4, by the index of the block; other blocks
             take 1. Strength and factor together are at most 4. None takes 1 everywhere.

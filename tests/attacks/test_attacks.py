@@ -19,14 +19,7 @@ from unlearning_adapters.attacks.kinds.stacked import stacked
 from unlearning_adapters.attacks.kinds.tampering import int8_round_trip, subtract_edit, tampering
 from unlearning_adapters.attacks.kinds.video_start import noised, video_start
 from unlearning_adapters.attacks.run import examples_of, run_attacks
-from unlearning_adapters.attacks.subject import (
-    AttackPoint,
-    ClipVerdict,
-    Subject,
-    check_embeds,
-    one_denoiser,
-    plain_copy,
-)
+from unlearning_adapters.attacks.subject import AttackPoint, ClipVerdict, Subject, plain_copy
 from unlearning_adapters.attacks.target import Examples, Target, target_of, world_target
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import load_concept
@@ -37,6 +30,8 @@ from unlearning_adapters.evaluation.arms.arm import adapter_arm
 from unlearning_adapters.evaluation.detectors.detector import Detector, as_detectors
 from unlearning_adapters.evaluation.suites.shapeworld import SHAPEWORLD
 from unlearning_adapters.evaluation.suites.suite import EvaluationPrompt, PromptSet, Suite
+from unlearning_adapters.pipelines.running.denoising_loss import Denoising, denoising_of, one_denoiser
+from unlearning_adapters.pipelines.running.text_embeds import append, check_embeds, place_for, replace_last
 from unlearning_adapters.runtime.verbs import (
     get_active_unlearning_adapters,
     load_unlearning_adapter,
@@ -275,11 +270,11 @@ def test_learned_vectors_take_the_place_of_padding(base: Subject, monkeypatch: p
     """Else they follow the words: where prompts are as long as their words there is nothing to replace."""
     texts, vectors = ["a circle", "a blue circle moves left"], torch.ones(2, 128)
     embeds = base.encode(texts)
-    placed = place_for(base.pipe, texts, 2)(embeds, vectors)
+    placed = place_for(base.pipe, texts, 2, base.call)(embeds, vectors)
     assert placed.shape == embeds.shape and torch.equal(placed[:, :-2], embeds[:, :-2])
     assert torch.equal(placed[:, -2:], vectors.expand(2, 2, 128)) and not embeds[:, -2:].any()
     with pytest.raises(DenoiserError, match="which leaves no room for 30 learned ones. Take fewer, or raise"):
-        place_for(base.pipe, texts, 30)
+        place_for(base.pipe, texts, 30, base.call)
     monkeypatch.setattr(
         "unlearning_adapters.pipelines.running.text_embeds.encode_texts",
         lambda _pipe, found, _call: torch.zeros(len(found), 1 + len(found[0]), 128),

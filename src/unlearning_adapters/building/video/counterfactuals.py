@@ -24,7 +24,7 @@ from unlearning_adapters.pipelines.sites import denoisers
 from .moments import VideoMoments
 from .scenes import Scenes, few_levels, find_scenes, more, spread
 from .sites import find_video_sites
-from .soft_prompts import soft_scenes
+from .soft_prompts import check_learns, soft_scenes
 
 # Part of the difference that each site reads, at most. What passes a site is read again by the next ones, so that a
 # quarter at each leaves little (docs/maths.md 7).
@@ -75,10 +75,13 @@ def video_directions(
 
     Raises:
         ConceptError: If the clips of both sides are the same for all pairs, or given clips have another size.
-        DenoiserError: If the pipeline has no scheduler with steps, or given clips cannot be encoded by its VAE.
+        DenoiserError: If the pipeline has no scheduler with steps, if given clips cannot be encoded by its VAE, or if
+            no soft prompt can be learned through its denoiser.
         SiteError: If the denoiser has no layer that reads video tokens.
     """
     sites = find_video_sites(pipe, config.blocks)
+    if config.soft_prompts:
+        check_learns(pipe)
     moments = VideoMoments(pipe, sites)
     with tqdm(total=0, desc="Counterfactuals", unit="clip", disable=not progress) as bar:
         twins, neutral = find_scenes(pipe, concept, pairs, config, call_kwargs, clips, bar)
@@ -94,7 +97,7 @@ def video_directions(
             edit = {name: replace(one, write=strength * one.gain * one.write) for name, one in text.items()}
             edit.update(_solved(moments, config))
             seed = config.seed + 100 * (index + 1)
-            found = soft_scenes(pipe, twins.latents[:, 0, 0], twins.words, edit, seed, call_kwargs)
+            found = soft_scenes(pipe, twins.latents[:, 0, 0], twins.words, edit, seed, call_kwargs, progress)
             _read(pipe, found, config, call_kwargs, moments, bar)
     directions = _solved(moments, config)
     edit_sites = [site for site in sites if site.name in directions]

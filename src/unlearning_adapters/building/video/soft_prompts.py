@@ -15,9 +15,10 @@ from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.pipelines.hooks import before_calls
 from unlearning_adapters.pipelines.running.clean_latents import clean_latents
 from unlearning_adapters.pipelines.running.compiling import any_compiled, eager
+from unlearning_adapters.pipelines.running.denoising_loss import one_denoiser
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
 from unlearning_adapters.pipelines.running.soft_prompt import Learning, learn_soft_prompt
-from unlearning_adapters.pipelines.running.text_embeds import encode_texts, place_for
+from unlearning_adapters.pipelines.running.text_embeds import check_embeds, encode_texts, place_for
 from unlearning_adapters.pipelines.sites import site_module
 
 from .scenes import Scenes, rough
@@ -27,6 +28,12 @@ STEPS = 200
 CLIPS = 10  # under each soft prompt
 
 
+def check_learns(pipe: Any) -> None:
+    """Raise `DenoiserError` if no soft prompt can be learned through a pipeline's denoiser."""
+    one_denoiser(pipe)
+    check_embeds(pipe)
+
+
 def soft_scenes(
     pipe: Any,
     shown: Tensor,
@@ -34,6 +41,7 @@ def soft_scenes(
     edit: Mapping[str, Direction],
     seed: int,
     call_kwargs: Mapping[str, Any] | None,
+    progress: bool = False,
 ) -> Scenes:
     """Return clips of the edited pipeline with a soft prompt learned against it, beside those without it.
 
@@ -44,6 +52,7 @@ def soft_scenes(
         edit: The edit of each site, by name, with its strength in `write`.
         seed: Seed of the soft prompt and of the clips.
         call_kwargs: Arguments of the pipeline's call.
+        progress: Whether to show a progress bar.
 
     Returns:
         Scenes of two copies: a clip with the soft prompt, and one of the same noise without it, as which it must be
@@ -55,7 +64,7 @@ def soft_scenes(
     call = dict(call_kwargs or {})
     run = PartialRun(pipe, rough(pipe, call_kwargs), any_video=False, own_guidance=True)
     with edited(pipe, edit):
-        vectors, _ = learn_soft_prompt(pipe, call, shown, texts, Learning(VECTORS, STEPS, len(texts), seed))
+        vectors, _ = learn_soft_prompt(pipe, call, shown, texts, Learning(VECTORS, STEPS, len(texts), seed), progress)
         behind = place_for(pipe, texts, VECTORS, call)
         plain = encode_texts(pipe, texts, call)
         silent = plain if behind(plain, vectors).shape == plain.shape else behind(plain, torch.zeros_like(vectors))

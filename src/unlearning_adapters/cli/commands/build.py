@@ -34,6 +34,12 @@ def site_names(text: str) -> str | tuple[str, ...]:
     type=click.Choice(["word", "concept"]),
     help="what prompts say, or also what the model draws where they leave it open (default: word)",
 )
+@click.option(
+    "--soft-prompts",
+    type=int,
+    metavar="N",
+    help="with --scope concept: learn N soft prompts against the edit and erase them as well (default: 0)",
+)
 @click.option("--method", type=click.Choice(METHODS), help="how directions are found (default: ridge)")
 @options.strength("part of the direction that is removed (default: calibrated on the pairs)")
 @click.option("--rank", type=int, help="directions per site (default: 1)")

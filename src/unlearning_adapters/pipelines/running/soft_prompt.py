@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .denoising_loss import denoising_of, pick
 from .text_embeds import encode_texts, place_for
@@ -36,7 +37,7 @@ class Learning:
 
 
 def learn_soft_prompt(
-    pipe: Any, call: Mapping[str, Any], clean: Tensor, texts: Sequence[str], learning: Learning
+    pipe: Any, call: Mapping[str, Any], clean: Tensor, texts: Sequence[str], learning: Learning, progress: bool = False
 ) -> tuple[Tensor, list[float]]:
     """Return vectors of shape (tokens, width) and the loss before each step; no vectors with 0 steps.
 
@@ -46,6 +47,7 @@ def learn_soft_prompt(
         clean: Clean latents of clips of the concept, shape (clips, ...).
         texts: A prompt for each clip that does not name the concept.
         learning: What may be spent.
+        progress: Whether to show a progress bar.
 
     Raises:
         DenoiserError: If the denoiser cannot be trained through, or a prompt leaves no room for the vectors.
@@ -61,7 +63,7 @@ def learn_soft_prompt(
     vectors = (words.mean(0) + SPREAD * words.std() * start).requires_grad_()
     optimizer = torch.optim.Adam([vectors], lr=RATE * float(words.std()))
     losses: list[float] = []
-    for _ in range(learning.steps):
+    for _ in tqdm(range(learning.steps), desc="Soft prompt", unit="step", disable=not progress):
         index = pick(len(clean), learning.batch, generator)
         with torch.enable_grad():
             loss = denoising.loss(clean[index].to(embeds.device), place(embeds[index], vectors), generator)
