@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,9 @@ ARMS: dict[str, ua.BuildConfig | None] = {
 }
 
 
-def draw_sets(value: str, clips: int) -> dict[str, list[LabelledPrompt]]:
+def draw_sets(value: str, clips: int, seed: int = SEED) -> dict[str, list[LabelledPrompt]]:
     """Return prompts that leave the value's factor open, that name the value, by other words, and of its neighbours."""
-    target, factor = world_target(value, clips, SEED), find_factor(value)
+    target, factor = world_target(value, clips, seed), find_factor(value)
     kinds = {
         "open": target.open_prompts,
         "named": target.named[: clips // 6],
@@ -57,7 +58,7 @@ def draw_sets(value: str, clips: int) -> dict[str, list[LabelledPrompt]]:
     sets = {
         kind: [LabelledPrompt(one.text, {factor: value}, one.seed) for one in items] for kind, items in kinds.items()
     }
-    return {**sets, NEIGHBOURS: neighbour_prompts(clips // 3, SEED + 1, value)}
+    return {**sets, NEIGHBOURS: neighbour_prompts(clips // 3, seed + 1, value)}
 
 
 def open_rates(value: str, seen: Sequence[Sample], clips: Sequence[Any], base: dict[str, Any]) -> dict[str, Any]:
@@ -114,10 +115,14 @@ def drift(clips: Sequence[Any], base: Sequence[Any]) -> float:
     return float(np.mean([np.square((one.astype(float) - other) / 255).mean() for one, other in pairs]))
 
 
-def look(pipe: Any, value: str, sets: Sets, kinds: Sequence[str], label: str) -> dict[str, Any]:
-    """Return the clips of some kinds of prompts, and what each shows."""
+def look(
+    pipe: Any, value: str, sets: Sets, kinds: Sequence[str], label: str, call: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the clips of some kinds of prompts, and what each shows; `call` has further arguments of the pipeline."""
     asked = {kind: sets[kind] for kind in kinds if sets[kind]}
-    found = measure(pipe, suite_of(pipe, value, asked), [shapes()], progress=label)
+    suite = suite_of(pipe, value, asked)
+    suite = replace(suite, generation={**suite.generation, **(call or {})})
+    found = measure(pipe, suite, [shapes()], progress=label)
     ends = list(accumulate(len(prompts) for prompts in asked.values()))
     places = {kind: slice(end - len(asked[kind]), end) for kind, end in zip(asked, ends, strict=True)}
     return {
@@ -175,21 +180,27 @@ def table(results: dict[str, Any]) -> str:
         groups = {"all": list(concepts)} | {value: [value] for value in concepts}
         for label, values in groups.items():
             for arm in ARMS:
-                rows.append(row(model, label, arm, [concepts[value][arm] for value in values]))
+                name = f"{label} (tuned on)" if label in TUNED else label
+                rows.append(row((model, name, arm), [concepts[value][arm] for value in values]))
     return markdown_table(head, rows)
 
 
-def row(model: str, label: str, arm: str, items: Sequence[dict[str, Any]]) -> list[str]:
+def row(
+    labels: Sequence[str],
+    items: Sequence[dict[str, Any]],
+    columns: Sequence[str] = COLUMNS,
+    numbers: Sequence[str] = NUMBERS,
+) -> list[str]:
     """Return one row: rates with 95 % Wilson intervals over all clips, means of the numbers."""
-    cells = [model, f"{label} (tuned on)" if label in TUNED else label, arm]
-    for key in COLUMNS:
+    cells = list(labels)
+    for key in columns:
         found = [item[key] for item in items if key in item]
         pooled = Rate(sum(item["hits"] for item in found), sum(item["count"] for item in found)) if found else None
         cells.append("" if pooled is None else cell(pooled))
-    for key in NUMBERS:
-        numbers = [item[key] for item in items if key in item]
-        worst = min(numbers) if key == "worst neighbour" and numbers else None
-        cells.append("" if not numbers else f"{np.mean(numbers) if worst is None else worst:.4f}")
+    for key in numbers:
+        values = [item[key] for item in items if key in item]
+        worst = min(values) if key == "worst neighbour" and values else None
+        cells.append("" if not values else f"{np.mean(values) if worst is None else worst:.4f}")
     instead = Counter[str]()
     for item in items:
         instead.update(item["instead"])

@@ -25,7 +25,7 @@ from unlearning_adapters.errors import ConceptError, ConfigError, DenoiserError
 from unlearning_adapters.pipelines.activations import check_no_cache
 from unlearning_adapters.pipelines.running.denoiser_calls import Call, predictions, record_calls, text_of, with_text
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
-from unlearning_adapters.pipelines.sites import denoisers
+from unlearning_adapters.pipelines.sites import Site, denoisers
 
 from .site_lora import SiteLora, start_lora
 
@@ -85,6 +85,7 @@ def train_esd(
     concept: Concept,
     settings: EsdSettings = EsdSettings(),  # noqa: B008 - frozen
     *,
+    sites: Sequence[Site] | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> SiteLora:
@@ -94,6 +95,7 @@ def train_esd(
         pipe: A diffusers pipeline.
         concept: What is to be forgotten; `esd_prompts` says which prompts are taken.
         settings: How.
+        sites: Layers that the LoRA acts on; None takes those at which a builder edits text.
         call_kwargs: Further arguments of the pipeline's call, such as {"height": 480}.
         progress: Whether to show a progress bar.
 
@@ -105,7 +107,7 @@ def train_esd(
         ConfigError: If `call_kwargs` has an argument that the pipeline lacks.
         DenoiserError: If the pipeline has no denoiser, its cache skips blocks, or the training diverged.
     """
-    training = _EsdTraining(pipe, concept, settings, dict(call_kwargs or {}))
+    training = _EsdTraining(pipe, concept, settings, sites, dict(call_kwargs or {}))
     lora = training.lora
     optimizer = torch.optim.Adam(lora.parameters, lr=settings.learning_rate)
     parameters = [parameter for network in training.networks.values() for parameter in network.parameters()]
@@ -135,7 +137,9 @@ def train_esd(
 class _EsdTraining:
     """What stays the same while a LoRA is trained, and the source of all chance."""
 
-    def __init__(self, pipe: Any, concept: Concept, settings: EsdSettings, call: dict[str, Any]) -> None:
+    def __init__(
+        self, pipe: Any, concept: Concept, settings: EsdSettings, sites: Sequence[Site] | None, call: dict[str, Any]
+    ) -> None:
         self.pipe, self.settings, self.networks = pipe, settings, denoisers(pipe)
         check_no_cache(self.networks, settings.denoising_steps)
         self.run = PartialRun(pipe, call, any_video=False)
@@ -150,7 +154,8 @@ class _EsdTraining:
         self.calls = self.run.arguments.get("num_inference_steps") or settings.denoising_steps
         pictured = self.run.image is not None and any(picture is not None for _, picture in self.asked)
         self.size = 1 if self.run.one_by_one or pictured else settings.batch_size
-        sites = select_sites(pipe, concept, concept.pairs[:DEFAULT_PAIRS], BuildConfig(sites="text"), call)
+        if sites is None:
+            sites = select_sites(pipe, concept, concept.pairs[:DEFAULT_PAIRS], BuildConfig(sites="text"), call)
         self.lora = start_lora(pipe, sites, settings.rank, settings.seed)
         self.generator = torch.Generator("cpu").manual_seed(settings.seed)
         self.order: list[int] = []
