@@ -22,7 +22,7 @@ import unlearning_adapters as ua
 from unlearning_adapters.adapter.direction import Direction
 from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.building.inputs import record_inputs
-from unlearning_adapters.building.video_sites import find_video_sites
+from unlearning_adapters.building.video.sites import find_video_sites
 from unlearning_adapters.evaluation.arms.arm import adapter_arm
 from unlearning_adapters.evaluation.comparison.esd import EsdSettings, train_esd
 from unlearning_adapters.methods.registry import find_direction

@@ -9,8 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import unlearning_adapters as ua
-from unlearning_adapters.building.scenes import Scenes, few_levels, find_scenes
-from unlearning_adapters.building.video_sites import find_video_sites
+from unlearning_adapters.building.video.scenes import Scenes, few_levels, find_scenes
+from unlearning_adapters.building.video.sites import find_video_sites
 from unlearning_adapters.config import DEFAULT_PAIRS
 from unlearning_adapters.methods.rows import GroupRows, NeutralRows, Sides
 from unlearning_adapters.pipelines.hooks import after_calls, on_input

@@ -1,9 +1,13 @@
 """Rounds against soft prompts: what acts while they are learned, what is read of them, and what a build makes of it."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from cases.t5 import SIZE, make_cogvideox
+from cases.unet import make_zeroscope
 from planted_words import CONCEPT, planted_pipeline
-from tiny import CALL, tiny_wan_pipeline
+from tiny import CALL, tiny_wan_image_pipeline, tiny_wan_pipeline
 from torch import Tensor
 from traces import count_hooks, plain_state
 
@@ -71,7 +75,7 @@ def test_text_embeddings_make_the_clips_of_their_prompts(pipe):
 
 def test_scenes_are_clips_with_and_without_the_soft_prompt_and_those_without_read_with_it(pipe, adapter, few_steps):
     run = PartialRun(pipe, FOUR, any_video=False, own_guidance=True)
-    shown = clean_latents(run, ["a red ball", "a tall red tree"], [1, 2])[:, 0]
+    shown = clean_latents(run, ["a red ball", "a tall red tree"], [1, 2])
     scenes = soft_scenes(pipe, shown, TEXTS, edit_of(adapter), 7, FOUR)
     assert scenes.latents.shape[:2] == (2 * CLIPS, 2) and isinstance(scenes.prompts, Tensor)
     with_it, without = scenes.latents[:CLIPS].unbind(1)
@@ -105,6 +109,27 @@ def test_a_build_reads_what_soft_prompts_show_and_leaves_no_trace(pipe, adapter,
     assert all(parameter.grad is None for parameter in pipe.transformer.parameters())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "call"),
+    [
+        (make_cogvideox, {**SIZE, "num_inference_steps": 4}),
+        (make_zeroscope, {"height": 32, "width": 32, "num_frames": 2, "num_inference_steps": 4}),
+    ],
+)
+def test_joint_blocks_and_a_unet_that_steps_frames_are_built(make, call, few_steps):
+    with pytest.warns() if make is make_zeroscope else nullcontext():
+        adapter = build_adapter(
+            make(), CONCEPT, BuildConfig(scope="concept", soft_prompts=1, pairs=2), progress=False, call_kwargs=call
+        )
+    assert adapter.additive
+
+
+def test_a_denoiser_that_reads_a_picture_beside_the_latents_is_refused(few_steps):
+    with pytest.raises(DenoiserError, match="WanImageToVideoPipeline gives its denoiser latents of shape"):
+        build(tiny_wan_image_pipeline(), soft_prompts=1)
+
+
 def test_what_no_soft_prompt_can_be_learned_for_is_refused_before_the_work(monkeypatch):
     pipe = tiny_wan_pipeline(two_denoisers=True)
     monkeypatch.setattr("unlearning_adapters.building.video.counterfactuals.find_scenes", None)
@@ -113,9 +138,7 @@ def test_what_no_soft_prompt_can_be_learned_for_is_refused_before_the_work(monke
 
 
 def test_soft_prompts_go_with_the_scope_concept_alone():
-    with pytest.raises(
-        ConfigError, match="erased with scope=\"concept\" alone, but the scope is 'word'"
-    ):
+    with pytest.raises(ConfigError, match="erased with scope=\"concept\" alone, but the scope is 'word'"):
         BuildConfig(soft_prompts=1)
     with pytest.raises(ConfigError, match="Expected `soft_prompts` to be an integer from 0 to 32, but got -1"):
         BuildConfig(scope="concept", soft_prompts=-1)

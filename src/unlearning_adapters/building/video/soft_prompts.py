@@ -47,7 +47,7 @@ def soft_scenes(
 
     Args:
         pipe: A diffusers pipeline with one denoiser, not edited yet.
-        shown: Clean latents of clips of the concept, shape (clips, ...), from which the soft prompt is learned.
+        shown: Clean latents of clips of the concept, shape (clips, parts, ...), from which the soft prompt is learned.
         texts: For each clip the words of its scene without the concept.
         edit: The edit of each site, by name, with its strength in `write`.
         seed: Seed of the soft prompt and of the clips.
@@ -63,6 +63,8 @@ def soft_scenes(
     """
     call = dict(call_kwargs or {})
     run = PartialRun(pipe, rough(pipe, call_kwargs), any_video=False, own_guidance=True)
+    # A pipeline that steps frames as parts of the batch gives them to its denoiser as one clip, behind the channels.
+    shown = shown[:, 0] if shown.shape[1] == 1 else shown.transpose(1, 2)
     with edited(pipe, edit):
         vectors, _ = learn_soft_prompt(pipe, call, shown, texts, Learning(VECTORS, STEPS, len(texts), seed), progress)
         behind = place_for(pipe, texts, VECTORS, call)
