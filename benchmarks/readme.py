@@ -25,6 +25,9 @@ python -m benchmarks.readme                 # this page and its plots, from resu
 python -m benchmarks.erasure                # what is forgotten and what is kept, about 6 minutes
 python -m benchmarks.concept                # what models draw where prompts leave the concept open
 python -m benchmarks.concept_settings       # the same at other guidance and steps, and stacked
+python -m benchmarks.concept_rivals         # other edits, steering and prompts in its place
+python -m benchmarks.concept_attacks        # all attacks on it; some ten minutes per concept
+python -m benchmarks.soft_prompts           # rounds against soft prompts, three attacks each
 python -m benchmarks.models                 # nine concepts on each ShapeWorld model, three stacked, beside UCE
 python -m benchmarks.language               # nine concepts in real language
 python -m benchmarks.packs                  # what a text encoder's reads make of the shipped concepts, about a minute
