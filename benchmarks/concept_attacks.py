@@ -1,8 +1,8 @@
 """Attack concept-scope adapters with the medium budget: python -m benchmarks.concept_attacks [--only MODEL/VALUE ...].
 
-Writes benchmarks/concept-attacks.json and .md; what is known is not run again. All attacks of `unlearn attack`, on one
-concept per factor and model, with default settings and the adapter fused. There is one gold model, of red: how a model
-that never saw the other concepts withstands the attacks is not known.
+Writes benchmarks/concept-attacks.json and .md; what is known is not run again. One concept per factor and model, with
+default settings and the adapter fused. Other guidance and stacks are in benchmarks.concept_settings. There is one gold
+model, of red: how a model that never saw the other concepts withstands the attacks is not known.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 import unlearning_adapters as ua
 from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.attacks.run import cell, run_attacks
-from unlearning_adapters.attacks.target import Target, world_target
+from unlearning_adapters.attacks.target import world_target
 from unlearning_adapters.evaluation.detectors.shapes import shapes
 from unlearning_adapters.shapeworld.models.generate import generation_of
 
@@ -23,11 +23,11 @@ from .worlds import markdown_table
 FILE = Path(__file__).parent / "concept-attacks.json"
 PROMPTS = 24  # of each kind, as the medium budget takes
 GOLD = {"shapeworld/red": "shapeworld-without-red"}
-SECOND = {"red": "circle", "green": "circle", "square": "blue", "right": "blue"}  # erased beside it, in a stack
+ATTACKS = ("paraphrase", "seeds", "soft-prompt", "resurrection", "video", "together")
 CASES = (
     "shapeworld/red",
-    "shapeworld-cogvideox/green",
     "shapeworld/square",
+    "shapeworld-cogvideox/green",
     "shapeworld/right",
     "shapeworld-cogvideox/square",
     "shapeworld-cogvideox/right",
@@ -43,16 +43,11 @@ def attack_case(case: str) -> dict[str, Any]:
     pipe = open_model(model)
     call = generation_of(pipe)
 
-    def built(name: str) -> tuple[ua.UnlearningAdapter, Target]:
-        concept, config = ua.load_concept(f"shapeworld-{name}"), ua.BuildConfig(scope="concept")
-        adapter = ua.build_adapter(pipe, concept, config, progress=False, call_kwargs=call)
-        return adapter, world_target(name, PROMPTS)
-
-    adapter, target = built(value)
+    concept, config = ua.load_concept(f"shapeworld-{value}"), ua.BuildConfig(scope="concept")
+    adapter = ua.build_adapter(pipe, concept, config, progress=False, call_kwargs=call)
     gold = open_model(GOLD[case]) if case in GOLD else None
-    second = built(SECOND[value])
     return run_attacks(
-        pipe, adapter, target, (shapes(),), budget="medium", gold=gold, second=second, call=call, batch=8
+        pipe, adapter, world_target(value, PROMPTS), (shapes(),), ATTACKS, "medium", gold=gold, call=call, batch=8
     )
 
 
