@@ -24,7 +24,7 @@ from unlearning_adapters.attacks.target import Examples, Target, target_of, worl
 from unlearning_adapters.building.build import build_adapter
 from unlearning_adapters.concepts.concept import load_concept
 from unlearning_adapters.config import BuildConfig
-from unlearning_adapters.errors import DenoiserError, EvaluationError
+from unlearning_adapters.errors import DenoiserError, EvaluationError, FuseError
 from unlearning_adapters.evaluation.arms import observe
 from unlearning_adapters.evaluation.arms.arm import adapter_arm
 from unlearning_adapters.evaluation.detectors.detector import Detector, as_detectors
@@ -392,6 +392,20 @@ def test_a_stack_erases_both_and_is_taken_off(
     assert torch.equal(latents(edited, target.named), plain)
     with pytest.raises(EvaluationError, match="no second adapter to stack"):
         stacked(edited, target, examples, FEW)
+
+
+def test_a_stack_that_no_edit_of_the_input_completes_is_fused_together(
+    pipe: Any, base: Subject, edited: Subject, target: Target, examples: Examples
+) -> None:
+    """Two edits of red that are added: what one removes nearly whole no input brings back for the other."""
+    again = build_adapter(base.pipe, load_concept("shapeworld-red"), BuildConfig(method="uce"), progress=False)
+    plain = latents(edited, target.named)
+    with pytest.raises(FuseError):
+        load_unlearning_adapter(edited.pipe, again, adapter_name="again")
+    first, _ = stacked(replace(edited, second=(again, target)), target, examples, FEW)
+    assert first.rate.hits == 0
+    assert get_active_unlearning_adapters(edited.pipe) == ["shapeworld-red"]
+    assert torch.equal(latents(edited, target.named), plain)
 
 
 def test_a_prompt_without_a_word_of_the_concept_is_refused() -> None:
