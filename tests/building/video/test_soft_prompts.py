@@ -76,7 +76,7 @@ def test_text_embeddings_make_the_clips_of_their_prompts(pipe):
 def test_scenes_are_clips_with_and_without_the_soft_prompt_and_those_without_read_with_it(pipe, adapter, few_steps):
     run = PartialRun(pipe, FOUR, any_video=False, own_guidance=True)
     shown = clean_latents(run, ["a red ball", "a tall red tree"], [1, 2])
-    scenes = soft_scenes(pipe, shown, TEXTS, edit_of(adapter), 7, FOUR)
+    scenes = soft_scenes(pipe, shown, TEXTS, edit_of(adapter), 7, FOUR, batch=3)
     assert scenes.latents.shape[:2] == (2 * CLIPS, 2) and isinstance(scenes.prompts, Tensor)
     with_it, without = scenes.latents[:CLIPS].unbind(1)
     assert not torch.equal(with_it, without)

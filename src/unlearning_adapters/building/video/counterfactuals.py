@@ -97,7 +97,9 @@ def video_directions(
             edit = {name: replace(one, write=strength * one.gain * one.write) for name, one in text.items()}
             edit.update(_solved(moments, config))
             seed = config.seed + 100 * (index + 1)
-            found = soft_scenes(pipe, twins.latents[:, 0], twins.words, edit, seed, call_kwargs, progress)
+            found = soft_scenes(
+                pipe, twins.latents[:, 0], twins.words, edit, seed, call_kwargs, config.batch_size, progress
+            )
             _read(pipe, found, config, call_kwargs, moments, bar)
     directions = _solved(moments, config)
     edit_sites = [site for site in sites if site.name in directions]

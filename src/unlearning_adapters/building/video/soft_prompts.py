@@ -34,6 +34,7 @@ def check_learns(pipe: Any) -> None:
     check_embeds(pipe)
 
 
+@torch.no_grad()
 def soft_scenes(
     pipe: Any,
     shown: Tensor,
@@ -41,6 +42,7 @@ def soft_scenes(
     edit: Mapping[str, Direction],
     seed: int,
     call_kwargs: Mapping[str, Any] | None,
+    batch: int,
     progress: bool = False,
 ) -> Scenes:
     """Return clips of the edited pipeline with a soft prompt learned against it, beside those without it.
@@ -52,6 +54,7 @@ def soft_scenes(
         edit: The edit of each site, by name, with its strength in `write`.
         seed: Seed of the soft prompt and of the clips.
         call_kwargs: Arguments of the pipeline's call.
+        batch: Clips per call, and per step of the learning, at most.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -65,14 +68,17 @@ def soft_scenes(
     run = PartialRun(pipe, rough(pipe, call_kwargs), any_video=False, own_guidance=True)
     # A pipeline that steps frames as parts of the batch gives them to its denoiser as one clip, behind the channels.
     shown = shown[:, 0] if shown.shape[1] == 1 else shown.transpose(1, 2)
+    learning = Learning(VECTORS, STEPS, min(batch, len(texts)), seed)
     with edited(pipe, edit):
-        vectors, _ = learn_soft_prompt(pipe, call, shown, texts, Learning(VECTORS, STEPS, len(texts), seed), progress)
+        vectors, _ = learn_soft_prompt(pipe, call, shown, texts, learning, progress)
         behind = place_for(pipe, texts, VECTORS, call)
         plain = encode_texts(pipe, texts, call)
         silent = plain if behind(plain, vectors).shape == plain.shape else behind(plain, torch.zeros_like(vectors))
         embeds = torch.stack([behind(plain, vectors), silent], 1)[[index % len(texts) for index in range(CLIPS)]]
         seeds = [seed + 2000 + index // 2 for index in range(2 * CLIPS)]
-        clips = clean_latents(run, embeds.flatten(0, 1), seeds).unflatten(0, (CLIPS, 2))
+        asked = embeds.flatten(0, 1)
+        parts = [slice(start, start + batch) for start in range(0, len(asked), batch)]
+        clips = torch.cat([clean_latents(run, asked[part], seeds[part]) for part in parts]).unflatten(0, (CLIPS, 2))
     return Scenes(torch.cat([clips, clips[:, [1, 1]]]), torch.cat([embeds, embeds]), (None,) * (2 * CLIPS))
 
 
