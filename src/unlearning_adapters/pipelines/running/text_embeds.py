@@ -19,7 +19,9 @@ def check_embeds(pipe: Any) -> None:
     bound = [name for name in BOUND_TO_EMBEDS if name in parameters]
     if "prompt_embeds" not in parameters or bound or not hasattr(pipe, "encode_prompt"):
         why = f"wants `{bound[0]}` beside them" if bound else "takes no `prompt_embeds`"
-        raise DenoiserError(f"{type(pipe).__name__} {why}. Leave out what sets the embeddings.")
+        raise DenoiserError(
+            f"{type(pipe).__name__} {why}, so that it can be given no soft prompt and no shifted one. Leave these out."
+        )
 
 
 def encode_texts(pipe: Any, texts: Sequence[str], call: Mapping[str, Any] | None = None) -> Tensor:
