@@ -83,8 +83,8 @@ def one_denoiser(pipe: Any) -> tuple[str, nn.Module]:
     if len(networks) > 1:
         names = ", ".join(name for name, _ in networks)
         raise DenoiserError(
-            f"{type(pipe).__name__} has several denoisers ({names}), and soft prompts and LoRAs are learned through one. "
-            "Leave these out."
+            f"{type(pipe).__name__} has several denoisers ({names}), and a soft prompt or a LoRA is learned "
+            "through one. Leave these out."
         )
     return networks[0]
 
