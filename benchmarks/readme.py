@@ -26,7 +26,7 @@ python -m benchmarks.erasure                # what is forgotten and what is kept
 python -m benchmarks.concept                # what models draw where prompts leave the concept open
 python -m benchmarks.concept_settings       # the same at other guidance and steps, and stacked
 python -m benchmarks.concept_rivals         # other edits, steering and prompts in its place
-python -m benchmarks.concept_attacks        # all attacks on it; some ten minutes per concept
+python -m benchmarks.concept_attacks        # attacks on it; some ten minutes per concept
 python -m benchmarks.soft_prompts           # rounds against soft prompts, three attacks each
 python -m benchmarks.models                 # nine concepts on each ShapeWorld model, three stacked, beside UCE
 python -m benchmarks.language               # nine concepts in real language
