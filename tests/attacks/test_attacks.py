@@ -273,7 +273,7 @@ def test_learned_vectors_take_the_place_of_padding(base: Subject, monkeypatch: p
     placed = place_for(base.pipe, texts, 2, base.call)(embeds, vectors)
     assert placed.shape == embeds.shape and torch.equal(placed[:, :-2], embeds[:, :-2])
     assert torch.equal(placed[:, -2:], vectors.expand(2, 2, 128)) and not embeds[:, -2:].any()
-    with pytest.raises(DenoiserError, match="which leaves no room for 30 learned ones. Take fewer, or raise"):
+    with pytest.raises(DenoiserError, match="which leaves no room for 30 learned ones. Raise `max"):
         place_for(base.pipe, texts, 30, base.call)
     monkeypatch.setattr(
         "unlearning_adapters.pipelines.running.text_embeds.encode_texts",

@@ -1,5 +1,6 @@
 """Rounds against soft prompts: what acts while they are learned, what is read of them, and what a build makes of it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -128,6 +129,63 @@ def test_joint_blocks_and_a_unet_that_steps_frames_are_built(make, call, few_ste
 def test_a_denoiser_that_reads_a_picture_beside_the_latents_is_refused(few_steps):
     with pytest.raises(DenoiserError, match="WanImageToVideoPipeline gives its denoiser latents of shape"):
         build(tiny_wan_image_pipeline(), soft_prompts=1)
+
+
+def test_checkpoints_are_computed_again_with_the_edit(pipe, adapter, few_steps):
+    """On a GPU another thread of autograd computes them; here one of the test does."""
+    pipe.transformer.enable_gradient_checkpointing()
+    try:
+        with edited(pipe, edit_of(adapter)), ThreadPoolExecutor(1) as other:
+            embeds = encode_texts(pipe, TEXTS, FOUR).detach().requires_grad_()
+            latents = torch.zeros(2, 16, 2, 4, 4)
+            loss = pipe.transformer(latents, torch.tensor([500, 500]), embeds, return_dict=False)[0].square().sum()
+            (found,) = other.submit(torch.autograd.grad, loss, [embeds]).result()
+        assert found.abs().sum() > 0
+    finally:
+        pipe.transformer.disable_gradient_checkpointing()
+
+
+def test_the_edit_that_soft_prompts_attack_is_the_one_that_is_built(pipe, few_steps, monkeypatch):
+    seen = []
+
+    def scenes(_pipe, _shown, _texts, edit, *_rest):
+        seen.append(edit)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unlearning_adapters.building.video.counterfactuals.soft_scenes", scenes)
+    settings = {"strength": 0.5, "block_strengths": {1: 0.5}, "blocks": (0, 1)}
+    with pytest.raises(KeyboardInterrupt):
+        build(pipe, soft_prompts=1, **settings)
+    built = edit_of(build(pipe, **settings))
+    assert seen[0].keys() == built.keys()
+    for site, one in built.items():
+        assert seen[0][site].write.norm() / one.write.norm() == pytest.approx(1, abs=0.5)  # another bound, same factors
+    block = "transformer.blocks.1.attn2.to_k"
+    assert torch.allclose(seen[0][block].write, built[block].write, atol=1e-6)
+
+
+def test_a_trained_denoiser_draws_for_its_dropout_without_a_trace(few_steps):
+    pipe = planted_pipeline()
+    pipe.transformer.train()
+    for block in pipe.transformer.blocks:
+        block.ffn.net[1].p = 0.3
+    before = torch.get_rng_state()
+    build(pipe, soft_prompts=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_gradients_or_room_it_is_refused_before_the_work(pipe, monkeypatch):
+    monkeypatch.setattr("unlearning_adapters.building.video.counterfactuals.find_scenes", None)
+    with torch.inference_mode(), pytest.raises(DenoiserError, match="outside of torch.inference_mode"):
+        build(pipe, soft_prompts=1)
+    with pytest.raises(DenoiserError, match="which leaves no room for 8 learned ones"):
+        build_adapter(
+            pipe,
+            CONCEPT,
+            BuildConfig(scope="concept", soft_prompts=1),
+            progress=False,
+            call_kwargs={**FOUR, "max_sequence_length": 10},
+        )
 
 
 def test_what_no_soft_prompt_can_be_learned_for_is_refused_before_the_work(monkeypatch):

@@ -1,7 +1,7 @@
 """Stack a second adapter on the first: whether either concept comes back where two are erased."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from unlearning_adapters.adapter.adapter import UnlearningAdapter
@@ -41,18 +41,16 @@ def _both(subject: Subject, adapter: UnlearningAdapter) -> Iterator[None]:
     if subject.adapter is None:
         yield
         return
-    try:
-        name = load_unlearning_adapter(pipe, adapter)
-    except FuseError:
-        together = True
-        unfuse_unlearning_adapters(pipe)
-        name = load_unlearning_adapter(pipe, adapter)
-        fuse_unlearning_adapters(pipe)
-    try:
-        yield
-    finally:
-        if together:
+    with ExitStack() as stack:
+        try:
+            name = load_unlearning_adapter(pipe, adapter)
+        except FuseError:
             unfuse_unlearning_adapters(pipe)
-        delete_unlearning_adapters(pipe, name)
+            stack.callback(fuse_unlearning_adapters, pipe)
+            name = load_unlearning_adapter(pipe, adapter)
+            together = True
+        stack.callback(delete_unlearning_adapters, pipe, name)
         if together:
             fuse_unlearning_adapters(pipe)
+            stack.callback(unfuse_unlearning_adapters, pipe)
+        yield

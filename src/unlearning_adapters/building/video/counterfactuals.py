@@ -19,10 +19,10 @@ from unlearning_adapters.methods.moments import counterfactual_direction, protec
 from unlearning_adapters.pipelines.edits import edited_modules
 from unlearning_adapters.pipelines.running.clean_latents import run_noised
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
-from unlearning_adapters.pipelines.sites import denoisers
+from unlearning_adapters.pipelines.sites import Site, denoisers
 
 from .moments import VideoMoments
-from .scenes import Scenes, few_levels, find_scenes, more, spread
+from .scenes import Scenes, few_levels, find_scenes, more, shared_words, spread
 from .sites import find_video_sites
 from .soft_prompts import check_learns, soft_scenes
 
@@ -81,7 +81,7 @@ def video_directions(
     """
     sites = find_video_sites(pipe, config.blocks)
     if config.soft_prompts:
-        check_learns(pipe)
+        check_learns(pipe, [shared_words(pair.unsafe, pair.safe) for pair in pairs], call_kwargs)
     moments = VideoMoments(pipe, sites)
     with tqdm(total=0, desc="Counterfactuals", unit="clip", disable=not progress) as bar:
         twins, neutral = find_scenes(pipe, concept, pairs, config, call_kwargs, clips, bar)
@@ -94,18 +94,24 @@ def video_directions(
             _read(pipe, scenes, config, call_kwargs, moments, bar)
         for index in range(config.soft_prompts):
             bar.set_postfix_str(f"soft prompt {index + 1} of {config.soft_prompts}")
-            edit = {name: replace(one, write=strength * one.gain * one.write) for name, one in text.items()}
-            edit.update(_solved(moments, config))
+            acting = {**_final(_solved(moments, config), sites, config, strength), **text}
+            edit = {name: replace(one, write=strength * one.gain * one.write) for name, one in acting.items()}
             seed = config.seed + 100 * (index + 1)
             found = soft_scenes(
                 pipe, twins.latents[:, 0], twins.words, edit, seed, call_kwargs, config.batch_size, progress
             )
             _read(pipe, found, config, call_kwargs, moments, bar)
-    directions = _solved(moments, config)
-    edit_sites = [site for site in sites if site.name in directions]
-    present = {site.block for site in edit_sites}
+    return _final(_solved(moments, config), sites, config, strength)
+
+
+def _final(
+    directions: Mapping[str, Direction], sites: Sequence[Site], config: BuildConfig, strength: float
+) -> dict[str, Direction]:
+    """Return directions with the gains that make their strength 1 in an adapter, times the factors of blocks."""
+    edited = [site for site in sites if site.name in directions]
+    present = {site.block for site in edited}
     factors = {block: factor for block, factor in (config.block_strengths or {}).items() if block in present}
-    scaled = with_block_strengths(directions, edit_sites, factors)
+    scaled = with_block_strengths(directions, edited, factors)
     divisor = strength if config.strength is None else 1.0
     return {name: replace(direction, gain=direction.gain / divisor) for name, direction in scaled.items()}
 

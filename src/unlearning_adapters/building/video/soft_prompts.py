@@ -4,7 +4,7 @@ The weights that are edited get no gradient: only the vectors of the soft prompt
 denoiser read joins the moments from which all directions are solved anew.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,21 +17,24 @@ from unlearning_adapters.pipelines.running.clean_latents import clean_latents
 from unlearning_adapters.pipelines.running.compiling import any_compiled, eager
 from unlearning_adapters.pipelines.running.denoising_loss import one_denoiser
 from unlearning_adapters.pipelines.running.partial_run import PartialRun
-from unlearning_adapters.pipelines.running.soft_prompt import Learning, learn_soft_prompt
+from unlearning_adapters.pipelines.running.soft_prompt import Learning, check_gradients, learn_soft_prompt
 from unlearning_adapters.pipelines.running.text_embeds import check_embeds, encode_texts, place_for
-from unlearning_adapters.pipelines.sites import site_module
+from unlearning_adapters.pipelines.sites import denoisers, site_module
 
 from .scenes import Scenes, rough
 
 VECTORS = 8  # of a soft prompt
 STEPS = 200
+LEARNED = 5  # clips per step, at most
 CLIPS = 10  # under each soft prompt
 
 
-def check_learns(pipe: Any) -> None:
-    """Raise `DenoiserError` if no soft prompt can be learned through a pipeline's denoiser."""
+def check_learns(pipe: Any, texts: Sequence[str], call_kwargs: Mapping[str, Any] | None) -> None:
+    """Raise `DenoiserError` if no soft prompt can be learned through a pipeline's denoiser, or put behind texts."""
+    check_gradients()
     one_denoiser(pipe)
     check_embeds(pipe)
+    place_for(pipe, texts, VECTORS, call_kwargs)
 
 
 @torch.no_grad()
@@ -68,7 +71,7 @@ def soft_scenes(
     run = PartialRun(pipe, rough(pipe, call_kwargs), any_video=False, own_guidance=True)
     # A pipeline that steps frames as parts of the batch gives them to its denoiser as one clip, behind the channels.
     shown = shown[:, 0] if shown.shape[1] == 1 else shown.transpose(1, 2)
-    learning = Learning(VECTORS, STEPS, min(batch, len(texts)), seed)
+    learning = Learning(VECTORS, STEPS, min(batch, LEARNED, len(texts)), seed)
     with edited(pipe, edit):
         vectors, _ = learn_soft_prompt(pipe, call, shown, texts, learning, progress)
         behind = place_for(pipe, texts, VECTORS, call)
@@ -77,6 +80,7 @@ def soft_scenes(
         embeds = torch.stack([behind(plain, vectors), silent], 1)[[index % len(texts) for index in range(CLIPS)]]
         seeds = [seed + 2000 + index // 2 for index in range(2 * CLIPS)]
         asked = embeds.flatten(0, 1)
+        batch = 1 if run.one_by_one else batch
         parts = [slice(start, start + batch) for start in range(0, len(asked), batch)]
         clips = torch.cat([clean_latents(run, asked[part], seeds[part]) for part in parts]).unflatten(0, (CLIPS, 2))
     return Scenes(torch.cat([clips, clips[:, [1, 1]]]), torch.cat([embeds, embeds]), (None,) * (2 * CLIPS))
@@ -92,8 +96,14 @@ def edited(pipe: Any, edit: Mapping[str, Direction]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(eager(any_compiled(pipe.components.values())))
+        # Gradient checkpointing calls the layers again in a thread of autograd, to which `before_calls` is deaf.
+        again = any(getattr(network, "is_gradient_checkpointing", False) for network in denoisers(pipe).values())
         for name, direction in edit.items():
-            before_calls(stack, site_module(pipe, name), _edits(direction))
+            module, hook = site_module(pipe, name), _edits(direction)
+            if again:
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            else:
+                before_calls(stack, module, hook)
         yield
 
 

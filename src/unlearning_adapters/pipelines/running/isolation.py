@@ -39,7 +39,7 @@ def own_pipeline(pipe: Any, seed: int, *, guidance: bool = False) -> Iterator[An
     vars(clone)["_progress_bar_config"] = {"disable": True}
     with ExitStack() as stack:
         stack.enter_context(reading(denoisers(pipe).values()))  # first: whoever waits for a change holds nothing else
-        stack.enter_context(_own_random_state(seed))
+        stack.enter_context(own_random_state(seed))
         for name, component in pipe.components.items():
             if hasattr(component, "set_attn_processor"):
                 stack.enter_context(_same_processors(component))
@@ -56,7 +56,8 @@ def own_pipeline(pipe: Any, seed: int, *, guidance: bool = False) -> Iterator[An
 
 
 @contextmanager
-def _own_random_state(seed: int) -> Iterator[None]:
+def own_random_state(seed: int) -> Iterator[None]:
+    """Seed torch's global generators, and restore them; one thread at a time."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with _one_seed, torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)

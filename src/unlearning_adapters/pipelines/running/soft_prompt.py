@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unlearning_adapters.errors import DenoiserError
+
 from .denoising_loss import denoising_of, pick
+from .isolation import own_random_state
 from .text_embeds import encode_texts, place_for
 
 SPREAD = 0.3  # of the first vectors, in deviations of the prompts' own
@@ -50,8 +53,29 @@ def learn_soft_prompt(
         progress: Whether to show a progress bar.
 
     Raises:
-        DenoiserError: If the denoiser cannot be trained through, or a prompt leaves no room for the vectors.
+        DenoiserError: If the denoiser cannot be trained through, a prompt leaves no room for the vectors, gradients
+            are off or the device has no memory for them.
     """
+    check_gradients()
+    with own_random_state(learning.seed):  # a denoiser that is trained draws for its dropout
+        try:
+            return _learned(pipe, call, clean, texts, learning, progress)
+        except torch.OutOfMemoryError as error:
+            raise DenoiserError(
+                f"The device has no memory left for gradients of {learning.batch} clips. Take fewer clips per step "
+                "(`batch_size` of a build), smaller ones, or switch gradient checkpointing on."
+            ) from error
+
+
+def check_gradients() -> None:
+    """Raise `DenoiserError` inside of `torch.inference_mode()`, in which nothing can be learned."""
+    if torch.is_inference_mode_enabled():
+        raise DenoiserError("A soft prompt needs gradients. Call this outside of torch.inference_mode().")
+
+
+def _learned(
+    pipe: Any, call: Mapping[str, Any], clean: Tensor, texts: Sequence[str], learning: Learning, progress: bool
+) -> tuple[Tensor, list[float]]:
     denoising = denoising_of(pipe, call, clean)
     with torch.no_grad():
         embeds, place = encode_texts(pipe, texts, call), place_for(pipe, texts, learning.tokens, call)

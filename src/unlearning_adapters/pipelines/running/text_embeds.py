@@ -12,6 +12,8 @@ from unlearning_adapters.errors import DenoiserError
 # Further arguments that must fit the embeddings: a pipeline that has them cannot be given longer ones alone.
 BOUND_TO_EMBEDS = ("prompt_attention_mask", "prompt_embeds_mask", "pooled_prompt_embeds", "prompt_embeds_2")
 
+LONGER = "a a a a a a a a"  # than the empty prompt, where prompts are not padded to one length
+
 
 def check_embeds(pipe: Any) -> None:
     """Raise `DenoiserError` if a pipeline cannot be given text embeddings alone."""
@@ -69,15 +71,14 @@ def place_for(
     Raises:
         DenoiserError: If all prompts are padded to one length and one of them leaves no room.
     """
-    longest = max(texts, key=len)
-    length = encode_texts(pipe, [longest], call).shape[1]
-    if encode_texts(pipe, [""], call).shape[1] != length:
+    length = encode_texts(pipe, [""], call).shape[1]
+    if encode_texts(pipe, [LONGER], call).shape[1] != length:
         return append
     tokenizer = getattr(pipe, "tokenizer", None)
     used = max(len(tokenizer(text).input_ids) for text in texts) if tokenizer is not None else 0
     if used + count > length:
         raise DenoiserError(
             f"A prompt has {used} of the {length} tokens that the pipeline reads, which leaves no room for {count} "
-            "learned ones. Take fewer, or raise `max_sequence_length` if the pipeline has it."
+            "learned ones. Raise `max_sequence_length` if the pipeline has it, or take shorter prompts."
         )
     return replace_last
