@@ -45,10 +45,9 @@ def attack_case(case: str) -> dict[str, Any]:
 
     concept, config = ua.load_concept(f"shapeworld-{value}"), ua.BuildConfig(scope="concept")
     adapter = ua.build_adapter(pipe, concept, config, progress=False, call_kwargs=call)
-    gold = open_model(GOLD[case]) if case in GOLD else None
-    return run_attacks(
-        pipe, adapter, world_target(value, PROMPTS), (shapes(),), ATTACKS, "medium", gold=gold, call=call, batch=8
-    )
+    gold, target = open_model(GOLD[case]) if case in GOLD else None, world_target(value, PROMPTS)
+    names = [name for name in ATTACKS if name != "together" or target.together]  # one of two bodies moves with both
+    return run_attacks(pipe, adapter, target, (shapes(),), names, "medium", gold=gold, call=call, batch=8)
 
 
 def table(results: dict[str, Any]) -> str:
