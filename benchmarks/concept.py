@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 import unlearning_adapters as ua
-from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.attacks.target import world_target
 from unlearning_adapters.evaluation.arms.generate import ClipRequest, generate
 from unlearning_adapters.evaluation.arms.observe import measure
@@ -31,7 +30,7 @@ from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, find_fa
 from unlearning_adapters.shapeworld.world.scenes import FACTORS
 
 from .models import open_model
-from .worlds import NEIGHBOURS, Sets, markdown_table, suite_of
+from .worlds import NEIGHBOURS, Sets, markdown_table, suite_of, write_results
 
 FOLDER = Path(__file__).parent
 FILE = FOLDER / "concept.json"
@@ -227,14 +226,8 @@ def main() -> None:
             known = results.setdefault(model, {})
             if value not in known:
                 known[value] = measure_concept(open_model(model), value, options.clips)
-                write(results)
-    write(results)
-
-
-def write(results: dict[str, Any]) -> None:
-    """Write results and table, whole or not at all."""
-    for path, text in ((FILE, json.dumps(results, indent=1) + "\n"), (FILE.with_suffix(".md"), table(results))):
-        write_whole(path, text.encode())
+                write_results(FILE, results, table(results))
+    write_results(FILE, results, table(results))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import unlearning_adapters as ua
-from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.attacks.run import cell, run_attacks
 from unlearning_adapters.attacks.target import world_target
 from unlearning_adapters.evaluation.detectors.shapes import shapes
 from unlearning_adapters.shapeworld.models.generate import generation_of
 
 from .models import open_model
-from .worlds import markdown_table
+from .worlds import markdown_table, write_results
 
 FILE = Path(__file__).parent / "concept-attacks.json"
 PROMPTS = 24  # of each kind, as the medium budget takes
@@ -88,8 +87,7 @@ def main() -> None:
     for case in options.only:
         if case not in results:
             results[case] = attack_case(case)
-            write_whole(options.file, (json.dumps(results, indent=1) + "\n").encode())
-            write_whole(options.file.with_suffix(".md"), table(results).encode())
+            write_results(options.file, results, table(results))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from torch import Tensor
 
 import unlearning_adapters as ua
 from unlearning_adapters.adapter.direction import Direction
-from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.building.inputs import record_inputs
 from unlearning_adapters.building.video.sites import find_video_sites
 from unlearning_adapters.evaluation.arms.arm import adapter_arm
@@ -33,7 +32,7 @@ from unlearning_adapters.shapeworld.models.generate import generation_of
 from .concept import COLUMNS, NUMBERS, draw_sets, drift, look, open_rates, other_rates, row
 from .hidden_rows import HiddenRows, middle_block, read_hidden_rows
 from .models import open_model
-from .worlds import NEIGHBOURS, markdown_table
+from .worlds import NEIGHBOURS, markdown_table, write_results
 
 FOLDER = Path(__file__).parent
 FILE = FOLDER / "concept-rivals.json"
@@ -259,8 +258,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(options.file.read_text()) if options.file.exists() else {}
 
     def save() -> None:
-        write_whole(options.file, (json.dumps(results, indent=1) + "\n").encode())
-        write_whole(options.file.with_suffix(".md"), table(results).encode())
+        write_results(options.file, results, table(results))
 
     for value in options.values:
         measure_rivals(open_model("shapeworld"), value, options.clips, results.setdefault(value, {}), save)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import unlearning_adapters as ua
-from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.attacks.target import world_target
 from unlearning_adapters.evaluation.arms.observe import measure
 from unlearning_adapters.evaluation.detectors.shapes import shapes
@@ -25,7 +24,7 @@ from unlearning_adapters.shapeworld.world.prompts import LabelledPrompt, find_fa
 
 from .concept import cell, drift, plain, shown
 from .models import open_model
-from .worlds import markdown_table, suite_of
+from .worlds import markdown_table, suite_of, write_results
 
 FILE = Path(__file__).parent / "concept-settings.json"
 MODEL = "shapeworld"
@@ -87,7 +86,7 @@ def measure_settings(
             with loaded(pipe, [adapters[value]]):
                 edited = look(pipe, value, "open", count, changes)
             known[setting][value] = {"base": counts(value, *base, None), "concept": counts(value, *edited, base)}
-            write_results()
+            write_results(FILE, RESULTS, page(RESULTS))
 
 
 def measure_stacks(pipe: Any, adapters: Adapters, known: dict[str, Any], count: int) -> None:
@@ -105,16 +104,10 @@ def measure_stacks(pipe: Any, adapters: Adapters, known: dict[str, Any], count: 
             for arm, stack in arms.items():
                 with loaded(pipe, stack):
                     known[value][kind][arm] = counts(value, *look(pipe, value, kind, count, {}), base)
-        write_results()
+        write_results(FILE, RESULTS, page(RESULTS))
 
 
 RESULTS: dict[str, Any] = {}
-
-
-def write_results() -> None:
-    """Write what is known, whole or not at all."""
-    for path, text in ((FILE, json.dumps(RESULTS, indent=1) + "\n"), (FILE.with_suffix(".md"), page(RESULTS))):
-        write_whole(path, text.encode())
 
 
 def pooled(items: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -166,7 +159,7 @@ def main() -> None:
     }
     measure_settings(pipe, adapters, known["settings"], options.clips)
     measure_stacks(pipe, adapters, known["stacks"], options.clips)
-    write_results()
+    write_results(FILE, RESULTS, page(RESULTS))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import unlearning_adapters as ua
-from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.attacks.budget import MEDIUM
 from unlearning_adapters.attacks.kinds.soft_prompt import soft_prompt
 from unlearning_adapters.attacks.run import examples_of
@@ -26,7 +25,7 @@ from unlearning_adapters.shapeworld.models.generate import generation_of
 
 from .concept import cell, draw_sets, look, open_rates, other_rates
 from .models import open_model
-from .worlds import NEIGHBOURS, markdown_table
+from .worlds import NEIGHBOURS, markdown_table, write_results
 
 FILE = Path(__file__).parent / "soft-prompts.json"
 SEED = 9420  # of all prompts; no other file uses it
@@ -101,8 +100,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(options.file.read_text()) if options.file.exists() else {}
 
     def save() -> None:
-        write_whole(options.file, (json.dumps(results, indent=1) + "\n").encode())
-        write_whole(options.file.with_suffix(".md"), table(results).encode())
+        write_results(options.file, results, table(results))
 
     for value in options.values:
         measure_value(value, options.counts, results.setdefault(value, {}), save)

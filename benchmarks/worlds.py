@@ -1,9 +1,12 @@
 """What the benchmarks of the ShapeWorld models share: suites of labelled prompts, and rates as JSON and as text."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from unlearning_adapters.adapter.draft import write_whole
 from unlearning_adapters.evaluation.arms.observe import Measurement
 from unlearning_adapters.evaluation.metrics import FORGET, NEIGHBOUR, measure_samples
 from unlearning_adapters.evaluation.rates import Rate
@@ -58,3 +61,9 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]]) + "\n"
+
+
+def write_results(file: Path, results: Mapping[str, Any], text: str) -> None:
+    """Write results as JSON and their Markdown beside it, each whole or not at all."""
+    for path, content in ((file, json.dumps(results, indent=1) + "\n"), (file.with_suffix(".md"), text)):
+        write_whole(path, content.encode())

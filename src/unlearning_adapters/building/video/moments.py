@@ -75,8 +75,3 @@ class VideoMoments:
             sums.add_pair(clips[0], clips[1], weight)
         for rows in clips[2:] if len(clips) > 1 else clips:
             sums.add_kept(rows, weight)
-
-    def taken(self) -> Iterator[tuple[str, Moments]]:
-        """Yield the moments of each group of sites, by its first site, and forget them, since they are large."""
-        while self.sums:
-            yield self.sums.popitem()
