@@ -1,6 +1,7 @@
 """What sites read: recorded through the user's own pipeline, and nothing left behind."""
 
 import copy
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -50,6 +51,25 @@ def test_sites_fed_by_one_tensor_share_a_group():
     groups = record(pipe, PROMPTS[:2], hidden, call_kwargs=tiny.CALL, progress=False).groups
     grouped = [groups[f"transformer.blocks.0.{name}"] for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v")]
     assert len(set(grouped)) == 1 and len(set(groups.values())) == 3
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_two_experts_are_read_without_running_the_first_to_its_end(wrapped):
+    pipe = tiny.tiny_wan_pipeline(two_denoisers=True)
+    sites = find_sites(pipe)
+    alone = [record(pipe, [prompt], sites, padded=True, progress=False) for prompt in PROMPTS]
+    if wrapped:  # by somebody else, who may count on each forward to end
+        pipe.transformer.forward = pipe.transformer.forward
+    calls: Counter[str] = Counter()
+    for name in ("transformer", "transformer_2"):
+        last = getattr(pipe, name).blocks[-1]
+        last.register_forward_hook(lambda *_args, name=name: calls.update([name]))
+    together = record(pipe, PROMPTS, sites, batch_size=1, padded=True, progress=False)
+    assert calls["transformer"] == (len(PROMPTS) if wrapped else 1)  # one whole call shows the form of the output
+    assert ("forward" in vars(pipe.transformer)) == wrapped and "forward" not in vars(pipe.transformer_2)
+    for group, rows in enumerate(together.rows):
+        for one, other in zip(rows, alone, strict=True):
+            assert torch.equal(one, other.rows[group][0])
 
 
 @pytest.mark.parametrize("selection", ["text", "hidden"])

@@ -19,6 +19,7 @@ from unlearning_adapters.pipelines.running.kept_rows import (
     most_different,
 )
 from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
+from unlearning_adapters.pipelines.running.short_calls import ShortCalls
 
 from .hooks import count_calls, is_finite, on_input, place_of, rows_at
 from .not_finite import explain_not_finite
@@ -183,6 +184,8 @@ class _Taps:
         self.networks = {name: networks[name] for name in dict.fromkeys(site.component for site in sites)}
         self.sites, self.needed, self.max_rows = sites, needed, max_rows
         self.leaders = dict(leaders or {})  # site -> the site of its group that is recorded
+        # What text and image sites read does not depend on what a denoiser has predicted before.
+        self.short = ShortCalls({} if any(site.kind == "hidden" for site in sites) else self.networks)
         self.store = RowStore()
         self.rows: dict[str, list[list[Tensor]]] = {}  # leader -> per prompt -> rows of each call
         self.prompts, self.padded = prompts, padded
@@ -206,6 +209,7 @@ class _Taps:
             for site in hooked_sites:
                 on_input(stack, self.modules[site.name], self._reader(site, calls))
             stack.enter_context(padding_once(self.networks.values()))
+            stack.enter_context(self.short.placed(len(chosen), lambda name: self._is_wanted(name, calls[name] - 1)))
             try:
                 yield
             finally:
@@ -220,8 +224,14 @@ class _Taps:
                 self.waiting.discard(key)
                 self._keep(site, rows.detach())
                 self._stop_if_complete()
+                if not self._is_wanted(site.component, key[1]):
+                    self.short.end_call(site.component)
 
         return read
+
+    def _is_wanted(self, component: str, call: int) -> bool:
+        """Tell whether a site of a component is still to be read in a call."""
+        return any(index == call and name.startswith(f"{component}.") for name, index in self.waiting)
 
     def _keep(self, site: Site, tensor: Tensor) -> None:
         """Take the rows of one call, unless another site of its group has taken them."""
