@@ -16,7 +16,7 @@ from traces import count_hooks, plain_state
 
 from unlearning_adapters.errors import ConfigError, DenoiserError, SiteError
 from unlearning_adapters.pipelines.activations import record
-from unlearning_adapters.pipelines.probes import measure_sites
+from unlearning_adapters.pipelines.probes import find_shared_inputs, measure_sites
 from unlearning_adapters.pipelines.sites import find_sites
 
 OUT = "transformer.blocks.1.attn1.to_out.0"
@@ -53,23 +53,38 @@ def test_sites_fed_by_one_tensor_share_a_group():
     assert len(set(grouped)) == 1 and len(set(groups.values())) == 3
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_two_experts_are_read_without_running_the_first_to_its_end(wrapped):
-    pipe = tiny.tiny_wan_pipeline(two_denoisers=True)
-    sites = find_sites(pipe)
-    alone = [record(pipe, [prompt], sites, padded=True, progress=False) for prompt in PROMPTS]
-    if wrapped:  # by somebody else, who may count on each forward to end
-        pipe.transformer.forward = pipe.transformer.forward
+def calls_to_the_end(pipe) -> Counter[str]:
+    """Count the calls of the last block of each of two denoisers from now on."""
     calls: Counter[str] = Counter()
     for name in ("transformer", "transformer_2"):
         last = getattr(pipe, name).blocks[-1]
         last.register_forward_hook(lambda *_args, name=name: calls.update([name]))
+    return calls
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_two_experts_are_read_without_running_the_first_to_its_end(wrapped):
+    pipe = tiny.tiny_wan_pipeline(two_denoisers=True)
+    sites = find_sites(pipe)
+    alone = [record(copy.deepcopy(pipe), [prompt], sites, padded=True, progress=False) for prompt in PROMPTS]
+    if wrapped:  # by somebody else, who may count on each forward to end
+        pipe.transformer.forward = pipe.transformer.forward
+    calls = calls_to_the_end(pipe)
     together = record(pipe, PROMPTS, sites, batch_size=1, padded=True, progress=False)
     assert calls["transformer"] == (len(PROMPTS) if wrapped else 1)  # one whole call shows the form of the output
     assert ("forward" in vars(pipe.transformer)) == wrapped and "forward" not in vars(pipe.transformer_2)
     for group, rows in enumerate(together.rows):
         for one, other in zip(rows, alone, strict=True):
             assert torch.equal(one, other.rows[group][0])
+
+
+def test_a_probe_of_shared_inputs_shows_the_form_of_the_output_as_well():
+    pipe = tiny.tiny_wan_pipeline(two_denoisers=True)
+    sites = find_sites(pipe)
+    leaders = find_shared_inputs(pipe, sites, PROMPTS[0]).leaders
+    calls = calls_to_the_end(pipe)
+    record(pipe, PROMPTS, sites, leaders=leaders, batch_size=2, padded=True, progress=False)
+    assert not calls
 
 
 @pytest.mark.parametrize("selection", ["text", "hidden"])

@@ -209,7 +209,7 @@ class _Taps:
             for site in hooked_sites:
                 on_input(stack, self.modules[site.name], self._reader(site, calls))
             stack.enter_context(padding_once(self.networks.values()))
-            stack.enter_context(self.short.placed(len(chosen), lambda name: self._is_wanted(name, calls[name] - 1)))
+            stack.enter_context(self.short.placed(lambda name: self._is_wanted(name, calls[name] - 1)))
             try:
                 yield
             finally:

@@ -13,6 +13,7 @@ from torch import Tensor
 from unlearning_adapters.errors import DenoiserError, PipelineError
 from unlearning_adapters.pipelines.running.call_arguments import FEW_STEPS, SCHEDULE, STEPS
 from unlearning_adapters.pipelines.running.partial_run import PartialRun, StopRun
+from unlearning_adapters.pipelines.running.short_calls import ShortCalls
 
 from .hooks import count_calls, is_finite, on_input, place_of, some_values
 from .not_finite import explain_not_finite
@@ -157,6 +158,7 @@ def find_shared_inputs(
             for site in sites:
                 on_input(stack, site_module(pipe, site.name), probe.reader(site, calls))
             stack.enter_context(padding_once(networks_read.values()))
+            stack.enter_context(ShortCalls(networks_read).placed(lambda _name: True))  # notes the forms of calls
             try:
                 run([prompt], [seed], image if run.image else None)
             except PipelineError:

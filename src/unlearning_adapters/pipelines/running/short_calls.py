@@ -4,9 +4,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+# Of each denoiser that was run to its end: shape of its output by that of its input, without the batch.
+_FORMS: WeakKeyDictionary[nn.Module, dict[torch.Size, torch.Size]] = WeakKeyDictionary()
 
 
 class EndCall(BaseException):
@@ -16,8 +20,8 @@ class EndCall(BaseException):
 class ShortCalls:
     """Calls that end when nothing more is wanted of them; what the denoiser would predict must not matter.
 
-    The first call of each denoiser runs to its end, which shows the form of the output. One denoiser alone is left as
-    it is, for a run ends with it, and so are offloaded ones and those whose `forward` somebody else has replaced.
+    A call of a new form runs to its end, which shows the form of the output. One denoiser alone is left as it is, for
+    a run ends with it, and so are those whose `forward` is wrapped: offloading expects each forward to end.
 
     Args:
         networks: The denoisers by name.
@@ -26,20 +30,19 @@ class ShortCalls:
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         several = len(set(networks.values())) > 1
         self.networks = {name: network for name, network in networks.items() if several and _is_plain(network)}
-        self.whole: dict[str, tuple[int, torch.Size]] = {}  # prompts of a whole call, shape of its output
+        self.can_end: dict[str, bool] = {}  # the running call of each
 
     @contextmanager
-    def placed(self, prompts: int, is_wanted: Callable[[str], bool]) -> Iterator[None]:
+    def placed(self, is_wanted: Callable[[str], bool]) -> Iterator[None]:
         """Shorten the calls of this thread within the block.
 
         Args:
-            prompts: Prompts of the batch.
             is_wanted: Tells whether the call of a denoiser, by name, that has begun is still to be read.
         """
         replaced = []
         try:
             for name, network in self.networks.items():
-                setattr(network, "forward", self._shortened(name, network.forward, prompts, is_wanted))  # noqa: B010
+                setattr(network, "forward", self._shortened(name, network, is_wanted))  # noqa: B010 - for mypy
                 replaced.append(network)
             yield
         finally:
@@ -47,36 +50,34 @@ class ShortCalls:
                 del network.forward
 
     def end_call(self, component: str) -> None:
-        """End the call of a denoiser, if the form of its output is known."""
-        if component in self.whole:
+        """End the running call of a denoiser, if the form of its output is known."""
+        if self.can_end.get(component):
             raise EndCall
 
-    def _shortened(
-        self, name: str, forward: Callable[..., Any], prompts: int, is_wanted: Callable[[str], bool]
-    ) -> Callable[..., Any]:
-        thread = threading.get_ident()
+    def _shortened(self, name: str, network: nn.Module, is_wanted: Callable[[str], bool]) -> Callable[..., Any]:
+        thread, forward = threading.get_ident(), network.forward
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread or kwargs.get("return_dict", True):
+            latents = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            if threading.get_ident() != thread or latents is None or kwargs.get("return_dict", True):
                 return forward(*args, **kwargs)
-            if name in self.whole and not is_wanted(name):
-                return self._zeros(name, prompts, args, kwargs)
+            forms = _FORMS.setdefault(network, {})
+            form = forms.get(latents.shape[1:])
+            self.can_end[name] = form is not None
             try:
-                output = forward(*args, **kwargs)
+                if form is None or is_wanted(name):
+                    output = forward(*args, **kwargs)
+                    if isinstance(output, tuple) and len(output) == 1 and len(output[0]) == len(latents):
+                        forms[latents.shape[1:]] = output[0].shape[1:]
+                    return output
             except EndCall:
-                return self._zeros(name, prompts, args, kwargs)
-            if isinstance(output, tuple) and len(output) == 1 and isinstance(output[0], Tensor):
-                self.whole.setdefault(name, (prompts, output[0].shape))
-            return output
+                pass
+            assert form is not None  # else no call ends early
+            return (latents.new_zeros(len(latents), *form),)
 
         return call
 
-    def _zeros(self, name: str, prompts: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor]:
-        before, shape = self.whole[name]
-        latents = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        return (latents.new_zeros(shape[0] * prompts // before, *shape[1:]),)
-
 
 def _is_plain(network: nn.Module) -> bool:
-    """Tell whether nothing wraps a forward: offloading by accelerate or diffusers expects each one to end."""
+    """Tell whether nothing wraps the forward of a denoiser or of one of its modules."""
     return not any("forward" in vars(module) or "_hf_hook" in vars(module) for module in network.modules())
