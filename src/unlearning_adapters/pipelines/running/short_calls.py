@@ -1,5 +1,6 @@
 """End the calls of denoisers early: two experts are read without running the first to its end for each batch."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ class ShortCalls:
     def _shortened(self, name: str, network: nn.Module, is_wanted: Callable[[str], bool]) -> Callable[..., Any]:
         thread, forward = threading.get_ident(), network.forward
 
+        @functools.wraps(forward)  # modular pipelines look at its arguments
         def call(*args: Any, **kwargs: Any) -> Any:
             latents = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
             if threading.get_ident() != thread or latents is None or kwargs.get("return_dict", True):
