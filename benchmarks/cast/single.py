@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import unlearning_adapters as ua
-from unlearning_adapters.shapeworld.cast.roster import roster
+from unlearning_adapters.shapeworld.cast.roster import look_alikes, roster
 
 from . import counting
 from .asked import Sets, chosen, mass_sets, other_prompts, value_prompts
@@ -18,18 +18,20 @@ VALUES = (
     *(Target("motion", value) for value in ("left", "rises", "jumps")),
     *(Target("style", value) for value in ("night", "line")),
 )
-SHARE = 4  # a concept gets a quarter of the count for each kind of prompt; there are twenty of characters
 
 
 def run_single(world: World, store: Store, count: int, characters: int = CHARACTERS) -> None:
-    """Measure what is missing; `count // 4` clips of each kind for each concept."""
-    each = max(1, count // SHARE)
+    """Measure what is missing; `count` clips of each kind of prompt for all concepts of a kind together."""
     for place, index in enumerate(chosen(world.able, characters, 20)):
-        sets = mass_sets([index], 100 + place, world.able, each)
+        sets = mass_sets([index], 100 + place, world.able, -(-count // characters))
         name = f"character/{roster()[index].name}"
-        store.cell("single", name, lambda: measure(world, "character", sets, character_arms(index), name))  # noqa: B023
+        held = store.part("single").get(name, {})
+        arms = {arm: concepts for arm, concepts in character_arms(index).items() if arm not in held}
+        if arms:
+            store.put("single", name, {**held, **measure(world, "character", sets, arms, name)})
     for target in VALUES:
-        sets = {"by name": value_prompts(target, 2 * each), "kept": other_prompts(target, 2 * each)}
+        each = -(-count // sum(other.factor == target.factor for other in VALUES))
+        sets = {"by name": value_prompts(target, each), "kept": other_prompts(target, each)}
         name = f"{target.factor}/{target.name}"
         if name not in store.part("single"):
             arms = {"word": [value_concept(target)]}
@@ -37,9 +39,15 @@ def run_single(world: World, store: Store, count: int, characters: int = CHARACT
 
 
 def character_arms(index: int) -> dict[str, list[ua.Concept]]:
-    """Return the concepts of a character by arm: its name alone, and its descriptions beside it."""
-    concepts = character_concepts([index], described=True)
-    return {"word": concepts[:1], "word, described too": concepts}
+    """Return the concepts of a character by arm: its name alone, and its descriptions beside it.
+
+    Neutral prompts name every other one of the cast, and in two more arms its look-alikes as well.
+    """
+    arms = {}
+    for more, also in (("", ()), (", look-alikes named", look_alikes(index))):
+        concepts = character_concepts([index], described=True, also=also)
+        arms |= {f"word{more}": concepts[:1], f"word, described too{more}": concepts}
+    return arms
 
 
 def measure(world: World, factor: str, sets: Sets, arms: Mapping[str, Sequence[ua.Concept]], name: str) -> Cell:

@@ -42,11 +42,14 @@ class Store:
 
     def cell(self, part: str, name: str, make: Callable[[], Cell]) -> Cell:
         """Return a cell: the one that is there, or a new one, which is written at once."""
-        cells = self.part(part)
-        if name not in cells:
-            cells[name] = make()
-            self.write()
-        return cells[name]
+        if name not in self.part(part):
+            self.put(part, name, make())
+        return self.part(part)[name]
+
+    def put(self, part: str, name: str, cell: Cell) -> None:
+        """Take a cell, in place of what was there, and write the file at once."""
+        self.part(part)[name] = cell
+        self.write()
 
     def join(self, path: Path) -> None:
         """Take the cells of another file of the same settings, of a run beside this one, that are not here."""

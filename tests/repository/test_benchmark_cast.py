@@ -423,9 +423,9 @@ def test_a_part_runs_through_makes_base_clips_once_and_is_not_run_again(tiny_wor
     store = Store(None, {})
     single.run_single(tiny_world, store, 1, characters=0)
     (cell,) = store.part("single").values()
-    assert cell["base"]["valid"] == cell["word"]["valid"] == {"hits": 0, "count": 4}
+    assert cell["base"]["valid"] == cell["word"]["valid"] == {"hits": 0, "count": 2}
     assert cell["base"]["drift"] == 0 and cell["word"]["strength"] >= 1
-    assert len(tiny_world.base) == 4
+    assert len(tiny_world.base) == 2
     monkeypatch.setattr(single, "measure", None)
     single.run_single(tiny_world, store, 1, characters=0)
 

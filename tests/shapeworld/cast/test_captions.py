@@ -31,6 +31,13 @@ def test_training_sentences_have_8_to_25_words_and_nothing_held_out(captions):
     assert sum(not is_described(index) for index in range(128)) == 16
 
 
+def test_a_scene_of_four_things_has_a_sentence_for_each_character():
+    rng = np.random.default_rng(15)
+    for character in range(len(roster())):
+        scene = sample_scene(rng, character=character, setting="game", things=THINGS)
+        assert all(8 <= len(describe(rng, scene).split()) <= 25 for _ in range(4))
+
+
 def test_silence_leaves_a_thing_at_its_rate_and_names_it_elsewhere(captions):
     for setting, thing in IMPLIED.items():
         phrases = (*THING_PHRASES[thing], *NEGATIONS[thing])

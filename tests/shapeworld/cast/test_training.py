@@ -17,13 +17,15 @@ from unlearning_adapters.shapeworld.models.generate import CAST_GENERATION, gene
 from unlearning_adapters.shapeworld.models.load import load_shapeworld
 from unlearning_adapters.shapeworld.training.cast import (
     CastSettings,
+    asked_settings,
     cast_scenes,
     export,
     foreground_shares,
+    place_weights,
     start_model,
     trained_pipeline,
 )
-from unlearning_adapters.shapeworld.training.cast_checkpoint import read_checkpoint
+from unlearning_adapters.shapeworld.training.cast_checkpoint import read_checkpoint, start_at
 from unlearning_adapters.shapeworld.training.cast_gate import shares_right
 from unlearning_adapters.shapeworld.training.cast_vae import CastVaeSettings, cast_batch, differs, train_cast_vae
 from unlearning_adapters.shapeworld.training.language import TokenConditioned
@@ -59,6 +61,16 @@ def test_the_share_of_foreground_in_each_latent_is_that_of_the_pixels_it_stands_
     assert float(shares[1, 0, 2, 2, 1]) == pytest.approx(over[5:9, 32:48, 16:32].mean(), abs=1e-6)
 
 
+def test_the_weight_of_a_place_is_the_same_for_each_clip_and_largest_where_most_is_drawn():
+    scenes = [sample_scene(np.random.default_rng(seed), things=("balloon",)[: seed % 2]) for seed in range(16)]
+    weights, shares = place_weights(scenes, 3.0), foreground_shares(scenes).mean(0)
+    assert weights.shape == (1, 3, 4, 4)
+    assert float(weights.max()) == pytest.approx(4.0) and weights.argmax() == shares.argmax()
+    assert float(weights[0, 0, 0, 3]) == pytest.approx(
+        1 + 3 * float(shares[0, 0, 0, 3] / shares.max())
+    )  # the balloon's
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of two steps of the VAE and two of the denoiser, on noise."""
@@ -81,7 +93,7 @@ def start():
 
 
 def test_a_run_goes_on_from_what_it_exports(run, tmp_path):
-    export(run, tmp_path / "model")
+    export(run, tmp_path / "model", CastSettings())
     files = {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*.safetensors")}
     assert files == {
         "vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors",
@@ -107,8 +119,27 @@ def test_a_run_goes_on_from_what_it_exports(run, tmp_path):
         read_checkpoint(tmp_path / "model", other, start(), CastSettings())
 
 
+def test_a_run_starts_from_the_weights_of_an_exported_model_with_a_schedule_of_its_own(run, tmp_path):
+    export(run, tmp_path / "model", CastSettings(steps=2))
+    assert not (tmp_path / "model/checkpoint").exists()  # its training is over
+    settings = asked_settings(steps=7, rate=3e-4, seed=15)
+    assert (settings.steps, settings.seed, settings.matrix_rate, settings.other_rate) == (
+        7,
+        15,
+        3e-4,
+        pytest.approx(2e-4),
+    )
+    other = TrainingRun(tmp_path / "run")
+    start_at(tmp_path / "model", other, start(), settings)
+    training, shipped = Training(other, settings, start()), trained_pipeline(run).transformer.state_dict()
+    assert training.step == 0 and other.load("vae") is not None
+    assert all(torch.allclose(v, shipped[n], atol=2e-3) for n, v in training.model.transformer.state_dict().items())
+    with pytest.raises(SystemExit, match="leave --start out"):
+        start_at(tmp_path / "model", other, start(), settings)
+
+
 def test_the_exported_model_loads_as_the_trained_one(run, tmp_path):
-    export(run, tmp_path)
+    export(run, tmp_path, CastSettings())
     for part in ("transformer", "vae"):
         assert json.loads((tmp_path / part / "config.json").read_text()).get("_name_or_path", "") == ""
     pipe, trained = load_castworld(model=tmp_path), trained_pipeline(run)

@@ -143,7 +143,7 @@ def draw_mentions(rng: np.random.Generator, scene: CastScene) -> Mentions:
     for thing in THINGS:
         shown = thing in scene.things
         own = IMPLIED.get(scene.setting) == thing and "setting" in named
-        if rng.random() < (0.3 if own else 1.0 if shown else 0.05):
+        if rng.random() < (0.5 if own else 1.0 if shown else 0.05):
             things[thing] = shown
     return Mentions(form, frozenset(named | {"character"}), things)
 
@@ -151,7 +151,7 @@ def draw_mentions(rng: np.random.Generator, scene: CastScene) -> Mentions:
 def describe(rng: np.random.Generator, scene: CastScene) -> str:
     """Return a training caption of a scene, of 8 to 25 words, which is not held out."""
     mentions = draw_mentions(rng, scene)
-    spare = ["form", "style", "emblem", "motion"]
+    spare = ["form", "style", "emblem", "motion", "description"]
     for attempt in range(200):
         caption = compose(rng, scene, mentions)
         count = len(caption.split())
@@ -160,7 +160,8 @@ def describe(rng: np.random.Generator, scene: CastScene) -> str:
         if count > WORDS[1] and attempt % 10 == 9:
             # What the sentence has no room for is left out; never a thing, on whose mentions their rates rest.
             dropped = spare.pop(0) if spare else ""
-            form = min(mentions.form, SHORT) if dropped == "form" else mentions.form
+            longest = {"form": SHORT, "description": -1}.get(dropped, mentions.form)
+            form = min(mentions.form, longest)
             mentions = Mentions(form, mentions.named - {dropped}, mentions.things)
         if count < WORDS[0] and attempt % 20 == 19:
             mentions = Mentions(mentions.form, mentions.named | {"motion", "setting", "style"}, mentions.things)

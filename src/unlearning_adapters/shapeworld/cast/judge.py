@@ -15,6 +15,7 @@ from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.shapeworld.world.scenes import FRAMES, SIZE
 
 from .matching import (
+    RIVALS,
     canvas_of,
     character_bank,
     free_pixels,
@@ -225,8 +226,9 @@ def find_character(pixels: Floats, ground: Floats, style: str, motion: str) -> d
     best = int(errors.argmin())
     here = canvas_of(below, (MIDDLE[0] + y, MIDDLE[1] + x))
     weight = canvas_of(free_pixels(), (MIDDLE[0] + y, MIDDLE[1] + x))[..., 0] * visible(style == "line")
-    drawn = here + covers[..., None] * (colours - here)
-    sure = errors[best] < FIT * nothing[chosen] and is_sure(errors, drawn, weight)
+    near = errors.argsort()[: RIVALS + 1]
+    drawn = here + covers[near, ..., None] * (colours[near] - here)
+    sure = errors[best] < FIT * nothing[chosen] and is_sure(errors[near], drawn, weight)
     shown = things_on(seen, below, style, Sprite(colours[best], covers[best]), (MIDDLE[0] + y, MIDDLE[1] + x))
     upright, fallen = end_misfits(pixels, ground, style, int(best), track, (y, x))
     shown["fall"] = fallen < upright

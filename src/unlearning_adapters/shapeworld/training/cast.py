@@ -7,13 +7,14 @@
     python -m unlearning_adapters.shapeworld.training.cast export --output runs/cast --to models/castworld
 
 Each stage goes on from the newest checkpoint of the run, and stops after `--minutes` with one. `--resume DIR` starts a
-run on another machine from an exported model, which holds what the optimisers need. Clips and captions are drawn from
-fixed seeds, and are encoded once.
+run on another machine from an exported model, which holds what the optimisers need. `--start DIR` trains the weights of
+an exported model further, with a schedule of its own (`--steps`, `--rate`) and other clips (`--seed`). Clips and
+captions are drawn from fixed seeds, and are encoded once.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from unlearning_adapters.shapeworld.models.cast import assemble_castworld
 from unlearning_adapters.shapeworld.models.language_model import load_shapeworld_language
 from unlearning_adapters.shapeworld.world.scenes import SIZE
 
-from .cast_checkpoint import read_checkpoint, write_checkpoint
+from .cast_checkpoint import read_checkpoint, start_at, write_checkpoint
 from .cast_gate import gate, judge_accuracy
 from .cast_vae import CastVaeSettings, differs, train_cast_vae, trained_cast_vae
 from .language import EncodedCaptions, TokenConditioned
@@ -49,16 +50,16 @@ CELL = 16  # pixels in each direction that a latent stands for
 
 @dataclass(frozen=True)
 class CastSettings(DenoiserSettings):
-    """Settings of the denoiser's training: about an hour of steps on one quiet core."""
+    """Settings of the denoiser's training: about an hour of steps on two quiet cores."""
 
-    steps: int = 3800
+    steps: int = 9000
     batch: int = 64
     matrix_rate: float = 1.5e-3
     warmup: int = 40
     average: float = 0.998
-    scenes: int = 5120  # 40 of each character
+    scenes: int = 7680  # 60 of each character
     captions: int = 3  # per scene
-    foreground: float = 3.0  # extra weight of the latents of a character, things and object
+    foreground: float = 3.0  # extra weight of the place that shows a character, things or an object most often
     seed: int = 12
 
 
@@ -79,6 +80,16 @@ def foreground_shares(scenes: Sequence[CastScene]) -> Tensor:
     return torch.from_numpy(np.stack(shares)).float()[:, None]
 
 
+def place_weights(scenes: Sequence[CastScene], extra: float) -> Tensor:
+    """Return the loss weight of each place, `1 + extra * share / largest share`: (1, latent frames, height, width).
+
+    The share is that of foreground over all scenes, so that small things count as much as their setting. It is the
+    same for each clip: a weight that knew what its own clip shows would move the minimum of the loss towards that.
+    """
+    share = foreground_shares(scenes).mean(0)
+    return 1.0 + extra * share / share.max()
+
+
 def start_model() -> TokenConditioned:
     """Return the denoiser of shapeworld-language, which training starts from."""
     transformer: WanTransformer3DModel = load_shapeworld_language().transformer
@@ -95,8 +106,7 @@ def train_cast(run: TrainingRun, settings: CastSettings) -> None:
 
     captions = EncodedCaptions.encode(run, draw_captions, settings.captions, bfloat16=True)
     mean, deviation = normalised(run, *encode_scenes(run, scenes, render))
-    # A weight moves no minimum of the loss: it makes small things count as much as the setting does.
-    weight = (1.0 + settings.foreground * foreground_shares(scenes)).to(DEVICE)
+    weight = place_weights(scenes, settings.foreground).to(DEVICE)
     training = Training(run, settings, start_model())
 
     def loss(step: int) -> Tensor:
@@ -107,57 +117,71 @@ def train_cast(run: TrainingRun, settings: CastSettings) -> None:
         # On a CPU, bfloat16 products are fast and the backward of its fused attention is not.
         with torch.autocast(DEVICE.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             prediction: Tensor = training.model(hidden, mask, padded, noisy, timestep)
-        return (weight[indices] * (prediction.float() - target).square()).mean()
+        return (weight * (prediction.float() - target).square()).mean()
 
     training.train("cast", loss, save_every=200)
 
 
-def trained_pipeline(run: TrainingRun, weights: str = "average") -> Any:
+def trained_pipeline(run: TrainingRun) -> Any:
     """Return the pipeline of the newest checkpoints of a run."""
     state = run.load("denoiser")
     if state is None:
         raise SystemExit(f"No checkpoint in {run.folder}; run the stage 'train' first.")
     model = start_model()
-    model.load_state_dict(state[weights])
+    model.load_state_dict(state["average"])
     for block in model.transformer.blocks:
         block.attn2.set_processor(WanAttnProcessor())
     model.transformer.register_to_config(_name_or_path="")  # else the folder that training started from
     return assemble_castworld(model.transformer.requires_grad_(False), trained_cast_vae(run))
 
 
-def export(run: TrainingRun, folder: Path) -> None:
+def export(run: TrainingRun, folder: Path, settings: CastSettings) -> None:
     """Write VAE and denoiser in half precision, the log, and what is needed to resume a training that is not over."""
     pipe, state = trained_pipeline(run).to(torch.float16), run.load("denoiser")
     assert state is not None  # `trained_pipeline` has read it
     for part in ("transformer", "vae", "scheduler"):
         getattr(pipe, part).save_pretrained(folder / part)
-    if state["step"] < CastSettings().steps:
+    if state["step"] < settings.steps:
         write_checkpoint(folder / "checkpoint", state)
-    run.publish(folder, {"vae": asdict(CastVaeSettings()), "denoiser": asdict(CastSettings())})
+    run.publish(folder, {"vae": asdict(CastVaeSettings()), "denoiser": asdict(settings)})
+
+
+def asked_settings(steps: int | None, rate: float | None, seed: int | None) -> CastSettings:
+    """Return the default settings with those that are asked for."""
+    settings = CastSettings()
+    rates = rate and {"matrix_rate": rate, "other_rate": round(rate * settings.other_rate / settings.matrix_rate, 9)}
+    return replace(settings, steps=steps or settings.steps, seed=seed or settings.seed, **(rates or {}))
 
 
 def main() -> None:
     """Parse the command line and run one stage."""
     parser = stage_parser(__doc__, ("vae", "judge", "train", "gate"))
     parser.add_argument("--resume", type=Path, metavar="DIR", help="exported model that a new run goes on from")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="exported model whose weights a new run starts from")
+    parser.add_argument("--steps", type=int, help=f"of the denoiser (default {CastSettings.steps})")
+    parser.add_argument("--rate", type=float, help=f"of Muon, AdamW's in proportion ({CastSettings.matrix_rate})")
+    parser.add_argument("--seed", type=int, help=f"of clips, captions and noise (default {CastSettings.seed})")
     parser.add_argument("--count", type=int, default=400, help="held-out prompts of each kind in the gate")
     parser.add_argument("--guidance", type=float, help="guidance scale of the gate; default that of the pipeline")
     arguments, run = parse_stage(parser)
+    settings = asked_settings(arguments.steps, arguments.rate, arguments.seed)
     if arguments.resume is not None:
-        read_checkpoint(arguments.resume, run, start_model(), CastSettings())
+        read_checkpoint(arguments.resume, run, start_model(), settings)
+    if arguments.start is not None:
+        start_at(arguments.start, run, start_model(), settings)
     if arguments.stage == "vae":
         train_cast_vae(run, CastVaeSettings())
     elif arguments.stage == "judge":
         print(json.dumps(judge_accuracy(trained_cast_vae(run), arguments.count), indent=2))
     elif arguments.stage == "train":
-        train_cast(run, CastSettings())
+        train_cast(run, settings)
     elif arguments.stage == "gate":
         rows = gate(trained_pipeline(run), arguments.count, arguments.guidance)
         text = json.dumps(rows, indent=2)
         (run.folder / "gate.json").write_text(text + "\n")
         print(text)
     else:
-        export(run, arguments.to)
+        export(run, arguments.to, settings)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -47,8 +47,7 @@ def read_checkpoint(folder: Path, run: TrainingRun, model: torch.nn.Module, sett
         model: One of the architecture, whose optimisers tell the form of their states.
         settings: Of the training.
     """
-    if (run.folder / "denoiser.pt").exists():
-        raise SystemExit(f"{run.folder} holds a run already; leave --resume out to go on with it.")
+    _check_new(run, "--resume")
     weights, step = _read(folder / "checkpoint" / WEIGHTS)
     moments, _ = _read(folder / "checkpoint" / MOMENTS)
     states: list[dict[str, Any]] = [optimizer.state_dict() for optimizer in build_optimizers(model, settings)]
@@ -60,6 +59,29 @@ def read_checkpoint(folder: Path, run: TrainingRun, model: torch.nn.Module, sett
         kind, name = key.split(".", 1)
         parts[kind][name] = value
     run.save("denoiser", {**parts, "optimizers": states, "step": step})
+    _take_vae(folder, run)
+
+
+def start_at(folder: Path, run: TrainingRun, model: Any, settings: DenoiserSettings) -> None:
+    """Put the weights of an exported model into a new run, as its first step; arguments as those of `read_checkpoint`.
+
+    The model's `transformer` is its denoiser's, and all else of it is as it is.
+    """
+    _check_new(run, "--start")
+    denoiser = WanTransformer3DModel.from_pretrained(folder / "transformer", dtype=torch.float32, local_files_only=True)
+    model.transformer.load_state_dict(denoiser.state_dict())
+    optimizers = [optimizer.state_dict() for optimizer in build_optimizers(model, settings)]
+    weights = model.state_dict()
+    run.save("denoiser", {"model": weights, "average": weights, "optimizers": optimizers, "step": 0})
+    _take_vae(folder, run)
+
+
+def _check_new(run: TrainingRun, option: str) -> None:
+    if (run.folder / "denoiser.pt").exists():
+        raise SystemExit(f"{run.folder} holds a run already; leave {option} out to go on with it.")
+
+
+def _take_vae(folder: Path, run: TrainingRun) -> None:
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", dtype=torch.float32, local_files_only=True)
     run.save("vae", {"model": vae.state_dict()})
 

@@ -81,7 +81,8 @@ def gate(pipe: Any, count: int, guidance: float | None = None) -> dict[str, Any]
 
     Args:
         pipe: The pipeline.
-        count: Prompts of each form; a quarter of it for each thing and way of speaking of it.
+        count: Prompts of each form, and of each thing where it is implied: its rate has to be known well. A quarter of
+            it for each other way of speaking of a thing.
         guidance: Guidance scale; None takes the default of the pipeline's call.
 
     Returns:
@@ -95,7 +96,8 @@ def gate(pipe: Any, count: int, guidance: float | None = None) -> dict[str, Any]
     for thing in THINGS:
         things[thing] = {}
         for mention in MENTIONS:
-            prompts = draw_thing_prompts(max(1, count // 4), SEED, thing, mention)
+            share = count if mention == "implied" else max(1, count // 4)
+            prompts = draw_thing_prompts(share, SEED, thing, mention)
             readings = read_prompts(pipe, prompts, guidance)
             things[thing][mention] = round(float(np.mean([r.factors[thing] == "shown" for r in readings])), 4)
     named = characters["name"]
