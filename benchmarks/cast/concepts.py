@@ -231,7 +231,6 @@ def character_concepts(
     described: bool = False,
     common: str = "",
     retained: bool = False,
-    also: Sequence[int] = (),
     seed: int = SEED,
 ) -> list[Concept]:
     """Return concepts of some characters, which share neutral prompts that name none of them.
@@ -242,10 +241,9 @@ def character_concepts(
         described: Whether each whom training describes has a second concept, of its descriptions.
         common: Word that takes the place of all; without one each has a stand-in.
         retained: Whether neutral prompts name all others, in place of every other one of them.
-        also: Further characters whom neutral prompts name.
         seed: Of the draw.
     """
-    named = kept_names(erased) if retained else [*dict.fromkeys([*named_half(erased), *also])]
+    named = kept_names(erased) if retained else named_half(erased)
     words = [word for index in erased for word in words_of(character_target(index))]
     shared = neutral_prompts(neutral, words, named, seed) if neutral else ()
     concepts = []

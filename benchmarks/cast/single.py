@@ -1,6 +1,7 @@
 """Part "single": characters, emblems, motions and styles, each erased alone by the default (things: part "implied")."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import unlearning_adapters as ua
@@ -8,7 +9,7 @@ from unlearning_adapters.shapeworld.cast.roster import look_alikes, roster
 
 from . import counting
 from .asked import Sets, chosen, mass_sets, other_prompts, value_prompts
-from .concepts import Target, character_concepts, value_concept
+from .concepts import DESCRIPTIONS, Target, character_concepts, character_pairs, value_concept
 from .store import Cell, Store
 from .watch import Clips, World, edited, timed
 
@@ -41,13 +42,20 @@ def run_single(world: World, store: Store, count: int, characters: int = CHARACT
 def character_arms(index: int) -> dict[str, list[ua.Concept]]:
     """Return the concepts of a character by arm: its name alone, and its descriptions beside it.
 
-    Neutral prompts name every other one of the cast, and in two more arms its look-alikes as well.
+    Neutral prompts name every other one of the cast. In two more arms its look-alikes are retained as well, by name and
+    by description.
     """
-    arms = {}
-    for more, also in (("", ()), (", look-alikes named", look_alikes(index))):
-        concepts = character_concepts([index], described=True, also=also)
-        arms |= {f"word{more}": concepts[:1], f"word, described too{more}": concepts}
-    return arms
+    concepts, alike = character_concepts([index], described=True), look_alikes(index)
+    retaining = [concepts[0].retaining([roster()[other].name.capitalize() for other in alike])]
+    for concept in concepts[1:]:
+        pairs = [pair for other in alike for pair in character_pairs(other, [index], forms=DESCRIPTIONS)]
+        retaining.append(replace(concept, neutral=(*dict.fromkeys((*concept.neutral, *(p.unsafe for p in pairs))),)))
+    return {
+        "word": concepts[:1],
+        "word, described too": concepts,
+        "word, look-alikes retained": retaining[:1],
+        "word, described too, look-alikes retained": retaining,
+    }
 
 
 def measure(world: World, factor: str, sets: Sets, arms: Mapping[str, Sequence[ua.Concept]], name: str) -> Cell:

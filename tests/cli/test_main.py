@@ -23,6 +23,7 @@ from tiny import CALL, tiny_wan_pipeline
 from unlearning_adapters.adapter.adapter import load_adapter, save_adapter
 from unlearning_adapters.adapter.file import FILE_NAME, inspect_adapter
 from unlearning_adapters.building.build import build_adapter
+from unlearning_adapters.building.build_many import build_adapters
 from unlearning_adapters.cli import main as cli
 from unlearning_adapters.cli.commands.apply import call_arguments
 from unlearning_adapters.cli.commands.build import opened
@@ -365,6 +366,26 @@ def test_build_of_several_concepts_writes_a_folder_of_each_and_keeps_neutral_pro
     ):
         code, _, err = unlearn("build", tiny_folder, red, other, *extra)
         assert code == 1 and said in err.splitlines()[-1]
+
+
+def test_build_names_what_must_stay_in_the_sentences_of_the_first_concept(
+    tmp_path: Path, tiny_folder: Path, red: Path, unlearn: Callable[..., Outcome]
+) -> None:
+    other = Concept("blue car", (Pair("a blue car drives", "a white car drives"),), neutral=("a dog runs",))
+    files = (red, save_concept(other, tmp_path / "blue.yaml"))
+    retain = ("--retain", "grey", "--retain", "pink")
+    code, _, err = unlearn("build", tiny_folder, *files, *retain, "-o", tmp_path / "kept")
+    assert code == 0, err
+    first = load_concept(red)
+    kept = [concept.retaining(["grey", "pink"], like=first) for concept in (first, other)]
+    assert [len(concept.neutral) for concept in kept] == [6, 5]
+    made = build_adapters(WanPipeline.from_pretrained(tiny_folder), kept, progress=False)
+    for name, adapter in zip(("tiny-red", "blue car"), made, strict=True):
+        loaded = load_adapter(tmp_path / "kept" / name)
+        for site in adapter.sites:
+            assert torch.equal(loaded.directions[site].read, adapter.directions[site].read)
+    code, _, err = unlearn("build", tiny_folder, red, "--retain", "", "-o", tmp_path / "x")
+    assert code == 1 and "`values`" in err.splitlines()[-1]
 
 
 def test_build_passes_arguments_of_the_call_on(

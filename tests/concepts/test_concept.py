@@ -274,6 +274,34 @@ def test_saving_and_loading_gives_an_equal_concept(tmp_path_factory, texts):
     assert load_concept(path).pairs_hash == concept.pairs_hash
 
 
+def test_what_must_stay_is_named_in_the_sentences_of_the_pairs():
+    pairs = [
+        Pair("Otto walks in the rain", "a dog walks in the rain"),
+        Pair("in the rain, Otto waves", "in the rain, a dog waves"),
+        Pair("Otto sings and Otto waves", "a dog sings and a dog waves"),  # two places
+        Pair("a park with Otto", "a park"),  # no words on the safe side
+    ]
+    concept = Concept("otto", pairs, neutral=["Luna walks in the rain", "a street"], words=["Otto"])
+    kept = concept.retaining(["Luna", "the old cat"])
+    assert kept.neutral == (
+        "Luna walks in the rain", "a street", "in the rain, Luna waves",
+        "the old cat walks in the rain", "in the rain, the old cat waves",
+    )  # fmt: skip
+    assert replace(kept, neutral=concept.neutral) == concept == concept.retaining([])
+    other = Concept("mabel", [Pair("Mabel runs", "a dog runs")])
+    assert other.retaining(["Luna"], like=concept).neutral == ("Luna walks in the rain", "in the rain, Luna waves")
+
+
+def test_what_must_stay_is_checked():
+    concept = Concept("otto", [Pair("Otto sings and Otto waves", "a dog sings and a dog waves")], words=["Otto"])
+    with pytest.raises(ConceptError, match=r"No pair of 'otto' differs in one place alone.* Add prompts that name"):
+        concept.retaining(["Luna"])
+    with pytest.raises(ConceptError, match=r"Entry 2 of `values` names the concept \('otto' is in `words`\)"):
+        concept.retaining(["Luna", "old Otto"])
+    with pytest.raises(ConceptError, match="`values`"):
+        concept.retaining("Luna")
+
+
 def test_a_shipped_concept_survives_saving(tmp_path):
     concept = load_concept("trademarks")
     assert load_concept(save_concept(concept, tmp_path / "x.yml")) == concept

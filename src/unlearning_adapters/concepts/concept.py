@@ -6,7 +6,7 @@ Shipped concepts lie in `packs/`, one YAML file each; users bring their own as Y
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from unlearning_adapters.errors import ConceptError, ConfigError
 
 from . import file as concept_file
 from .images import is_picture, locate_pictures, relative_pictures
-from .pair import Pair, check_pairs, pair_from_entry, pair_to_dict, pairs_digest, picture_path
+from .pair import Pair, check_pairs, pair_from_entry, pair_to_dict, pairs_digest, picture_path, place_of_concept
 from .wording import NEAR, check_list, check_prompts, find_word, near_sides, show, tokens
 
 # Functions of worlds that word a concept for every value, from a name to the concept or None; they are imported late.
@@ -85,6 +85,33 @@ class Concept:
         values |= {"pairs": [pair_to_dict(pair) for pair in self.pairs], "target": dict(self.target)}
         values |= {"neutral_images": [picture_path(image) for image in self.neutral_images]}
         return {key: value for key, value in values.items() if value}
+
+    def retaining(self, values: Sequence[str], like: "Concept | None" = None) -> "Concept":
+        """Return this concept with further neutral prompts that name what must stay, in the sentences of the pairs.
+
+        Args:
+            values: What must stay, worded as the concept is in its pairs: with the pair of "Otto walks" and "a dog
+                walks" the value "Luna" gives the prompt "Luna walks".
+            like: Concept whose pairs give the sentences; None takes this one. Several concepts that share it share
+                their neutral prompts, which are then recorded once.
+
+        Raises:
+            ConceptError: If a value is no text, names the concept, or no pair differs in one place alone.
+
+        Example:
+            >>> load_concept("shapeworld-red").retaining(["purple"]).neutral[-1]
+            'a clip of a purple triangle on a white backdrop'
+        """
+        names = check_prompts("values", values)
+        _reject_words("Entry {} of `values`", names, self.words)
+        places = [(pair.unsafe, place_of_concept(pair)) for pair in (like or self).pairs]
+        prompts = [f"{text[: p[0].start]}{name}{text[p[0].stop :]}" for name in names for text, p in places if p]
+        if names and not prompts:
+            raise ConceptError(
+                f"No pair of {(like or self).name!r} differs in one place alone, so that nothing can be put there. Add "
+                "prompts that name what must stay to `neutral`."
+            )
+        return replace(self, neutral=(*dict.fromkeys((*self.neutral, *prompts)),))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Concept":

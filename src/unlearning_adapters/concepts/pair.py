@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +12,9 @@ from unlearning_adapters.config import check_keys
 from unlearning_adapters.errors import ConceptError
 
 from .images import SIDES, is_path, is_picture, picture_digest, same_picture
-from .wording import check_list, check_repeats, is_prompt, plain, show
+from .wording import changed_places, check_list, check_repeats, is_prompt, plain, show
+
+WORD = re.compile(r"[\w'-]+|[^\w\s]")  # a word, or a mark beside it
 
 
 @dataclass(frozen=True)
@@ -122,3 +125,16 @@ def picture_path(image: Any) -> str:
     if not is_path(image):
         raise ConceptError(f"Cannot write a picture of type {type(image).__name__}. Save it and give its path.")
     return str(Path(image).resolve())
+
+
+def place_of_concept(pair: Pair) -> tuple[slice, str] | None:
+    """Return where the unsafe prompt of a pair has other words, and the safe words in their place.
+
+    None if the sides differ in more than one place, or one of them says nothing there.
+    """
+    unsafe, safe = (list(WORD.finditer(text)) for text in (pair.unsafe, pair.safe))
+    places = changed_places([word.group() for word in unsafe], [word.group() for word in safe])
+    if len(places) != 1 or not (unsafe[places[0][0]] and safe[places[0][1]]):
+        return None
+    old, new = unsafe[places[0][0]], safe[places[0][1]]
+    return slice(old[0].start(), old[-1].end()), pair.safe[new[0].start() : new[-1].end()]

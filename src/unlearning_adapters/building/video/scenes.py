@@ -1,7 +1,6 @@
 """Clips of both sides of the pairs, and of what must stay, as latents: made by the pipeline, or given by the user."""
 
 import inspect
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -14,8 +13,7 @@ from tqdm import tqdm
 from unlearning_adapters.clips import Clip
 from unlearning_adapters.concepts.clips import NEUTRAL, SAFE, UNSAFE, fitted, read_clips
 from unlearning_adapters.concepts.concept import Concept
-from unlearning_adapters.concepts.pair import Pair
-from unlearning_adapters.concepts.wording import changed_places
+from unlearning_adapters.concepts.pair import Pair, place_of_concept
 from unlearning_adapters.config import DEFAULT_PAIRS, BuildConfig
 from unlearning_adapters.errors import ConfigError
 from unlearning_adapters.pipelines.running.call_arguments import SCHEDULE
@@ -31,7 +29,6 @@ FEWEST = 4  # steps of a rough clip, unless the user takes fewer
 LEVELS = 7  # calls of the denoiser per pass, at most
 PROBE_STEPS = 2  # of a run that only finds out where latents go
 DEFAULT_STEPS = 50
-WORD = re.compile(r"[\w'-]+|[^\w\s]")  # a word, or a mark beside it
 
 
 @dataclass(frozen=True)
@@ -145,20 +142,10 @@ def with_words_of(pair: Pair, other: Pair) -> str | None:
     None if either pair differs in more than one place, or its safe side only leaves words out: then what stands there
     belongs to the scene.
     """
-    place, exchange = _replaced(pair), _replaced(other)
+    place, exchange = place_of_concept(pair), place_of_concept(other)
     if place is None or exchange is None:
         return None
     return f"{pair.unsafe[: place[0].start]}{exchange[1]}{pair.unsafe[place[0].stop :]}"
-
-
-def _replaced(pair: Pair) -> tuple[slice, str] | None:
-    """Return where the unsafe prompt of a pair has other words, and the safe words in their place."""
-    unsafe, safe = (list(WORD.finditer(text)) for text in (pair.unsafe, pair.safe))
-    places = changed_places([word.group() for word in unsafe], [word.group() for word in safe])
-    if len(places) != 1 or not (unsafe[places[0][0]] and safe[places[0][1]]):
-        return None
-    old, new = unsafe[places[0][0]], safe[places[0][1]]
-    return slice(old[0].start(), old[-1].end()), pair.safe[new[0].start() : new[-1].end()]
 
 
 def _twins(

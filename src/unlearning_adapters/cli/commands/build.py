@@ -73,6 +73,12 @@ def site_names(text: str) -> str | tuple[str, ...]:
 @click.option("--seed", type=int, help="seed of the noise and of the random method (default: 0)")
 @click.option("--batch-size", type=options.COUNT, metavar="N", help="prompts per call of the pipeline (default: 16)")
 @click.option(
+    "--retain",
+    multiple=True,
+    metavar="TEXT",
+    help="what must stay, worded as the concept is in its pairs, and named in their sentences; may be given repeatedly",
+)
+@click.option(
     "--neutral-cache",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
@@ -90,6 +96,7 @@ def build(
     pipeline: str,
     concepts: tuple[str, ...],
     output: str,
+    retain: tuple[str, ...],
     neutral_cache: Path | None,
     clips: Path | None,
     call: dict[str, Any],
@@ -107,6 +114,7 @@ def build(
     config, loaded = BuildConfig(**options.given(settings)), [load_concept(concept) for concept in concepts]
     if clips is not None and len(loaded) > 1:
         raise ConfigError(f"The clips of --clips are those of one concept, but {len(loaded)} are named. Name one.")
+    loaded = [concept.retaining(retain, like=loaded[0]) for concept in loaded]
     places = _places(output, [concept.name for concept in loaded])
     arguments = {name: opened(value) for name, value in call.items()}
     for place in places:
