@@ -148,9 +148,15 @@ def export(run: TrainingRun, folder: Path, settings: CastSettings) -> None:
 
 def asked_settings(steps: int | None, rate: float | None, seed: int | None) -> CastSettings:
     """Return the default settings with those that are asked for."""
-    settings = CastSettings()
-    rates = rate and {"matrix_rate": rate, "other_rate": round(rate * settings.other_rate / settings.matrix_rate, 9)}
-    return replace(settings, steps=steps or settings.steps, seed=seed or settings.seed, **(rates or {}))
+    default = CastSettings()
+    muon = rate or default.matrix_rate
+    return replace(
+        default,
+        steps=steps or default.steps,
+        seed=seed or default.seed,
+        matrix_rate=muon,
+        other_rate=round(muon * default.other_rate / default.matrix_rate, 9),
+    )
 
 
 def main() -> None:
