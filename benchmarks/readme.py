@@ -32,7 +32,7 @@ python -m benchmarks.models                 # nine concepts on each ShapeWorld m
 python -m benchmarks.language               # nine concepts in real language
 python -m benchmarks.packs                  # what a text encoder's reads make of the shipped concepts, about a minute
 python -m benchmarks.search                 # whether the proxy of a search ranks settings as full generation does
-python -m benchmarks.cast                   # a hundred names, implied things, stand-ins of packs; an hour and a half
+python -m benchmarks.cast                   # a hundred names, implied things, stand-ins of packs; two hours
 ```
 
 Every row compares two sides that were measured in turn in one run; the ratio is the median over the rounds, with the

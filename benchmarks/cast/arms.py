@@ -36,7 +36,6 @@ class Arm:
         sites: Of `BuildConfig`.
         common: Word that takes the place of all in the safe sides; without one each has a stand-in, who is kept.
         retained: Whether neutral prompts name everybody who is kept, twice as many prompts for twice as many names.
-        in_pairs: Whether everybody who is kept is named in the sentences of the pairs as well (`Concept.retaining`).
     """
 
     method: str
@@ -45,7 +44,6 @@ class Arm:
     sites: str | None = None
     common: str = ""
     retained: bool = False
-    in_pairs: bool = False
 
 
 PROJECTION, COMMON = "text-projection", "an animal"
@@ -62,12 +60,6 @@ ARMS = {
     "uce, text projection, a common word": Arm("uce", sites=PROJECTION, common=COMMON),
     "ridge, stack, text projection, a common word, all kept named": Arm(
         "ridge", True, sites=PROJECTION, common=COMMON, retained=True
-    ),
-    "ridge, stack, text projection, a common word, all kept retained": Arm(
-        "ridge", True, sites=PROJECTION, common=COMMON, in_pairs=True
-    ),
-    "uce, text projection, a common word, all kept retained": Arm(
-        "uce", sites=PROJECTION, common=COMMON, in_pairs=True
     ),
     "uce, text projection, a common word, all kept named": Arm("uce", sites=PROJECTION, common=COMMON, retained=True),
     "uce, all kept named": Arm("uce", retained=True),

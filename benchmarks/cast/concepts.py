@@ -261,15 +261,25 @@ def value_concept(
     pairs: int = PAIRS,
     neutral: int = NEUTRAL,
     implied: bool = False,
+    away: bool = False,
     seed: int = SEED,
 ) -> Concept:
-    """Return the concept of an emblem, motion, style or thing; a thing's neutral prompts leave its setting out."""
+    """Return the concept of an emblem, motion, style or thing.
+
+    Args:
+        target: What it erases.
+        pairs: Number of pairs.
+        neutral: Number of neutral prompts.
+        implied: Of a thing, whether two of five pairs only imply it.
+        away: Of a thing, whether neutral prompts leave its setting out.
+        seed: Of the draw.
+    """
     home = next((setting for setting, thing in IMPLIED.items() if thing == target.factor), None)
     words, cast = words_of(target), range(len(roster()))
     return Concept(
         target.name,
         value_pairs(target, pairs, seed, implied=implied),
-        neutral=neutral_prompts(neutral, words, cast, seed, home if implied else None) if neutral else (),
+        neutral=neutral_prompts(neutral, words, cast, seed, home if away else None) if neutral else (),
     )
 
 

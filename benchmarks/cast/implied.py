@@ -1,5 +1,6 @@
 """Part "implied": hat, umbrella, balloon and fall erased: named, implied, negated and elsewhere, by both scopes."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import unlearning_adapters as ua
@@ -11,12 +12,28 @@ from .concepts import Target, value_concept
 from .store import Cell, Store
 from .watch import World, edited, timed
 
-# Scope, and whether two of the five pairs are silent in the thing's own setting (`value_pairs`).
-ARMS: dict[str, tuple[ua.BuildConfig | None, bool]] = {
-    "base": (None, False),
-    "word": (ua.BuildConfig(), False),
-    "word, implied pairs": (ua.BuildConfig(), True),
-    "concept": (ua.BuildConfig(scope="concept"), False),
+
+@dataclass(frozen=True)
+class Arm:
+    """How a thing is erased.
+
+    Args:
+        config: Of the build; None builds nothing.
+        implied: Whether two of the five pairs are silent in the thing's own setting (`value_pairs`).
+        away: Whether neutral prompts leave that setting out.
+    """
+
+    config: ua.BuildConfig | None = ua.BuildConfig()
+    implied: bool = False
+    away: bool = False
+
+
+ARMS = {
+    "base": Arm(None),
+    "word": Arm(),
+    "word, setting not neutral": Arm(away=True),
+    "word, implied pairs": Arm(implied=True, away=True),
+    "concept": Arm(ua.BuildConfig(scope="concept")),
 }
 
 
@@ -32,13 +49,14 @@ def measure(world: World, thing: str, arm: str, count: int) -> Cell:
     sets = thing_sets(thing, count)
     prompts = [one for items in sets.values() for one in items]
     base = world.look_at_base(prompts, thing)
-    config, implied = ARMS[arm]
+    how = ARMS[arm]
+    config = how.config
     if config is None:
         return counting.thing_counts(sets, base, base, thing)
     times: dict[str, float] = {}
     # The concept scope makes clips, with the arguments of a call; the word scope records a step of one.
     given: dict[str, Any] = dict(world.call) if config.scope == "concept" else world.build_arguments()
-    concept = value_concept(Target(thing, "shown"), implied=implied)
+    concept = value_concept(Target(thing, "shown"), implied=how.implied, away=how.away)
     with timed(times, "build"):
         adapter = ua.build_adapter(world.pipe, concept, config, progress=False, call_kwargs=given)
     with edited(world.pipe, [adapter]):

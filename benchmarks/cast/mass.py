@@ -9,7 +9,7 @@ from unlearning_adapters.shapeworld.cast.roster import roster
 from . import counting
 from .arms import ARMS, build_arm, call_costs, file_bytes
 from .asked import Sets, mass_sets, who_is_erased
-from .concepts import NEUTRAL, character_concepts, kept_names, named_half
+from .concepts import NEUTRAL, character_concepts, named_half
 from .store import Cell, Store
 from .watch import Clips, World, edited
 
@@ -56,9 +56,6 @@ def measure(world: World, sets: Sets, erased: Sequence[int], arm: str, name: str
             common=how.common,
             retained=how.retained,
         )
-        if how.in_pairs:
-            names = [roster()[index].name.capitalize() for index in kept_names(erased)]
-            concepts = [concept.retaining(names, like=concepts[0]) for concept in concepts]
         adapters, seconds = build_arm(world, arm, concepts)
     except UnlearningError as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}

@@ -106,7 +106,7 @@ def test_pairs_of_a_thing_name_it_or_leave_its_setting_to_imply_it(thing):
         shorter, longer = (side.replace(",", "").split() for side in sorted((pair.unsafe, pair.safe), key=len))
         assert set(shorter) < set(longer)
     home = {"hat": "beach", "fall": "game"}[thing]
-    concept = value_concept(Target(thing, "shown"), neutral=40, implied=True)
+    concept = value_concept(Target(thing, "shown"), neutral=40, implied=True, away=True)
     assert not any(find_word(text, (home, *STEMS[thing])) for text in concept.neutral)
 
 
