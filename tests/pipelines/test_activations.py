@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -76,6 +77,19 @@ def test_two_experts_are_read_without_running_the_first_to_its_end(wrapped):
     for group, rows in enumerate(together.rows):
         for one, other in zip(rows, alone, strict=True):
             assert torch.equal(one, other.rows[group][0])
+
+
+def test_two_threads_read_two_experts_at_once():
+    pipe = tiny.tiny_wan_pipeline(two_denoisers=True)
+    sites = find_sites(pipe)
+    alone = record(copy.deepcopy(pipe), PROMPTS, sites, batch_size=1, progress=False)
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(record, pipe, PROMPTS, sites, batch_size=1, progress=False) for _ in range(3)]
+        together = [job.result() for job in jobs]
+    for recording in together:
+        for rows, others in zip(recording.rows, alone.rows, strict=True):
+            assert all(torch.equal(one, other) for one, other in zip(rows, others, strict=True))
+    assert "forward" not in vars(pipe.transformer) and "forward" not in vars(pipe.transformer_2)
 
 
 def test_a_probe_of_shared_inputs_shows_the_form_of_the_output_as_well():

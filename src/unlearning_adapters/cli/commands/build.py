@@ -76,7 +76,7 @@ def site_names(text: str) -> str | tuple[str, ...]:
     "--retain",
     multiple=True,
     metavar="TEXT",
-    help="what must stay, worded as the concept is in its pairs, and named in their sentences; may be given repeatedly",
+    help="what must stay, worded as the concept is in its pairs, in whose sentences it is named; repeat it",
 )
 @click.option(
     "--neutral-cache",

@@ -43,12 +43,12 @@ class ShortCalls:
         replaced = []
         try:
             for name, network in self.networks.items():
-                setattr(network, "forward", self._shortened(name, network, is_wanted))  # noqa: B010 - for mypy
                 replaced.append(network)
+                vars(network)["forward"] = self._shortened(name, network, is_wanted)
             yield
         finally:
             for network in replaced:
-                del network.forward
+                vars(network).pop("forward", None)
 
     def end_call(self, component: str) -> None:
         """End the running call of a denoiser, if the form of its output is known."""
@@ -74,6 +74,8 @@ class ShortCalls:
                     return output
             except EndCall:
                 pass
+            finally:
+                self.can_end[name] = False
             assert form is not None  # else no call ends early
             return (latents.new_zeros(len(latents), *form),)
 
