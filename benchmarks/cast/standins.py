@@ -35,6 +35,7 @@ PACKS = {
     "trademarks": "emblem",
     "public-figures": "character",
 }
+SHARE = 4  # each of the forty cells has a quarter of the count
 NAMES = 10  # in a pack of names: as many pairs as the shipped ones have, one of each
 
 
@@ -67,11 +68,8 @@ VARIANTS = {
 }
 
 
-SHARE = 4  # forty cells are compared with one another, each with a quarter of the count
-
-
 def run_standins(world: World, store: Store, count: int) -> None:
-    """Measure what is missing; `count // 4` clips that ask for what is erased, and as many for what is kept."""
+    """Measure what is missing; a quarter of `count` clips for what is erased, and as many for what is kept."""
     for pack, factor in PACKS.items():
         for name, variant in VARIANTS.items():
             if variant.apart and factor not in ("character", "emblem"):
