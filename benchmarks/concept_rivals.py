@@ -32,6 +32,7 @@ from unlearning_adapters.shapeworld.models.generate import generation_of
 from .concept import COLUMNS, NUMBERS, draw_sets, drift, look, open_rates, other_rates, row
 from .hidden_rows import HiddenRows, middle_block, read_hidden_rows
 from .models import open_model
+from .posterior import value_prompts, without_concept
 from .worlds import NEIGHBOURS, markdown_table, write_results
 
 FOLDER = Path(__file__).parent
@@ -41,6 +42,7 @@ VALUES = ("green", "square", "right")
 KINDS = ("open", "named", NEIGHBOURS)
 LENGTH = 32  # tokens that the embedded model reads
 STRENGTHS = (0.1, 0.3, 1.0)
+GATES = (0.0, 0.3, 0.5)
 AT_VIDEO_TOKENS = {
     "mean": "the paper's refusal vector",
     "cpca": "the paper's cPCA",
@@ -50,8 +52,13 @@ AT_VIDEO_TOKENS = {
 Enter = Callable[[Any], Any]  # pipeline -> context in which it is in the arm's state
 
 
-def arms(pipe: Any, concept: ua.Concept) -> Iterator[tuple[str, Enter, Mapping[str, Any]]]:
-    """Yield the name of each arm, what makes its state, and arguments that it adds to the pipeline's call."""
+def arms(
+    pipe: Any, concept: ua.Concept, prompts: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, Enter, Mapping[str, Any]]]:
+    """Yield the name of each arm, what makes its state, and arguments that it adds to the pipeline's call.
+
+    `prompts` names each value of the factor for each prompt, the concept first; only the reference is told it.
+    """
     call = generation_of(pipe)
     build = partial(ua.build_adapter, pipe, concept, progress=False, call_kwargs=call)
     word, full = build(ua.BuildConfig()), build(ua.BuildConfig(scope="concept"))
@@ -74,6 +81,9 @@ def arms(pipe: Any, concept: ua.Concept) -> Iterator[tuple[str, Enter, Mapping[s
     for name, directions in text_roads(pipe, concept, call).items():
         for strength in (1.0, 3.0):
             yield f"{name}, {strength:g}", _attached(_beside(word, directions, strength)), {}
+    for gate in GATES:
+        told = "told all values" if not gate else f"told all values, from {gate:g} on"
+        yield f"reference: {told}", partial(without_concept, prompts=prompts, gate=gate), {}
     yield "negative prompt", lambda _: nullcontext(), {"negative_prompt": ", ".join(concept.words)}
     yield "SAFREE-like", _projected_prompts(concept), {}
     for title, at in (
@@ -223,7 +233,8 @@ def measure_rivals(pipe: Any, value: str, clips: int, known: dict[str, Any], sav
     sets = draw_sets(value, clips, SEED)
     base = look(pipe, value, sets, KINDS, f"{value}: base")
     known["base"] = _rates(value, base, base)
-    for name, enter, call in arms(pipe, ua.load_concept(f"shapeworld-{value}")):
+    prompts = value_prompts(value, sets, clips, SEED)
+    for name, enter, call in arms(pipe, ua.load_concept(f"shapeworld-{value}"), prompts):
         if name in known:
             continue
         with enter(pipe):
