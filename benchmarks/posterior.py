@@ -46,7 +46,7 @@ def without_concept(pipe: Any, prompts: Mapping[str, Sequence[str]], gate: float
     encode, network = pipe.encode_prompt, pipe.transformer
 
     def encoded(*args: Any, **kwargs: Any) -> Any:
-        texts = kwargs.get("prompt", args[0] if args else None)
+        texts: Any = kwargs.get("prompt", args[0] if args else None)
         found = encode(*args, **kwargs)
         named = zip(*(prompts[text] for text in ([texts] if isinstance(texts, str) else texts)), strict=True)
         embeds = [
@@ -85,7 +85,7 @@ def removed(prediction: Tensor, options: Tensor, gate: float) -> Tensor:
         return torch.zeros_like(prediction)
     others = p[1:] / p[1:].sum() if p[1:].sum() > 1e-3 else np.full(len(p) - 1, 1 / (len(p) - 1))
     change = torch.from_numpy(np.concatenate([[-p[0]], p[0] * others])).to(options)
-    return torch.tensordot(change, options, dims=1)
+    return torch.Tensor(torch.tensordot(change, options, dims=1))
 
 
 def mixture(target: np.ndarray[Any, Any], options: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

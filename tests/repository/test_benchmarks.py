@@ -253,6 +253,38 @@ def test_a_read_of_a_shipped_concept_is_put_to_its_held_out_prompts():
     assert packs.page({"graphic-violence": rows}).count("\n") == 1 + len(packs.PAIRS)
 
 
+def test_a_mixture_is_found_and_its_first_part_is_taken_out():
+    from benchmarks.posterior import mixture, removed
+
+    torch.manual_seed(0)
+    options, share = torch.randn(4, 3, 8, dtype=torch.float64), torch.tensor([0.4, 0.3, 0.3, 0.0], dtype=torch.float64)
+    prediction = torch.tensordot(share, options, dims=1)
+    assert torch.from_numpy(mixture(prediction.flatten().numpy(), options.flatten(1).numpy())).allclose(
+        share, atol=1e-3
+    )
+    left = prediction + removed(prediction, options, gate=0.3)
+    assert left.allclose((options[1] + options[2]) / 2, atol=1e-2)
+    assert not removed(prediction, options, gate=0.5).any()  # the concept is less likely than that
+
+
+def test_the_reference_that_is_told_all_values_keeps_all_but_the_concept():
+    from benchmarks.concept import draw_sets, look
+    from benchmarks.posterior import value_prompts, without_concept
+    from benchmarks.worlds import NEIGHBOURS
+
+    from unlearning_adapters import load_shapeworld
+
+    pipe, sets = load_shapeworld(), draw_sets("red", 6, seed=3)
+    prompts = value_prompts("red", sets, 6, 3)
+    assert {"red", "blue"} <= {word for named in prompts.values() for word in " ".join(named).split()}
+    kinds = ("named", NEIGHBOURS)
+    with without_concept(pipe, prompts, gate=0.3):
+        seen = look(pipe, "red", sets, kinds, "told all values")
+    assert all(sample.labels["colour"] != "red" for sample in seen["samples"]["named"])
+    assert all(sample.labels["colour"] == sample.truth["colour"] for sample in seen["samples"][NEIGHBOURS])
+    assert "encode_prompt" not in vars(pipe)  # no trace
+
+
 def test_the_drift_is_compared_with_the_rival_that_moves_least_of_those_that_erase_enough():
     from benchmarks import models
 
