@@ -50,9 +50,11 @@ def guidance_prompts(pipe: Any, concept: Concept, call_kwargs: Mapping[str, Any]
 
 def names_concept(concept: Concept, prompt: str) -> bool:
     """Tell whether a prompt holds a word of the concept: one of its `words`, or one that only unsafe sides hold."""
-    others = {word for text in (*concept.neutral, *(pair.safe for pair in concept.pairs)) for word in tokens(text)}
-    unsafe = {word for pair in concept.pairs for word in tokens(pair.unsafe)}
-    return find_word(prompt, concept.words) is not None or not (unsafe - others).isdisjoint(tokens(prompt))
+    if find_word(prompt, concept.words) is not None:
+        return True
+    shown = {*tokens(prompt)} & {word for pair in concept.pairs for word in tokens(pair.unsafe)}
+    others = (*concept.neutral, *(pair.safe for pair in concept.pairs)) if shown else ()
+    return not shown <= {word for text in others for word in tokens(text)}
 
 
 def _texts(name: str, value: Any) -> list[str]:
