@@ -116,7 +116,7 @@ def refusal_vector(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         raise ConceptError("Expected at least one pair to take a refusal vector from, but got none.")
     means = [[exact_rows(side).reshape(-1, side.shape[-1]).mean(dim=0) for side in pair] for pair in pairs]
     r = torch.stack([unsafe - safe for unsafe, safe in means]).mean(dim=0)
-    size = max(float(mean.norm()) for pair in means for mean in pair)
+    size = float(torch.stack([mean for pair in means for mean in pair]).norm(dim=1).max())
     length = float(r.norm())
     if not length > SAME_ROWS * size:
         raise ConceptError(
@@ -146,7 +146,8 @@ def agreeing_pairs(differences: Sequence[Tensor]) -> tuple[int, ...]:
     if not distances.max() > SAME_ROWS * rows.norm(dim=1).max():
         return tuple(range(len(rows)))
     near = distances <= STANDS_OUT * distances.max()
-    order = sorted(range(len(rows)), key=lambda row: (-int(near[row].sum()), float(distances[row].mean())))
+    counts = near.sum(dim=1).tolist()
+    order = sorted(range(len(rows)), key=lambda row: (-counts[row], float(distances[row].mean())))
     return tuple(near[order[0]].nonzero().flatten().tolist())
 
 
@@ -205,8 +206,7 @@ def distinct_rows(rows: Tensor) -> Tensor:
 
 def counted_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows without repetitions, as `distinct_rows`, and how often each of them came, shape (k,), float64."""
-    sizes = rows.norm(dim=1)
-    if not sizes.any():
+    if len(rows) < 2 or not (sizes := rows.norm(dim=1)).any():
         return rows[:1], torch.tensor([len(rows)] if len(rows) else [], dtype=torch.float64, device="cpu")
     # A cell of the grid must be wider than rounding by about the number of features, or one feature in thousands
     # crosses a border and splits equal rows; different tokens are still hundreds of cells apart.
