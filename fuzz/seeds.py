@@ -29,13 +29,16 @@ def live_pipeline() -> WanPipeline:
 
 
 def valid_files(pipe: WanPipeline, folder: Path) -> tuple[bytes, ...]:
-    """Return valid files of several kinds: oblique, orthogonal, padded, additive, of other writers, with gains."""
+    """Return valid files: oblique, orthogonal, padded, additive, of other writers, with gains, and with a shrinkage."""
     oblique = _adapter(pipe, ranks=(1,), oblique=True)
     orthogonal = _adapter(pipe, ranks=(1,), oblique=False, sites=1)
     padded = _adapter(pipe, ranks=(3, 1), oblique=True, sites=2)
     additive = _adapter(pipe, ranks=(2, 1), oblique=True, sites=2, additive=True)
     unequal = _with_gains(oblique, (0.5, 1.0, 0.0, 2.0))
-    adapters = (oblique, orthogonal, padded, additive, unequal)
+    shrunk = replace(
+        unequal, directions={name: replace(one, shrinkage=0.3) for name, one in unequal.directions.items()}
+    )
+    adapters = (oblique, orthogonal, padded, additive, unequal, shrunk)
     blobs = [save_adapter(adapter, folder / "seed").read_bytes() for adapter in adapters]
     return (*blobs, _by_another_writer(blobs[0]), _for_another_pipeline(blobs[1]))
 

@@ -36,6 +36,7 @@ class Arm:
         sites: Of `BuildConfig`.
         common: Word that takes the place of all in the safe sides; without one each has a stand-in, who is kept.
         retained: Whether neutral prompts name everybody who is kept, twice as many prompts for twice as many names.
+        shrinkage: Of `BuildConfig`.
     """
 
     method: str
@@ -44,9 +45,10 @@ class Arm:
     sites: str | None = None
     common: str = ""
     retained: bool = False
+    shrinkage: float = 0.0
 
 
-PROJECTION, COMMON = "text-projection", "an animal"
+PROJECTION, COMMON, SHRINKAGE = "text-projection", "an animal", 0.3
 ARMS = {
     "ridge, stack": Arm("ridge", stack=True),
     "ridge, one file": Arm("ridge"),
@@ -61,6 +63,10 @@ ARMS = {
     "ridge, stack, text projection, a common word, all kept named": Arm(
         "ridge", True, sites=PROJECTION, common=COMMON, retained=True
     ),
+    "ridge, stack, text projection, a common word, all kept named, shrunk": Arm(
+        "ridge", True, sites=PROJECTION, common=COMMON, retained=True, shrinkage=SHRINKAGE
+    ),
+    "ridge, stack, shrunk": Arm("ridge", stack=True, shrinkage=SHRINKAGE),
     "uce, text projection, a common word, all kept named": Arm("uce", sites=PROJECTION, common=COMMON, retained=True),
     "uce, all kept named": Arm("uce", retained=True),
 }
@@ -84,7 +90,9 @@ def build_arm(world: World, arm: str, concepts: Sequence[Concept]) -> tuple[list
     given: dict[str, Any] = {"progress": False, "call_kwargs": world.build_arguments()}
     with timed(times, "build"), any_rank():
         if ARMS[arm].stack or len(concepts) == 1:
-            adapters = ua.build_adapters(world.pipe, concepts, ua.BuildConfig(method=method, sites=sites), **given)
+            adapters = ua.build_adapters(
+                world.pipe, concepts, ua.BuildConfig(method=method, sites=sites, shrinkage=ARMS[arm].shrinkage), **given
+            )
         else:
             joint = joint_concept(concepts)
             rank = min(MAX_RANK, len(concepts)) if method == "ridge" else 1

@@ -74,6 +74,8 @@ class BuildConfig:
         blocks: Indices of the transformer blocks whose sites are used; None uses all.
         block_strengths: Factor of the strength in a block, 0 to 4, by the index of the block; other blocks
             take 1. Strength and factor together are at most 4. None takes 1 everywhere.
+        shrinkage: How far a stack of adapters that all have one leaves the exact joint edit, 0 (the default) to 1. With
+            dozens of names it spares others that are not named; an adapter alone acts the same (docs/recipes.md).
         steps: Number of denoising steps that are recorded for "hidden" sites.
         pairs: Number of the concept's pairs that are used, the first ones; None uses five, or all if there are fewer.
         seed: Seed of the noise and of the "random" method.
@@ -94,6 +96,7 @@ class BuildConfig:
     soft_prompts: int = 0
     blocks: tuple[int, ...] | None = None
     block_strengths: Mapping[int, float] | None = field(default=None, hash=False)  # a dictionary has no hash
+    shrinkage: float = 0.0
     steps: int = 4
     pairs: int | None = None
     seed: int = 0
@@ -112,6 +115,7 @@ class BuildConfig:
             if not is_number(value) or not (value > 0 if least is None else value >= least):
                 raise ConfigError(f"Expected `{name}` to be a number {limit}, but got {value!r:.80}.")
             object.__setattr__(self, name, _plain(value))
+        object.__setattr__(self, "shrinkage", check_shrinkage(self.shrinkage))
         if self.strength is not None:
             check_strength(self.strength)
             object.__setattr__(self, "strength", _plain(self.strength))
@@ -214,6 +218,15 @@ def check_gain(gain: float, what: str = "the gain") -> float:
             "1 leaves the strength as it is."
         )
     return float(gain)
+
+
+def check_shrinkage(shrinkage: float) -> float:
+    """Return a shrinkage as a float, or raise `ConfigError` if it is not a number from 0 to 1."""
+    if not (is_number(shrinkage) and 0 <= shrinkage <= 1):
+        raise ConfigError(
+            f"Expected the shrinkage to be a number from 0 (the exact joint edit) to 1, but got {shrinkage!r:.80}."
+        )
+    return float(shrinkage)
 
 
 def site_strength(strength: float, gain: float, site: str = "") -> float:

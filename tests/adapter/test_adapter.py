@@ -61,6 +61,19 @@ def test_an_adapter_of_both_kinds_is_read_as_it_was_written(tmp_path):
         save_adapter(replace(mixed, directions={**mixed.directions, OTHER: replace(loose, additive=False)}), tmp_path)
 
 
+def test_a_shrinkage_is_read_as_it_was_written_with_gains_and_of_all_kinds(tmp_path):
+    adapter = planted_adapter(small_weights())
+    assert adapter.shrinkage == 0 and adapter.info.format_version == 1
+    loose = Direction(torch.rand(1, 8), torch.rand(1, 8), additive=True, gain=0.5)
+    for directions in (adapter.directions, {**adapter.directions, OTHER: loose}):
+        shrunk = replace(adapter, directions={site: replace(one, shrinkage=0.25) for site, one in directions.items()})
+        loaded = load_adapter(save_adapter(shrunk, tmp_path))
+        assert loaded.shrinkage == 0.25 and loaded.info == shrunk.info and loaded.info.format_version == 4
+        assert loaded.edit == shrunk.edit and loaded.gains == shrunk.gains
+    with pytest.raises(ConfigError, match=r"Expected one shrinkage for all sites, but got 0.0, 0.25\."):
+        replace(shrunk, directions={**shrunk.directions, OTHER: loose})
+
+
 def test_the_stock_factor_follows_the_strength():
     weights = small_weights()
     adapter = planted_adapter(weights, strength=0.5)

@@ -239,7 +239,7 @@ def broken(direction: Direction | None = None, factors: dict | None = None, **in
         (broken(concept="two\nlines"), "`concept` is 'two.nlines', not one line"),
         (broken(settings={"a": math.inf}), "Out of range float values"),
         (broken(settings={"a": object()}), "cannot be written as JSON"),
-        (broken(format_version=4), "found format 4, this package reads 3"),
+        (broken(format_version=5), "found format 5, this package reads 4"),
     ],
 )
 def test_a_failed_save_leaves_the_old_file(tmp_path, adapter, text):

@@ -69,11 +69,16 @@ def texts(value: Any) -> list[str]:
 
 def check_record(record: dict[str, Any]) -> None:
     version = record.get("format_version")
-    need(type(version) is int and version in (1, 2, 3), "another version")
-    optional = {"gains"} & set(record) if version == 3 else set()
-    need(set(record) == RECORD | {1: set(), 2: {"gains"}, 3: {"additive"} | optional}[version], "keys of the record")
+    need(type(version) is int and version in (1, 2, 3, 4), "another version")
+    optional = {"gains"} & set(record) if version >= 3 else set()
+    shrunk = {"shrinkage"} | ({"additive"} if record.get("edit") == "mixed" else set())
+    more = {1: set(), 2: {"gains"}, 3: {"additive"} | optional, 4: shrunk | optional}[version]
+    need(set(record) == RECORD | more, "keys of the record")
     edit, sites, strength = record.pop("edit"), record.pop("sites"), record["strength"]
-    need(edit in (("mixed",) if version == 3 else ("projection", "additive")), "edit")
+    allowed = {3: ("mixed",), 4: ("projection", "additive", "mixed")}.get(version, ("projection", "additive"))
+    need(edit in allowed, "edit")
+    shrinkage = record.get("shrinkage", 1)
+    need(type(shrinkage) in (int, float) and 0 < shrinkage <= 1, "shrinkage")
     need(all(len(text) <= 4096 and not CONTROL.search(text) for text in texts(record)), "a text")
     for key in ("concept", "method", "base_model", "base_revision", "pipeline", "pairs_hash", "description"):
         need(isinstance(record[key], str), key)
@@ -93,7 +98,7 @@ def check_record(record: dict[str, Any]) -> None:
     additive = record.get("additive", sites if edit == "additive" else [])
     need(isinstance(additive, list) and all(isinstance(site, str) for site in additive), "additive sites")
     need(len(set(additive)) == len(additive) and set(additive) <= set(sites), "additive sites")
-    need(version < 3 or 1 <= len(additive) < len(sites), "all sites are of one kind")
+    need(edit != "mixed" or 1 <= len(additive) < len(sites), "all sites are of one kind")
     record["edit"], record["sites"] = edit, sites
 
 

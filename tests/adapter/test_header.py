@@ -253,7 +253,7 @@ def test_the_largest_layout_that_is_allowed_fits_the_limits_of_json():
     names = [f"transformer.blocks.{number}.layer" for number in range(MAX_SITES)]
     shapes = {key(name): (1, 1) for name in names for key in (read_key, factor_key, write_key)}
     info = AdapterInfo(**INFO, format_version=adapter_record.FORMAT_VERSION).to_dict()
-    raw = adapter_header.encode_header(info, "mixed", names, shapes, dict.fromkeys(names, 0.5), names[1:])
+    raw = adapter_header.encode_header(info, "mixed", names, shapes, dict.fromkeys(names, 0.5), names[1:], 0.3)
     header = read_header(io.BytesIO(raw), len(raw) + 4 * len(shapes), "file")
     assert len(header.shapes) == 3 * MAX_SITES and len(raw) < MAX_HEADER_BYTES
 

@@ -1,12 +1,17 @@
 """The elimination that chooses rows, against one that solves anew for each row."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import dense_shrunk
 
 from planted import direction
 from unlearning_adapters.adapter.direction import Direction
+from unlearning_adapters.runtime.joint.joint_edit import stack_directions
 from unlearning_adapters.runtime.joint.joint_solve import (
     ABSORBED_BELOW,
     INDEPENDENT_FROM,
@@ -76,3 +81,55 @@ def test_a_hundred_directions_keep_their_own_dials():
         read = part.read.double().numpy()[0]
         np.testing.assert_allclose(after @ read, (1 - strength) * (x @ read), atol=1e-5)
     assert abs(after - x).max() > 0.1
+
+
+def as_matrix(edit) -> np.ndarray:
+    return np.eye(edit.read.shape[1]) - (edit.mix @ edit.read).double().numpy()
+
+
+@given(count=st.integers(2, 8), overlap=st.floats(0, 0.4), seed=st.integers(0, 500), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_shrunk_edit_is_the_dense_one_whatever_the_order(count, overlap, seed, data):
+    parts = overlapping(count, 48, overlap, seed)
+    shares = data.draw(st.lists(st.floats(0.05, 1), min_size=count, max_size=count))
+    strengths = [1.5 - 0.1 * number for number in range(count)]
+    exact = solve(parts, strengths)
+    if exact.absorbed or exact.merged or len(exact.mix) and exact.rows.strength.min() == 0:
+        return
+    shrunk = [replace(part, shrinkage=share) for part, share in zip(parts, shares, strict=True)]
+    edit, dials = stack_directions(shrunk, strengths), plan_rows(active_rows(parts, strengths)).dials
+    reads, writes = ([getattr(part, name).double().numpy() for part in parts] for name in ("read", "write"))
+    expected = dense_shrunk(reads, writes, dials, min(shares))
+    np.testing.assert_allclose(as_matrix(edit), expected, atol=1e-4 * max(1, abs(expected).max()))
+    turned = stack_directions(shrunk[::-1], strengths[::-1])
+    assert torch.equal(turned.read, edit.read) and torch.equal(turned.mix, edit.mix)
+    scaled = [replace(part, read=3 * part.read, write=part.write / 3) for part in shrunk[:1]] + shrunk[1:]
+    np.testing.assert_allclose(as_matrix(stack_directions(scaled, strengths)), as_matrix(edit), atol=1e-3)
+
+
+def test_shrinkage_spares_others_and_never_makes_the_edit_larger():
+    parts, strengths = overlapping(12, 48, 0.3, 7), [1.0] * 12
+    sizes, others = [], np.random.default_rng(1).normal(size=(200, 48))
+    for share in (0, 0.1, 0.3, 0.6, 1):
+        matrix = np.eye(48) - as_matrix(stack_directions([replace(one, shrinkage=share) for one in parts], strengths))
+        sizes.append((np.linalg.norm(matrix, 2), np.linalg.norm(others @ matrix.T)))
+        own = [
+            (one.read.double().numpy() @ (np.eye(48) - matrix) @ one.write.double().numpy().T).item() for one in parts
+        ]
+        assert np.abs(own).max() <= share + 1e-6  # left of each concept, read by its own read
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_shrinkage_changes_no_bit_of_one_adapter_nor_of_a_stack_with_an_exact_one():
+    plain, other = direction(24, rank=3, seed=5), direction(24, seed=6)
+    for parts, shares in (([plain], [0.4]), ([plain, other], [0.4, 0])):
+        exact = stack_directions(parts, [1.2] * len(parts))
+        shrunk = [replace(part, shrinkage=share) for part, share in zip(parts, shares, strict=True)]
+        edit = stack_directions(shrunk, [1.2] * len(parts))
+        assert torch.equal(exact.read, edit.read) and torch.equal(exact.mix, edit.mix)
+
+
+def test_orthogonal_concepts_are_removed_whole_at_any_shrinkage():
+    one, other = torch.eye(6)[:2].split(1)
+    edit = stack_directions([Direction(row, row, shrinkage=0.5) for row in (one, other)], [1.0, 1.0])
+    assert torch.allclose(edit.mix @ edit.read, torch.diag(torch.tensor([1.0, 1, 0, 0, 0, 0])), atol=1e-6)

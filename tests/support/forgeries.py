@@ -386,8 +386,8 @@ NAMES = (
     Forgery("other-key", record(trust_remote_code=True), "unknown key 'trust_remote_code' in its record."),
     Forgery(
         "newer",
-        record(format_version=4),
-        "it was written by a newer version: found format 4, this package reads 3.",
+        record(format_version=5),
+        "it was written by a newer version: found format 5, this package reads 4.",
         "Run: pip install -U unlearning-adapters",
     ),
     Forgery("no-additive-sites", record(format_version=3, edit="mixed"), "its record lacks the key 'additive'."),

@@ -16,6 +16,20 @@ def dense_edit(reads: list[Array], writes: list[Array], strengths: list[float]) 
     return np.eye(A.shape[1]) - V @ np.linalg.pinv(A @ V) @ np.diag(dials) @ A
 
 
+def dense_shrunk(reads: list[Array], writes: list[Array], dials: Array, share: float) -> Array:
+    """The matrix `I - V G^-1 L A`, singular values of G at least `(1 - t) s + t`, reads and writes of equal length."""
+    A, V = np.concatenate(reads), np.concatenate(writes).T
+    for row in range(len(A)):
+        length = np.sqrt(np.linalg.norm(A[row]) * np.linalg.norm(V[:, row]))
+        A[row] *= length / np.linalg.norm(A[row])
+        V[:, row] *= length / np.linalg.norm(V[:, row])
+    G = A @ V
+    values, turns = np.linalg.eigh(G.T @ G)
+    sizes = np.sqrt(values)
+    shrunk = G @ turns @ np.diag([max(s, (1 - share) * s + share) / s for s in sizes]) @ turns.T
+    return np.eye(A.shape[1]) - V @ np.linalg.inv(shrunk) @ dials @ A
+
+
 def dense_added(reads: list[Array], writes: list[Array], strengths: list[float]) -> Array:
     """The matrix `I - sum lam V A` of additive edits, which do not mind each other."""
     edits = [lam * write.T @ read for read, write, lam in zip(reads, writes, strengths, strict=True)]

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from unlearning_adapters.config import site_strength
 from unlearning_adapters.errors import AdapterFileError, ConfigError
 
-from .direction import EQUAL_GAINS, FORMAT_VERSION, WITH_GAINS, AdapterInfo, Direction, Edit
+from .direction import EQUAL_GAINS, FORMAT_VERSION, WITH_BOTH, WITH_GAINS, AdapterInfo, Direction, Edit
 from .draft import write_whole
 from .file import contradiction, decode, encode, file_at, read_file
 from .header import FileHeader, read_header
@@ -31,7 +31,7 @@ class UnlearningAdapter:
     Args:
         info: How it was made.
         directions: A direction per site; a site is named "<component>.<module path>", such as
-            "transformer.blocks.0.attn2.to_k".
+            "transformer.blocks.0.attn2.to_k". All have one shrinkage.
         lora_B: The factor `-strength * gain * W @ write.T` of shape (out_features, rank) per site for the base it was
             built on; only stock LoRA loaders use it. Empty if it is not known.
     """
@@ -46,7 +46,10 @@ class UnlearningAdapter:
         if not self.directions:
             raise ConfigError("An adapter needs a direction for at least one site, but got none.")
         self.allowed_strength(self.info.strength)
-        version = FORMAT_VERSION if self.edit == "mixed" else WITH_GAINS if self.gains else EQUAL_GAINS
+        if len(shares := {direction.shrinkage for direction in self.directions.values()}) > 1:
+            raise ConfigError(f"Expected one shrinkage for all sites, but got {', '.join(map(str, sorted(shares)))}.")
+        plain = WITH_BOTH if self.edit == "mixed" else WITH_GAINS if self.gains else EQUAL_GAINS
+        version = FORMAT_VERSION if self.shrinkage else plain
         if self.info.format_version <= FORMAT_VERSION and self.info.format_version != version:
             object.__setattr__(self, "info", replace(self.info, format_version=version))
 
@@ -81,6 +84,11 @@ class UnlearningAdapter:
     def strength(self) -> float:
         """Strength that loading uses by default."""
         return self.info.strength
+
+    @property
+    def shrinkage(self) -> float:
+        """Shrinkage of its directions."""
+        return next(iter(self.directions.values())).shrinkage
 
     @property
     def gains(self) -> dict[str, float]:

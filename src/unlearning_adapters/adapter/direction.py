@@ -7,10 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unlearning_adapters.config import check_gain, check_keys, check_strength, site_strength
+from unlearning_adapters.config import check_gain, check_keys, check_shrinkage, check_strength, site_strength
 from unlearning_adapters.errors import ConfigError
 
-FORMAT_VERSION = 3  # with directions of both kinds
+FORMAT_VERSION = 4  # with a shrinkage
+WITH_BOTH = 3  # kinds of directions
 WITH_GAINS = 2
 EQUAL_GAINS = 1  # format version of adapters whose sites all have the gain 1
 Edit = Literal["projection", "additive", "mixed"]
@@ -27,6 +28,8 @@ class Direction:
             and several of them are added.
         gain: Factor of the adapter's strength at this site, 0 to 4.
         left_out: Share of the edit that the limit of its rank cut off (Frobenius norm); a file does not hold it.
+        shrinkage: How far a stack of adapters that all have one leaves the exact joint edit, 0 to 1: it spares what no
+            adapter names (docs/maths.md 5). Alone nothing changes.
     """
 
     read: Tensor
@@ -34,6 +37,7 @@ class Direction:
     additive: bool = False
     gain: float = field(default=1.0, kw_only=True)
     left_out: float = field(default=0.0, kw_only=True)
+    shrinkage: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.read.ndim != 2 or self.read.shape != self.write.shape:
@@ -42,6 +46,7 @@ class Direction:
                 f"but got {tuple(self.read.shape)} and {tuple(self.write.shape)}."
             )
         object.__setattr__(self, "gain", check_gain(self.gain))
+        object.__setattr__(self, "shrinkage", check_shrinkage(self.shrinkage))
 
     @property
     def rank(self) -> int:

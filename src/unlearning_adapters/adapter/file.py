@@ -100,7 +100,9 @@ def encode(adapter: UnlearningAdapter) -> bytes:
     """
     tensors = _tensors(adapter)
     shapes = {name: (int(tensor.shape[0]), int(tensor.shape[1])) for name, tensor in tensors.items()}
-    head = encode_header(adapter.info.to_dict(), adapter.edit, adapter.sites, shapes, adapter.gains, adapter.additive)
+    head = encode_header(
+        adapter.info.to_dict(), adapter.edit, adapter.sites, shapes, adapter.gains, adapter.additive, adapter.shrinkage
+    )
     return head + b"".join(tensors[name].numpy().astype("<f4", copy=False).tobytes() for name in sorted(tensors))
 
 
@@ -215,7 +217,8 @@ def _site_tensors(tensors: Mapping[str, Tensor], site: str, header: FileHeader, 
         write = read if orthogonal else write[:rank].clone()
     additive = site in header.additive
     (_check_additive if additive else _check_projection)(read, write, site, name)
-    return Direction(read, write, additive, gain=header.gains.get(site, 1.0)), factor
+    gain = header.gains.get(site, 1.0)
+    return Direction(read, write, additive, gain=gain, shrinkage=header.shrinkage), factor
 
 
 def _check_additive(read: Tensor, write: Tensor, site: str, name: str) -> None:

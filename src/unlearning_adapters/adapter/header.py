@@ -11,7 +11,18 @@ from typing import Any, BinaryIO
 from unlearning_adapters.config import MAX_RANK
 
 from .missing import FETCH, POINTER, is_lfs_pointer
-from .record import ADDITIVE, INFO_KEYS, MAX_SITES, MIXED, bad_file, canonical_json, check_record, shorten, strict_json
+from .record import (
+    ADDITIVE,
+    INFO_KEYS,
+    MAX_SITES,
+    MIXED,
+    SHRINKAGE,
+    bad_file,
+    canonical_json,
+    check_record,
+    shorten,
+    strict_json,
+)
 
 HEADER_KEY = "unlearning_adapter"
 WRITES = "unlearning.lora_V."  # start of the names of tensors that no other file has
@@ -35,6 +46,7 @@ class FileHeader:
         sites: Names of the sites, in the order of the adapter.
         gains: By what sites multiply the strength, for those that do not take it as it is.
         additive: Names of the sites whose directions are additive.
+        shrinkage: Of all directions; 0 in files without one.
         shapes: Shape (rows, columns) of each tensor by name.
         rank: Number of rows of every read, zero padding included.
         size: Bytes before the tensor data.
@@ -45,6 +57,7 @@ class FileHeader:
     sites: tuple[str, ...]
     gains: Mapping[str, float]
     additive: frozenset[str]
+    shrinkage: float
     shapes: Mapping[str, tuple[int, int]]
     rank: int
     size: int
@@ -82,6 +95,7 @@ def encode_header(
     shapes: Mapping[str, tuple[int, int]],
     gains: Mapping[str, float] = MappingProxyType({}),
     additive: Sequence[str] = (),
+    shrinkage: float = 0.0,
 ) -> bytes:
     """Return all bytes before the data of float32 tensors that follow in the order of their names.
 
@@ -92,6 +106,8 @@ def encode_header(
         record["gains"] = {site: float(gain) for site, gain in gains.items()}
     if edit == MIXED:
         record[ADDITIVE] = list(additive)
+    if shrinkage:
+        record[SHRINKAGE] = float(shrinkage)
     return _encode(HEADER_KEY, record, shapes)
 
 
@@ -128,12 +144,13 @@ def read_header(file: BinaryIO, size: int, name: str) -> FileHeader:
     entries = strict_json(text, name, "header")
     record = _metadata(entries, name)
     sites, gains, additive = check_record(record, name)
+    shrinkage = float(record.get(SHRINKAGE, 0.0))
     tensors = {key: value for key, value in entries.items() if key != "__metadata__"}
     length = 8 + len(text.encode())
     shapes = _check_layout(tensors, size - length, name)
     rank = _check_sites(shapes, sites, name)
     info = {key: value for key, value in record.items() if key in INFO_KEYS}
-    return FileHeader(info, record["edit"], sites, gains, additive, shapes, rank, size=length)
+    return FileHeader(info, record["edit"], sites, gains, additive, shrinkage, shapes, rank, size=length)
 
 
 def _read_text(file: BinaryIO, size: int, name: str) -> str:

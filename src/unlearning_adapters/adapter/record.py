@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from unlearning_adapters.config import check_gain, check_strength, site_strength
+from unlearning_adapters.config import check_gain, check_shrinkage, check_strength, site_strength
 from unlearning_adapters.errors import AdapterFileError, ConfigError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 WITH_GAINS = 2  # the version whose records have gains; files without any are of the first one
 WITH_BOTH = 3  # the version whose records name the sites of additive directions, beside others; gains are optional
+WITH_SHRINKAGE = 4  # the version whose records have a shrinkage; all of the others are optional
 EDITS = ("projection", "additive")
 MIXED = "mixed"
 COMPONENTS = ("transformer", "transformer_2", "transformer_ref", "unet")
@@ -31,6 +32,7 @@ INFO_KEYS = frozenset((*_TEXTS, *_TABLES, "strength", "format_version"))
 RECORD_KEYS = INFO_KEYS | {"edit", "sites"}
 GAINS = "gains"
 ADDITIVE = "additive"
+SHRINKAGE = "shrinkage"
 AGAIN = "Get the file again from where it came, or build it again with build_adapter."
 
 
@@ -114,6 +116,10 @@ def _depth(text: str) -> int:
 
 def _known_keys(version: int, record: Mapping[str, Any]) -> frozenset[str]:
     """Return the keys that a record of a version has; gains are optional in those that name additive directions."""
+    if version == WITH_SHRINKAGE:
+        return (
+            RECORD_KEYS | {SHRINKAGE} | ({GAINS} & set(record)) | ({ADDITIVE} if record.get("edit") == MIXED else set())
+        )
     if version == WITH_BOTH:
         return RECORD_KEYS | {ADDITIVE} | ({GAINS} & set(record))
     return RECORD_KEYS | {GAINS} if version == WITH_GAINS else RECORD_KEYS
@@ -156,14 +162,25 @@ def check_record(record: Mapping[str, Any], name: str) -> tuple[tuple[str, ...],
         check_strength(record["strength"])
     except ConfigError as error:
         raise bad_file(name, f"its strength is out of range: {str(error).rstrip('.')}") from error
-    edits = (MIXED,) if version == WITH_BOTH else EDITS
+    edits = (MIXED,) if version == WITH_BOTH else (*EDITS, MIXED) if version == WITH_SHRINKAGE else EDITS
     if record["edit"] not in edits:
         raise bad_file(name, f"`edit` is {shorten(record['edit'])}, not {' or '.join(map(repr, edits))}")
     sites = _check_site_names(record["sites"], name)
     gains = _check_gains(record[GAINS], record["strength"], sites, name) if GAINS in record else {}
-    if version == WITH_BOTH:
+    if SHRINKAGE in record:
+        _check_shrinkage(record[SHRINKAGE], name)
+    if ADDITIVE in record:
         return sites, gains, _check_additive(record[ADDITIVE], sites, name)
     return sites, gains, frozenset(sites if record["edit"] == "additive" else ())
+
+
+def _check_shrinkage(shrinkage: Any, name: str) -> None:
+    try:
+        allowed = check_shrinkage(shrinkage)
+    except ConfigError as error:
+        raise bad_file(name, f"its shrinkage is out of range: {str(error).rstrip('.')}") from error
+    if not allowed:
+        raise bad_file(name, "its shrinkage is 0, which is that of files without one")
 
 
 def _check_additive(additive: Any, sites: tuple[str, ...], name: str) -> frozenset[str]:

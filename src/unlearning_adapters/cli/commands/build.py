@@ -49,6 +49,12 @@ def site_names(text: str) -> str | tuple[str, ...]:
     type=click.Choice(["majority", "mean"]),
     help="where ridge leads the concept: to what most safe sides agree on (default), or to their mean",
 )
+@click.option(
+    "--shrinkage",
+    type=float,
+    metavar="X",
+    help="spare others in a stack of many, 0 (exact, the default) to 1",
+)
 @click.option("--components", type=int, help="principal components of pca and cpca (default: 100)")
 @click.option("--contrast", type=float, help="weight of the neutral covariance in cpca (default: 1)")
 @click.option(

@@ -38,6 +38,7 @@ class ActiveRows:
         owner: Index of the direction that each row belongs to.
         number: Which row of that direction it is.
         strength: Its strength.
+        shrinkage: That of its direction.
         additive: Whether it is added as it stands.
         read: Shape (m, in_features), float64.
         write: The same.
@@ -46,6 +47,7 @@ class ActiveRows:
     owner: Array
     number: Array
     strength: Array
+    shrinkage: Array
     additive: Array
     read: Array
     write: Array
@@ -107,7 +109,7 @@ def solve(directions: Sequence[Direction], strengths: Sequence[float]) -> Soluti
     size, count = len(active), len(active) + len(additive)
     mix = np.zeros((count, count))
     if size:
-        mix[:size, :size] = np.linalg.solve(active.read @ active.write.T, plan.dials)
+        mix[:size, :size] = mix_of(active, plan.dials)
     mix[range(size, count), range(size, count)] = additive.strength
     together = [np.concatenate(parts) for parts in zip(vars(active).values(), vars(additive).values(), strict=True)]
     owner = joint.owner.tolist()
@@ -146,6 +148,7 @@ def active_rows(directions: Sequence[Direction], strengths: Sequence[float]) -> 
         owner=np.repeat(np.array(owners, dtype=np.int64), ranks),
         number=np.concatenate([np.empty(0, np.int64), *map(np.arange, ranks)]),
         strength=np.repeat(np.array([amounts[owner] for owner in owners]), ranks),
+        shrinkage=np.repeat(np.array([direction.shrinkage for direction in members]), ranks),
         additive=np.repeat(np.array([direction.additive for direction in members], dtype=bool), ranks),
         read=read,
         write=write,
@@ -154,6 +157,23 @@ def active_rows(directions: Sequence[Direction], strengths: Sequence[float]) -> 
     rows = rows if nonzero.all() else rows.at(np.flatnonzero(nonzero))
     _check_units(rows)
     return rows
+
+
+def mix_of(rows: ActiveRows, dials: Array) -> Array:
+    """Return `G^-1 L` of rows of which none is additive, with the inverse shrunk if all of them allow it.
+
+    The singular values s of G become `max(s, (1 - t) s + t)`, t the least shrinkage of the rows: what an exact edit
+    multiplies by `1 / s` to tell concepts apart that read alike, it multiplies by less. Rows are balanced before, since
+    (c a, w / c) is the same direction as (a, w). The rows of one adapter alone have `G = I`.
+    """
+    gram: Array = rows.read @ rows.write.T
+    share = float(rows.shrinkage.min()) if (rows.owner != rows.owner[0]).any() else 0.0
+    if not share:
+        return np.asarray(np.linalg.solve(gram, dials))
+    balance = np.sqrt(np.linalg.norm(rows.write, axis=1) / np.linalg.norm(rows.read, axis=1))
+    left, sizes, right = np.linalg.svd(balance[:, None] * gram / balance)
+    inverse = (right.T / np.maximum(sizes, (1 - share) * sizes + share)) @ left.T
+    return np.asarray((inverse * balance / balance[:, None]) @ dials)
 
 
 def plan_rows(rows: ActiveRows) -> SolvePlan:
