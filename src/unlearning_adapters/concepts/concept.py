@@ -18,9 +18,9 @@ from unlearning_adapters.config import check_keys
 from unlearning_adapters.errors import ConceptError, ConfigError
 
 from . import file as concept_file
-from .images import is_picture, locate_pictures, relative_pictures
-from .pair import Pair, check_pairs, pair_from_entry, pair_to_dict, pairs_digest, picture_path, place_of_concept
-from .wording import NEAR, check_list, check_prompts, find_word, near_sides, show, tokens
+from .images import check_pictures, locate_pictures, relative_pictures
+from .pair import Pair, check_pairs, names_in_place, pair_from_entry, pair_to_dict, pairs_digest, picture_path
+from .wording import NEAR, check_prompts, find_word, near_sides, plain, show, tokens
 
 # Functions of worlds that word a concept for every value, from a name to the concept or None; they are imported late.
 WORDED = ("unlearning_adapters.shapeworld.cast.concepts:concept_named",)
@@ -69,7 +69,7 @@ class Concept:
             raise ConceptError(
                 f"Expected `target` to be a factor and its value, {{colour: red}}; got {show(self.target)}."
             )
-        object.__setattr__(self, "neutral_images", _check_images(self.neutral_images))
+        object.__setattr__(self, "neutral_images", check_pictures("neutral_images", self.neutral_images))
         _reject_words("The safe side of entry {} of `pairs`", [pair.safe for pair in self.pairs], self.words)
         _reject_words("Entry {} of `neutral`", self.neutral, self.words)
 
@@ -89,6 +89,8 @@ class Concept:
     def retaining(self, values: Sequence[str], like: "Concept | None" = None) -> "Concept":
         """Return this concept with further neutral prompts that name what must stay, in the sentences of the pairs.
 
+        Sentences that name this concept in another place are left out.
+
         Args:
             values: What must stay, worded as the concept is in its pairs: with the pair of "Otto walks" and "a dog
                 walks" the value "Luna" gives the prompt "Luna walks".
@@ -96,22 +98,32 @@ class Concept:
                 their neutral prompts, which are then recorded once.
 
         Raises:
-            ConceptError: If a value is no text, names the concept, or no pair differs in one place alone.
+            ConceptError: If a value is no text or names the concept, or no sentence is left to put it in.
 
         Example:
             >>> load_concept("shapeworld-red").retaining(["purple"]).neutral[-1]
             'a clip of a purple triangle on a white backdrop'
         """
-        names = check_prompts("values", values)
+        source = self if like is None else like
+        if not isinstance(source, Concept):
+            raise ConceptError(f"Expected `like` to be a Concept, but got {show(like)}. Call load_concept first.")
+        names = [name.strip() for name in check_prompts("values", values)]
         _reject_words("Entry {} of `values`", names, self.words)
-        places = [(pair.unsafe, place_of_concept(pair)) for pair in (like or self).pairs]
-        prompts = [f"{text[: p[0].start]}{name}{text[p[0].stop :]}" for name in names for text, p in places if p]
+        for name in names:
+            if any(plain(pair.unsafe_with(name) or "") == plain(pair.unsafe) != "" for pair in self.pairs):
+                raise ConceptError(f"{show(name)} cannot stay, for a pair of {self.name!r} erases it. Leave it out.")
+        pairs = [pair for pair in source.pairs if names_in_place(pair, source.words)]
+        prompts = [prompt for name in names for pair in pairs if (prompt := pair.unsafe_with(name))]
+        prompts = [prompt for prompt in prompts if not find_word(prompt, self.words)]
         if names and not prompts:
             raise ConceptError(
-                f"No pair of {(like or self).name!r} differs in one place alone, so that nothing can be put there. Add "
-                "prompts that name what must stay to `neutral`."
+                f"No pair of {source.name!r} differs in one place alone, which names the concept, without naming "
+                f"{self.name!r} elsewhere. Add prompts that name what must stay to `neutral`."
             )
-        return replace(self, neutral=(*dict.fromkeys((*self.neutral, *prompts)),))
+        neutral: dict[str, str] = {}
+        for prompt in (*self.neutral, *prompts):
+            neutral.setdefault(plain(prompt), prompt)
+        return replace(self, neutral=tuple(neutral.values()))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Concept":
@@ -295,16 +307,6 @@ def _check_name(name: object) -> None:
         raise ConceptError(
             f"Expected the name of a concept to be 1 to 100 letters, digits, spaces or -_.+, but got {show(name)}."
         )
-
-
-def _check_images(values: object) -> tuple[Any, ...]:
-    images = check_list("neutral_images", values)
-    for index, image in enumerate(images, start=1):
-        if not is_picture(image):
-            raise ConceptError(
-                f"Expected entry {index} of `neutral_images` to be a path or a PIL image, but got {show(image)}."
-            )
-    return images
 
 
 def _reject_words(where: str, prompts: Sequence[str], words: Sequence[str]) -> None:
