@@ -191,8 +191,18 @@ def test_an_unknown_name_names_the_nearest_ones_and_lists_all():
         load_concept("qqq")
     with pytest.raises(ConceptError, match="Unknown concept 'neutral'"):
         load_concept("neutral")
+    for name in ("otto", "castworld-Otto"):
+        with pytest.raises(ConceptError, match=f"Unknown concept '{name}'. Did you mean 'castworld-otto'"):
+            load_concept(name)
     with pytest.raises(ConceptError, match="name of a concept or a file, but got 5"):
         load_concept(5)
+
+
+def test_a_folder_of_that_name_is_not_taken_for_a_file(tmp_path, monkeypatch):
+    (tmp_path / "otto").mkdir()  # such as that of the adapter
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConceptError, match="Did you mean 'castworld-otto'"):
+        load_concept("otto")
 
 
 def test_a_yaml_file_gives_an_equal_concept(tmp_path):

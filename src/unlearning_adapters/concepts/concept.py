@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from .images import check_pictures, locate_pictures, relative_pictures
 from .pair import Pair, check_pairs, names_in_place, pair_from_entry, pair_to_dict, pairs_digest, picture_path
 from .wording import NEAR, check_prompts, find_word, near_sides, plain, show, tokens
 
-# Functions of worlds that word a concept for every value, from a name to the concept or None; they are imported late.
-WORDED = ("unlearning_adapters.shapeworld.cast.concepts:concept_named",)
+# Modules of worlds that word a concept for every value, with `concept_named` and `names_like`; they are imported late.
+WORDED = ("unlearning_adapters.shapeworld.cast.concepts",)
 LISTS = ("neutral", "evaluation", "neighbours", "words")
 
 
@@ -210,7 +211,7 @@ def load_concept(source: str | Path) -> Concept:
                 return Concept.from_dict({"name": name, **concept_file.read_pack(name)})
         if concept := _worded(source):
             return concept
-        if path.suffix.lower() not in concept_file.SUFFIXES and not _is_there(path):
+        if path.suffix.lower() not in concept_file.SUFFIXES and not isfile(path):  # noqa: PTH113 - never raises
             raise ConceptError(_unknown(source))
     values = concept_file.read_values(path)
     try:
@@ -333,24 +334,14 @@ def _expand_neutral(values: object, words: Sequence[str]) -> object:
 
 def _worded(name: str) -> Concept | None:
     """Return the concept that a world words itself, by its name; None if no world has it."""
-    for place in WORDED:
-        module, _, function = place.partition(":")
-        concept: Concept | None = getattr(import_module(module), function)(name)
-        if concept is not None:
-            return concept
-    return None
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # such as a name that is too long
-        return False
+    concepts = (import_module(module).concept_named(name) for module in WORDED)
+    return next((concept for concept in concepts if concept is not None), None)
 
 
 def _unknown(source: str) -> str:
     names = list_concepts()
-    near = get_close_matches(source, [*names, *(name.removeprefix("shapeworld-") for name in names)], n=3)
+    near = [name for module in WORDED for name in import_module(module).names_like(source)]
+    near += get_close_matches(source, [*names, *(name.removeprefix("shapeworld-") for name in names)], n=3)
     hint = f"Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}? " if near else ""
     return (
         f"Unknown concept {show(source)}. {hint}Shipped: {', '.join(names)}; of CastWorld any value, such as "
