@@ -191,8 +191,18 @@ def test_an_unknown_name_names_the_nearest_ones_and_lists_all():
         load_concept("qqq")
     with pytest.raises(ConceptError, match="Unknown concept 'neutral'"):
         load_concept("neutral")
+    for name in ("otto", "castworld-Otto"):
+        with pytest.raises(ConceptError, match=f"Unknown concept '{name}'. Did you mean 'castworld-otto'"):
+            load_concept(name)
     with pytest.raises(ConceptError, match="name of a concept or a file, but got 5"):
         load_concept(5)
+
+
+def test_a_folder_of_that_name_is_not_taken_for_a_file(tmp_path, monkeypatch):
+    (tmp_path / "otto").mkdir()  # such as that of the adapter
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConceptError, match="Did you mean 'castworld-otto'"):
+        load_concept("otto")
 
 
 def test_a_yaml_file_gives_an_equal_concept(tmp_path):
@@ -300,6 +310,55 @@ def test_what_must_stay_is_checked():
         concept.retaining(["Luna", "old Otto"])
     with pytest.raises(ConceptError, match="`values`"):
         concept.retaining("Luna")
+    with pytest.raises(ConceptError, match="Expected `like` to be a Concept, but got 'red'"):
+        concept.retaining(["Luna"], like="red")
+    wordless = Concept("otto", [Pair("Otto walks", "a dog walks"), Pair("Karl waves", "a cat waves")])
+    for name in ("Otto", " otto", "Karl"):
+        with pytest.raises(ConceptError, match=f"'{name.strip()}' cannot stay, for a pair of 'otto' erases it"):
+            wordless.retaining([name])
+
+
+def test_what_must_stay_is_put_only_where_a_concept_is_named():
+    cat = Concept(
+        "cat", [Pair("a walk with a cat", "a walk without a cat"), Pair("a cat", "a dog")], words=["with a cat"]
+    )
+    assert cat.retaining(["bird"]).neutral == ("a bird",)
+    with pytest.raises(ConceptError, match="No pair of 'cat' differs in one place alone, which names the concept"):
+        replace(cat, pairs=cat.pairs[:1]).retaining(["bird"])
+    # Sentences of another concept may name this one.
+    red, circle = load_concept("red"), load_concept("circle")
+    kept = circle.retaining(["purple"], like=red).neutral[len(circle.neutral) :]
+    assert 0 < len(kept) < len(red.pairs) and not any("circle" in prompt for prompt in kept)
+
+
+def test_a_prompt_that_must_stay_is_listed_once():
+    concept = Concept(
+        "otto", [Pair("Otto Walks", "a dog Walks"), Pair("Karl walks", "a cat walks")], neutral=["luna walks"]
+    )
+    assert concept.retaining([" Luna"]).neutral == ("luna walks",)
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "safe", "value", "prompt"),
+    [
+        ("一只红色的猫", "一只蓝色的猫", "绿色", "一只绿色的猫"),
+        ("小红在跑", "小蓝在跑", "小绿", "小绿在跑"),
+        ("一位红衣女子", "一位蓝衣女子", "绿", "一位绿衣女子"),
+        ("एक लाल गेंद", "एक नीली गेंद", "हरी", "एक हरी गेंद"),
+        ("un e\u0301le\u0301phant court", "un cheval court", "âne", "un âne court"),
+        ("ein roter Ball", "ein blauer Ball", "grüner", "ein grüner Ball"),
+    ],
+)
+def test_what_must_stay_is_named_in_other_languages(unsafe, safe, value, prompt):
+    assert Concept("x", [Pair(unsafe, safe)]).retaining([value]).neutral == (prompt,)
+
+
+def test_words_are_found_where_no_spaces_stand():
+    with pytest.raises(ConceptError, match="Entry 1 of `neutral` names the concept"):
+        Concept("red", [Pair("一只红色的猫", "一只蓝色的猫")], neutral=["一只红色的鸟"], words=["红色"])
+    with pytest.raises(ConceptError, match="Entry 1 of `neutral` names the concept"):
+        Concept("red", [Pair("लाल गेंद", "नीली गेंद")], neutral=["एक लाल पक्षी"], words=["लाल"])
+    assert find_word("a reddish bird", ["red"]) is None and find_word("लालटेन", ["लाल"]) is None
 
 
 def test_a_shipped_concept_survives_saving(tmp_path):

@@ -20,7 +20,11 @@ concept = click.argument(
     "concept", metavar="CONCEPT", help="a shipped concept, castworld-VALUE, or a .yaml or .jsonl file"
 )
 concepts = click.argument(
-    "concepts", metavar="CONCEPT...", nargs=-1, required=True, help="shipped concepts, or .yaml or .jsonl files"
+    "concepts",
+    metavar="CONCEPT...",
+    nargs=-1,
+    required=True,
+    help="shipped concepts, castworld-VALUE, or .yaml or .jsonl files",
 )
 adapter = click.argument("adapter", metavar="ADAPTER", help="an adapter file, its folder, or a Hub repository")
 adapters = click.argument(

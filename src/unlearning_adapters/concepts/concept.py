@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from unlearning_adapters.config import check_keys
 from unlearning_adapters.errors import ConceptError, ConfigError
 
 from . import file as concept_file
-from .images import is_picture, locate_pictures, relative_pictures
-from .pair import Pair, check_pairs, pair_from_entry, pair_to_dict, pairs_digest, picture_path, place_of_concept
-from .wording import NEAR, check_list, check_prompts, find_word, near_sides, show, tokens
+from .images import check_pictures, locate_pictures, relative_pictures
+from .pair import Pair, check_pairs, names_in_place, pair_from_entry, pair_to_dict, pairs_digest, picture_path
+from .wording import NEAR, check_prompts, find_word, near_sides, plain, show, tokens
 
-# Functions of worlds that word a concept for every value, from a name to the concept or None; they are imported late.
-WORDED = ("unlearning_adapters.shapeworld.cast.concepts:concept_named",)
+# Modules of worlds that word a concept for every value, with `concept_named` and `names_like`; they are imported late.
+WORDED = ("unlearning_adapters.shapeworld.cast.concepts",)
 LISTS = ("neutral", "evaluation", "neighbours", "words")
 
 
@@ -69,7 +70,7 @@ class Concept:
             raise ConceptError(
                 f"Expected `target` to be a factor and its value, {{colour: red}}; got {show(self.target)}."
             )
-        object.__setattr__(self, "neutral_images", _check_images(self.neutral_images))
+        object.__setattr__(self, "neutral_images", check_pictures("neutral_images", self.neutral_images))
         _reject_words("The safe side of entry {} of `pairs`", [pair.safe for pair in self.pairs], self.words)
         _reject_words("Entry {} of `neutral`", self.neutral, self.words)
 
@@ -89,6 +90,8 @@ class Concept:
     def retaining(self, values: Sequence[str], like: "Concept | None" = None) -> "Concept":
         """Return this concept with further neutral prompts that name what must stay, in the sentences of the pairs.
 
+        Sentences that name this concept in another place are left out.
+
         Args:
             values: What must stay, worded as the concept is in its pairs: with the pair of "Otto walks" and "a dog
                 walks" the value "Luna" gives the prompt "Luna walks".
@@ -96,22 +99,32 @@ class Concept:
                 their neutral prompts, which are then recorded once.
 
         Raises:
-            ConceptError: If a value is no text, names the concept, or no pair differs in one place alone.
+            ConceptError: If a value is no text or names the concept, or no sentence is left to put it in.
 
         Example:
             >>> load_concept("shapeworld-red").retaining(["purple"]).neutral[-1]
             'a clip of a purple triangle on a white backdrop'
         """
-        names = check_prompts("values", values)
+        source = self if like is None else like
+        if not isinstance(source, Concept):
+            raise ConceptError(f"Expected `like` to be a Concept, but got {show(like)}. Call load_concept first.")
+        names = [name.strip() for name in check_prompts("values", values)]
         _reject_words("Entry {} of `values`", names, self.words)
-        places = [(pair.unsafe, place_of_concept(pair)) for pair in (like or self).pairs]
-        prompts = [f"{text[: p[0].start]}{name}{text[p[0].stop :]}" for name in names for text, p in places if p]
+        for name in names:
+            if any(plain(pair.unsafe_with(name) or "") == plain(pair.unsafe) != "" for pair in self.pairs):
+                raise ConceptError(f"{show(name)} cannot stay, for a pair of {self.name!r} erases it. Leave it out.")
+        pairs = [pair for pair in source.pairs if names_in_place(pair, source.words)]
+        prompts = [prompt for name in names for pair in pairs if (prompt := pair.unsafe_with(name))]
+        prompts = [prompt for prompt in prompts if not find_word(prompt, self.words)]
         if names and not prompts:
             raise ConceptError(
-                f"No pair of {(like or self).name!r} differs in one place alone, so that nothing can be put there. Add "
-                "prompts that name what must stay to `neutral`."
+                f"No pair of {source.name!r} differs in one place alone, which names the concept, without naming "
+                f"{self.name!r} elsewhere. Add prompts that name what must stay to `neutral`."
             )
-        return replace(self, neutral=(*dict.fromkeys((*self.neutral, *prompts)),))
+        neutral: dict[str, str] = {}
+        for prompt in (*self.neutral, *prompts):
+            neutral.setdefault(plain(prompt), prompt)
+        return replace(self, neutral=tuple(neutral.values()))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Concept":
@@ -198,7 +211,7 @@ def load_concept(source: str | Path) -> Concept:
                 return Concept.from_dict({"name": name, **concept_file.read_pack(name)})
         if concept := _worded(source):
             return concept
-        if path.suffix.lower() not in concept_file.SUFFIXES and not _is_there(path):
+        if path.suffix.lower() not in concept_file.SUFFIXES and not isfile(path):  # noqa: PTH113 - never raises
             raise ConceptError(_unknown(source))
     values = concept_file.read_values(path)
     try:
@@ -297,16 +310,6 @@ def _check_name(name: object) -> None:
         )
 
 
-def _check_images(values: object) -> tuple[Any, ...]:
-    images = check_list("neutral_images", values)
-    for index, image in enumerate(images, start=1):
-        if not is_picture(image):
-            raise ConceptError(
-                f"Expected entry {index} of `neutral_images` to be a path or a PIL image, but got {show(image)}."
-            )
-    return images
-
-
 def _reject_words(where: str, prompts: Sequence[str], words: Sequence[str]) -> None:
     for index, prompt in enumerate(prompts, start=1):
         word = find_word(prompt, words)
@@ -331,24 +334,14 @@ def _expand_neutral(values: object, words: Sequence[str]) -> object:
 
 def _worded(name: str) -> Concept | None:
     """Return the concept that a world words itself, by its name; None if no world has it."""
-    for place in WORDED:
-        module, _, function = place.partition(":")
-        concept: Concept | None = getattr(import_module(module), function)(name)
-        if concept is not None:
-            return concept
-    return None
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # such as a name that is too long
-        return False
+    concepts = (import_module(module).concept_named(name) for module in WORDED)
+    return next((concept for concept in concepts if concept is not None), None)
 
 
 def _unknown(source: str) -> str:
     names = list_concepts()
-    near = get_close_matches(source, [*names, *(name.removeprefix("shapeworld-") for name in names)], n=3)
+    near = [name for module in WORDED for name in import_module(module).names_like(source)]
+    near += get_close_matches(source, [*names, *(name.removeprefix("shapeworld-") for name in names)], n=3)
     hint = f"Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}? " if near else ""
     return (
         f"Unknown concept {show(source)}. {hint}Shipped: {', '.join(names)}; of CastWorld any value, such as "

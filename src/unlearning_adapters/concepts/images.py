@@ -11,12 +11,25 @@ from typing import Any
 from unlearning_adapters.adapter.missing import why_missing, why_unreadable
 from unlearning_adapters.errors import ConceptError
 
+from .wording import check_list, show
+
 SIDES = ("unsafe_image", "safe_image")
 
 
 def is_picture(value: object) -> bool:
     """Tell whether a value is a path or a PIL image."""
     return isinstance(value, (str, Path)) or hasattr(value, "convert")
+
+
+def check_pictures(name: str, values: object) -> tuple[Any, ...]:
+    """Return a list of pictures as a tuple; an entry that is none is an error."""
+    images = check_list(name, values)
+    for index, image in enumerate(images, start=1):
+        if not is_picture(image):
+            raise ConceptError(
+                f"Expected entry {index} of `{name}` to be a path or a PIL image, but got {show(image)}."
+            )
+    return images
 
 
 def is_path(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,9 +11,7 @@ from unlearning_adapters.config import check_keys
 from unlearning_adapters.errors import ConceptError
 
 from .images import SIDES, is_path, is_picture, picture_digest, same_picture
-from .wording import changed_places, check_list, check_repeats, is_prompt, plain, show
-
-WORD = re.compile(r"[\w'-]+|[^\w\s]")  # a word, or a mark beside it
+from .wording import WORD_OR_MARK, changed_places, check_list, check_repeats, find_word, is_prompt, plain, show
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,15 @@ class Pair:
         image = getattr(self, f"{side}_image")
         picture = "" if image is None else f"[{image if is_path(image) else 'a picture'}]"
         return " ".join(part for part in (getattr(self, side), picture) if part)
+
+    def unsafe_with(self, text: str) -> str | None:
+        """Return the unsafe prompt with a text in the concept's place, or None if `place_of_concept` finds no place."""
+        if (place := place_of_concept(self)) is None:
+            return None
+        before, after = self.unsafe[: place[0].start], self.unsafe[place[0].stop :]
+        # Chinese words may share a character, which is then beside the place: 红色 and 蓝色 differ in the first one.
+        text = text[_overlap(before, text) :]
+        return f"{before}{text[: len(text) - _overlap(text, after)]}{after}"
 
     @property
     def text_differs(self) -> bool:
@@ -132,9 +138,23 @@ def place_of_concept(pair: Pair) -> tuple[slice, str] | None:
 
     None if the sides differ in more than one place, or one of them says nothing there.
     """
-    unsafe, safe = (list(WORD.finditer(text)) for text in (pair.unsafe, pair.safe))
+    unsafe, safe = (list(WORD_OR_MARK.finditer(text)) for text in (pair.unsafe, pair.safe))
     places = changed_places([word.group() for word in unsafe], [word.group() for word in safe])
     if len(places) != 1 or not (unsafe[places[0][0]] and safe[places[0][1]]):
         return None
     old, new = unsafe[places[0][0]], safe[places[0][1]]
     return slice(old[0].start(), old[-1].end()), pair.safe[new[0].start() : new[-1].end()]
+
+
+def names_in_place(pair: Pair, words: Sequence[str]) -> bool:
+    """Tell whether the sides differ in one place, and words of the concept are there if the unsafe prompt has some.
+
+    "with a cat" and "without a cat" differ where neither names it.
+    """
+    place = place_of_concept(pair)
+    return place is not None and not (find_word(pair.unsafe, words) and not find_word(pair.unsafe[place[0]], words))
+
+
+def _overlap(one: str, other: str) -> int:
+    """Return the length of the longest end of one text with which another begins."""
+    return next(length for length in range(len(other), -1, -1) if one.endswith(other[:length]))

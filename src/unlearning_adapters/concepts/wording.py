@@ -7,6 +7,11 @@ from typing import Any
 
 from unlearning_adapters.errors import ConceptError
 
+SOLID = "\u0e00-\u0e7f\u3040-\u309f\u3400-\u9fff"  # Thai, hiragana and Chinese: no spaces between words
+MARKS = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0d7f"  # accents, vowel signs: not in `\w`
+LETTER = rf"(?:[^\W{SOLID}]|[{MARKS}])"  # of a word that ends at a space or a mark
+WORD = re.compile(rf"[{SOLID}]|{LETTER}+")
+WORD_OR_MARK = re.compile(rf"[{SOLID}]|(?:{LETTER}|['-])+|[^\w\s]")
 NEAR = 0.75  # similarity to a side of a pair from which a held-out prompt is no test
 
 
@@ -22,8 +27,8 @@ def plain(text: str) -> str:
 
 
 def tokens(text: str) -> list[str]:
-    """Return the words of a prompt in order, without case and punctuation."""
-    return re.findall(r"\w+", text.casefold())
+    """Return the words of a prompt in order, without case and punctuation; of Chinese, each character."""
+    return WORD.findall(text.casefold())
 
 
 def similarity(first: str, second: str) -> float:
@@ -55,8 +60,8 @@ def find_word(text: str, words: Sequence[str], *, whole: bool = True) -> str | N
     if not words:
         return None
     choices = "|".join(re.escape(plain(word)) for word in words)
-    end = r"(?!\w)" if whole else ""
-    match = re.search(rf"(?<!\w)(?:{choices}){end}", plain(text))
+    end = rf"(?!{LETTER})" if whole else ""
+    match = re.search(rf"(?<!{LETTER})(?:{choices}){end}", plain(text))
     return match.group() if match else None
 
 
@@ -72,7 +77,8 @@ def leave_out(text: str, words: Sequence[str], replacement: str = "") -> str:
     choices = "|".join(phrases)
     if not choices:
         return text
-    shorter, count = re.subn(rf"(?<!\w)(?:{choices})(?!\w)", lambda _: replacement, text, flags=re.IGNORECASE)
+    pattern = rf"(?<!{LETTER})(?:{choices})(?!{LETTER})"
+    shorter, count = re.subn(pattern, lambda _: replacement, text, flags=re.IGNORECASE)
     return " ".join(shorter.split()) or text if count else text
 
 

@@ -189,6 +189,16 @@ def test_clips_that_do_not_show_the_concept_are_refused():
         build(pipe)
 
 
+def test_one_step_shows_no_clip_to_any_layer_and_is_refused(pipe):
+    with pytest.raises(ConceptError, match="as with one step.* Pass a larger num_inference_steps in call_kwargs"):
+        build(pipe, {**CALL, "num_inference_steps": 1})
+
+
+def test_words_without_spaces_are_exchanged_within_their_scene():
+    pairs = [Pair("一只红色的猫在走", "一只蓝色的猫在走"), Pair("一只红色的狗跑", "一只绿色的狗跑")]
+    assert safe_prompts(pairs) == [["一只蓝色的猫在走", "一只绿色的猫在走"], ["一只绿色的狗跑", "一只蓝色的狗跑"]]
+
+
 def test_a_build_beside_another_adapter_is_refused(pipe, adapter):
     load_unlearning_adapter(pipe, adapter, adapter_name="no-red")
     with pytest.raises(DenoiserError, match="made by the base, but the unlearning adapter 'no-red' edits transformer"):

@@ -66,3 +66,9 @@ def test_clips_are_kept_bit_for_bit(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="Cannot read the clip"):
         store.load_clip(row("a", clip=path))
     assert not list(tmp_path.rglob("*.new"))
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EvaluationError, match=r"Cannot make the folder '.*file/run': Not a directory\. Choose another"):
+        Store(tmp_path / "file" / "run")

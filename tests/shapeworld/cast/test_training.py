@@ -1,6 +1,7 @@
 """The training script of CastWorld: its data, its checkpoints on disk, its gate, and the loader of what it writes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,24 @@ def test_a_run_starts_from_the_weights_of_an_exported_model_with_a_schedule_of_i
     assert all(torch.allclose(v, shipped[n], atol=2e-3) for n, v in training.model.transformer.state_dict().items())
     with pytest.raises(SystemExit, match="leave --start out"):
         start_at(tmp_path / "model", other, start(), settings)
+    new = TrainingRun(tmp_path / "new")
+    with pytest.raises(SystemExit, match="--start needs an exported model, but there is no .*config.json"):
+        start_at(tmp_path / "nowhere", new, start(), settings)
+    with pytest.raises(SystemExit, match=r"no .*weights.safetensors\. .* train it further with --start"):
+        read_checkpoint(tmp_path / "model", new, start(), settings)
+    assert not list(new.folder.iterdir())
+
+
+def test_zero_is_a_seed():
+    assert asked_settings(steps=None, rate=None, seed=0) == replace(CastSettings(), seed=0)
+
+
+def test_a_run_keeps_to_its_clips_and_captions(tmp_path):
+    run = TrainingRun(tmp_path)
+    for _ in range(2):
+        run.check_data({"seed": 12})
+    with pytest.raises(SystemExit, match="holds clips and captions of {'seed': 12}, not {'seed': 13}; choose another"):
+        run.check_data({"seed": 13})
 
 
 def test_the_exported_model_loads_as_the_trained_one(run, tmp_path):

@@ -74,7 +74,8 @@ def video_directions(
         clips: Clips in place of those that the pipeline would make, as `read_clips` returns them.
 
     Raises:
-        ConceptError: If the clips of both sides are the same for all pairs, or given clips have another size.
+        ConceptError: If the clips of both sides are the same for all pairs, or no layer reads them differently, or
+            given clips have another size.
         DenoiserError: If the pipeline has no scheduler with steps, if given clips cannot be encoded by its VAE, or if
             no soft prompt can be learned through its denoiser.
         SiteError: If the denoiser has no layer that reads video tokens.
@@ -101,7 +102,13 @@ def video_directions(
                 pipe, twins.latents[:, 0], twins.words, edit, seed, call_kwargs, config.batch_size, progress
             )
             _read(pipe, found, config, call_kwargs, moments, bar)
-    return _final(_solved(moments, config), sites, config, strength)
+    directions = _solved(moments, config)
+    if not directions:
+        raise ConceptError(
+            "No layer reads anything else where the clips of both sides of the pairs differ, as with one step, whose "
+            'input is noise alone. Pass a larger num_inference_steps in call_kwargs, or build with scope="word".'
+        )
+    return _final(directions, sites, config, strength)
 
 
 def _final(

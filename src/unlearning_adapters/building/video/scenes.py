@@ -142,10 +142,8 @@ def with_words_of(pair: Pair, other: Pair) -> str | None:
     None if either pair differs in more than one place, or its safe side only leaves words out: then what stands there
     belongs to the scene.
     """
-    place, exchange = place_of_concept(pair), place_of_concept(other)
-    if place is None or exchange is None:
-        return None
-    return f"{pair.unsafe[: place[0].start]}{exchange[1]}{pair.unsafe[place[0].stop :]}"
+    exchange = place_of_concept(other)
+    return exchange and pair.unsafe_with(exchange[1])
 
 
 def _twins(

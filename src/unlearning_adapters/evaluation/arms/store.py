@@ -86,7 +86,11 @@ class Store:
         self.process = process
         self._whole = False
         self._base: dict[Key, Row] | None = None
-        (self.folder / "clips").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.folder / "clips").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise EvaluationError(f"Cannot make the folder {str(folder)!r}: {reason}. Choose another one.") from error
 
     @property
     def file(self) -> Path:

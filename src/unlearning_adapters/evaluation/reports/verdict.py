@@ -147,7 +147,8 @@ def _cautions(
     cautions = []
     count = rates[BASE].erased.count
     if count < SMALL:
-        cautions.append(f"Only {count} clips of forget prompts: intervals are wide. Take {SMALL} or more to publish.")
+        clips = "clip" if count == 1 else "clips"
+        cautions.append(f"Only {count} {clips} of forget prompts: intervals are wide. Take {SMALL} or more to publish.")
     for near in near_prompts(suite)[:3]:
         cautions.append(
             f"The test prompt {near.prompt!r} is near to a pair, {near.side!r} ({near.measure}: {near.value:.2f})."

@@ -86,8 +86,8 @@ def read_suite(source: str | Path, role: str = FORGET) -> Suite:
     if text in list_concepts() or not why_unreadable(path):
         return Suite.from_concept(load_concept(source))
     raise EvaluationError(
-        f"Unknown suite {text[:100]!r}. Give a shipped concept ({', '.join(list_concepts()[:4])}, ...), or a file: "
-        ".yaml with `sets`, .jsonl, .csv, or a concept file."
+        f"Unknown suite {text[:100]!r}. Give a shipped concept ({', '.join(list_concepts()[:4])}, ...), "
+        "castworld-VALUE, or a file: .yaml with `sets`, .jsonl, .csv, or a concept file."
     )
 
 

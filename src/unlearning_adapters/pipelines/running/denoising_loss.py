@@ -83,8 +83,8 @@ def one_denoiser(pipe: Any) -> tuple[str, nn.Module]:
     if len(networks) > 1:
         names = ", ".join(name for name, _ in networks)
         raise DenoiserError(
-            f"{type(pipe).__name__} has several denoisers ({names}), and a soft prompt or a LoRA is learned "
-            "through one. Leave these out."
+            f"{type(pipe).__name__} has several denoisers ({names}), but a soft prompt or a LoRA is learned "
+            "through one. Leave soft prompts (`soft_prompts`) and attacks that learn out."
         )
     return networks[0]
 
@@ -119,7 +119,7 @@ def denoising_of(pipe: Any, call: Mapping[str, Any], clean: Tensor) -> Denoising
     if shape != clean_shape or first["timestep"].ndim > 1:
         raise DenoiserError(
             f"{name} gives its denoiser latents of shape {shape} and returns latents of shape {clean_shape}; "
-            "training through the denoiser needs them equal."
+            "training through the denoiser needs them equal. Leave soft prompts and attacks that learn out."
         )
     others = {key: value for key, value in first.items() if key not in (latents, *INPUTS)}
     scale = float(scheduler.config.num_train_timesteps)

@@ -6,6 +6,7 @@ out, and of another draw than those of the suites.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import lru_cache
 
 import numpy as np
@@ -32,6 +33,14 @@ def concept_named(name: str) -> Concept | None:
     """Return the concept that a name stands for, such as "castworld-otto"; None if CastWorld has no such value."""
     value = name.removeprefix(PREFIX)
     return cast_concept(value) if value != name and value in cast_targets() else None
+
+
+def names_like(name: str) -> list[str]:
+    """Return names of CastWorld's concepts for one that is not known: a value without the prefix, or nearly a name."""
+    names, plain = [f"{PREFIX}{value}" for value in cast_targets()], name.casefold()
+    if plain.startswith(PREFIX):
+        return get_close_matches(plain, names, n=3, cutoff=0.85)
+    return [f"{PREFIX}{plain}"] if f"{PREFIX}{plain}" in names else []
 
 
 @lru_cache(maxsize=256)

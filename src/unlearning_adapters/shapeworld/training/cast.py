@@ -98,6 +98,7 @@ def start_model() -> TokenConditioned:
 
 def train_cast(run: TrainingRun, settings: CastSettings) -> None:
     """Train the denoiser, from the newest checkpoint if there is one."""
+    run.check_data({name: getattr(settings, name) for name in ("seed", "scenes", "captions")})
     scenes = cast_scenes(settings)
 
     def draw_captions() -> list[str]:
@@ -149,14 +150,10 @@ def export(run: TrainingRun, folder: Path, settings: CastSettings) -> None:
 def asked_settings(steps: int | None, rate: float | None, seed: int | None) -> CastSettings:
     """Return the default settings with those that are asked for."""
     default = CastSettings()
-    muon = rate or default.matrix_rate
-    return replace(
-        default,
-        steps=steps or default.steps,
-        seed=seed or default.seed,
-        matrix_rate=muon,
-        other_rate=round(muon * default.other_rate / default.matrix_rate, 9),
-    )
+    asked: dict[str, Any] = {"steps": steps, "seed": seed, "matrix_rate": rate}
+    if rate is not None:
+        asked["other_rate"] = round(rate * default.other_rate / default.matrix_rate, 9)
+    return replace(default, **{name: value for name, value in asked.items() if value is not None})
 
 
 def main() -> None:
@@ -171,6 +168,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, help="guidance scale of the gate; default that of the pipeline")
     arguments, run = parse_stage(parser)
     settings = asked_settings(arguments.steps, arguments.rate, arguments.seed)
+    if settings.steps < 1 or settings.matrix_rate <= 0 or settings.seed < 0:
+        parser.error("expected --steps of 1 or more, a positive --rate, and a --seed of 0 or more")
     if arguments.resume is not None:
         read_checkpoint(arguments.resume, run, start_model(), settings)
     if arguments.start is not None:

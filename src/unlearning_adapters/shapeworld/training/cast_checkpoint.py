@@ -15,6 +15,7 @@ from .run import TrainingRun
 from .wan_denoiser import DenoiserSettings, build_optimizers
 
 WEIGHTS, MOMENTS = "weights.safetensors", "optimizers.safetensors"
+ENDED = " A model whose training is over has none; train it further with --start."
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -47,7 +48,8 @@ def read_checkpoint(folder: Path, run: TrainingRun, model: torch.nn.Module, sett
         model: One of the architecture, whose optimisers tell the form of their states.
         settings: Of the training.
     """
-    _check_new(run, "--resume")
+    _check_new(run, "--resume", folder / "checkpoint" / WEIGHTS)
+    vae = _read_vae(folder)
     weights, step = _read(folder / "checkpoint" / WEIGHTS)
     moments, _ = _read(folder / "checkpoint" / MOMENTS)
     states: list[dict[str, Any]] = [optimizer.state_dict() for optimizer in build_optimizers(model, settings)]
@@ -59,7 +61,7 @@ def read_checkpoint(folder: Path, run: TrainingRun, model: torch.nn.Module, sett
         kind, name = key.split(".", 1)
         parts[kind][name] = value
     run.save("denoiser", {**parts, "optimizers": states, "step": step})
-    _take_vae(folder, run)
+    run.save("vae", vae)
 
 
 def start_at(folder: Path, run: TrainingRun, model: Any, settings: DenoiserSettings) -> None:
@@ -67,23 +69,28 @@ def start_at(folder: Path, run: TrainingRun, model: Any, settings: DenoiserSetti
 
     The model's `transformer` is its denoiser's, and all else of it is as it is.
     """
-    _check_new(run, "--start")
+    _check_new(run, "--start", folder / "transformer" / "config.json")
+    vae = _read_vae(folder)
     denoiser = WanTransformer3DModel.from_pretrained(folder / "transformer", dtype=torch.float32, local_files_only=True)
     model.transformer.load_state_dict(denoiser.state_dict())
     optimizers = [optimizer.state_dict() for optimizer in build_optimizers(model, settings)]
     weights = model.state_dict()
     run.save("denoiser", {"model": weights, "average": weights, "optimizers": optimizers, "step": 0})
-    _take_vae(folder, run)
+    run.save("vae", vae)
 
 
-def _check_new(run: TrainingRun, option: str) -> None:
+def _check_new(run: TrainingRun, option: str, needed: Path) -> None:
     if (run.folder / "denoiser.pt").exists():
         raise SystemExit(f"{run.folder} holds a run already; leave {option} out to go on with it.")
+    if not needed.exists():
+        raise SystemExit(
+            f"{option} needs an exported model, but there is no {needed}.{ENDED if needed.name == WEIGHTS else ''}"
+        )
 
 
-def _take_vae(folder: Path, run: TrainingRun) -> None:
+def _read_vae(folder: Path) -> dict[str, Any]:
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", dtype=torch.float32, local_files_only=True)
-    run.save("vae", {"model": vae.state_dict()})
+    return {"model": vae.state_dict()}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], int]:

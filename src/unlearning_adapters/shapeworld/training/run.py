@@ -61,6 +61,16 @@ class TrainingRun:
         path = self.folder / f"{name}.pt"
         return torch.load(path, map_location=DEVICE, weights_only=True) if path.exists() else None
 
+    def check_data(self, settings: dict[str, int]) -> None:
+        """Note what clips and captions are drawn by, or end the program if those that the run holds are others."""
+        path = self.folder / "data.json"
+        if not path.exists():
+            path.write_text(json.dumps(settings) + "\n")
+        elif (before := json.loads(path.read_text())) != settings:
+            raise SystemExit(
+                f"{self.folder} holds clips and captions of {before}, not {settings}; choose another folder."
+            )
+
     def publish(self, folder: Path, settings: Any) -> None:
         """Write the settings, and the log of this run if it has one, beside the model that was exported to a folder."""
         (folder / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
