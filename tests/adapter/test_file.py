@@ -346,6 +346,7 @@ def test_inspect_reads_no_tensor_and_imports_no_heavy_library(tmp_path):
             "rank": 3,
             "components": ["transformer"],
             "edit": "projection",
+            "shrinkage": 0.0,
             "info": adapter.info.to_dict(),
             "sites": [
                 {"name": SITE, "in_features": 12, "out_features": 4, "orthogonal": True, "gain": 1.0},

@@ -319,6 +319,26 @@ def test_a_build_gives_each_block_its_factor():
     assert BuildConfig.from_dict(adapter.info.settings) == config
 
 
+def test_a_build_gives_its_shrinkage_to_all_directions_and_changes_no_bit_else(tmp_path):
+    pipe = planted_pipeline()
+    plain, shrunk = (
+        build_adapter(pipe, CONCEPT, BuildConfig(shrinkage=share), progress=False, call_kwargs=tiny.CALL)
+        for share in (0, 0.25)
+    )
+    assert (
+        (plain.shrinkage, shrunk.shrinkage) == (0, 0.25) == (0, load_adapter(save_adapter(shrunk, tmp_path)).shrinkage)
+    )
+    assert adapter_hash(plain) != adapter_hash(shrunk)
+    for site, each in shrunk.directions.items():
+        assert torch.equal(each.read, plain.directions[site].read) and torch.equal(
+            each.write, plain.directions[site].write
+        )
+        assert torch.equal(shrunk.lora_B[site], plain.lora_B[site])
+    assert parsed("build", "x", "y", "-o", "z", "--shrinkage", "0.25")["shrinkage"] == 0.25
+    with pytest.raises(ConfigError, match=r"Expected the shrinkage to be a number from 0 .* to 1, but got 1.5\."):
+        BuildConfig(shrinkage=1.5)
+
+
 def test_a_block_that_is_not_there_is_named_before_anything_is_recorded():
     pipe = planted_pipeline()
     text = r"`block_strengths` names block 2, 7, and no selected site is there; the blocks with such sites: 0, 1\."

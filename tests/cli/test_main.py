@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,13 @@ def test_inspect_prints_what_the_function_returns(adapter_folder: Path, unlearn:
         assert text in out
     assert f"{size:,} bytes, 2 sites" in out
     assert "1 x   transformer.blocks.*.attn2.to_k (8 -> 6)" in out
+
+
+def test_inspect_names_a_shrinkage(tmp_path: Path, unlearn: Callable[..., Outcome]) -> None:
+    adapter = forge.planted_adapter(forge.small_weights())
+    shrunk = {site: replace(direction, shrinkage=0.3) for site, direction in adapter.directions.items()}
+    save_adapter(replace(adapter, directions=shrunk), tmp_path / "shrunk")
+    assert "rank 1, shrinkage 0.3 in a stack\n" in unlearn("inspect", tmp_path / "shrunk")[1]
 
 
 def test_inspect_adds_up_sites_that_differ_in_their_block_only(tmp_path: Path, unlearn: Callable[..., Outcome]) -> None:

@@ -1,6 +1,7 @@
 """Some adapters fused and others attached: together exactly the joint edit of all, or the call is refused."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,11 +67,13 @@ DIRECTIONS = st.one_of(
     ),
     st.builds(additive, st.integers(0, 10_000), st.integers(1, 3), st.sampled_from([0.1, 0.6])),
 )
-STACKS = st.lists(
+EXACT = st.lists(
     st.tuples(DIRECTIONS, st.sampled_from([0.0, 0.3, 0.7, 1.0, 1.0, 1.2, 1.5, 2.0]), st.booleans()),
     min_size=2,
     max_size=5,
 )
+SHRUNK = EXACT.map(lambda stack: [(replace(direction, shrinkage=0.3), *rest) for direction, *rest in stack])
+STACKS = st.one_of(EXACT, EXACT, SHRUNK)
 
 
 @given(STACKS)
@@ -192,3 +195,17 @@ def test_wide_sites_are_solved_in_the_few_dimensions_that_matter() -> None:
     weight = torch.randn(16, 4096, generator=maker)
     found = apply_edit(x, rest) @ edited_weight(weight, fused).T
     torch.testing.assert_close(found, x @ edited_weight(weight, whole).T, atol=2e-3, rtol=1e-5)
+
+
+def test_shrunk_adapters_are_fused_together_or_not_at_all() -> None:
+    pipe = one_layer()
+    for number in range(3):
+        pipe.load_unlearning_adapter(adapter(replace(oblique(number, 1, 1.0), shrinkage=0.3)), f"n{number}")
+    attached = pipe()
+    with pytest.raises(FuseError, match="Fuse them together"):
+        pipe.fuse_unlearning_adapters(["n0"])
+    assert torch.equal(pipe(), attached)
+    pipe.fuse_unlearning_adapters()
+    torch.testing.assert_close(pipe(), attached, atol=1e-5, rtol=0)
+    pipe.unfuse_unlearning_adapters()
+    assert torch.equal(pipe(), attached)

@@ -72,8 +72,8 @@ def inspect_adapter(
 
     Returns:
         Plain values: "file", "bytes", "rank" (padding included), "components", "edit" ("projection", "additive" or
-        "mixed"), "info" (the fields of `AdapterInfo`) and "sites" (for each, "name", "in_features", "out_features",
-        "orthogonal": it writes what it reads, and "gain": by what it multiplies the strength).
+        "mixed"), "shrinkage", "info" (the fields of `AdapterInfo`) and "sites" (for each, "name", "in_features",
+        "out_features", "orthogonal": it writes what it reads, and "gain": by what it multiplies the strength).
 
     Raises:
         AdapterNotFoundError: If there is no such file, or the Hub cannot give it.
@@ -87,6 +87,7 @@ def inspect_adapter(
         "rank": header.rank,
         "components": list(dict.fromkeys(site.split(".", 1)[0] for site in header.sites)),
         "edit": header.edit,
+        "shrinkage": header.shrinkage,
         "info": dict(header.info),
         "sites": [header.describe_site(site) for site in header.sites],
     }

@@ -18,9 +18,10 @@ def inspect(adapter: str) -> CommandResult:
     info, sites = header["info"], header["sites"]
     base = " ".join(part for part in (info.get("base_model"), info.get("base_revision")) if part) or "unknown"
     denoisers = [f"{name} ({kind})" for name, kind in info.get("denoisers", {}).items()]
+    shrinkage = f", shrinkage {header['shrinkage']:.3g} in a stack" if header["shrinkage"] else ""
     rows = {
         "concept": ": ".join(part for part in (info["concept"], info.get("description")) if part),
-        "method": f"{info['method']}, strength {info['strength']:.3g}{_gains(sites)}, rank {header['rank']}",
+        "method": f"{info['method']}, strength {info['strength']:.3g}{_gains(sites)}, rank {header['rank']}{shrinkage}",
         "base": base + (f" ({info['pipeline']})" if info.get("pipeline") else ""),
         "denoisers": ", ".join(denoisers or header["components"]),
         "versions": ", ".join(f"{name} {number}" for name, number in info.get("versions", {}).items()) or "unknown",

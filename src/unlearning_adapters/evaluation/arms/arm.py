@@ -159,7 +159,7 @@ def check_unedited(pipe: Any) -> None:
 
 
 def adapter_hash(adapter: UnlearningAdapter) -> str:
-    """Return the SHA-256 of an adapter's directions, and of gains that are not 1, in file order."""
+    """Return the SHA-256 of an adapter's directions, and of gains and a shrinkage, if there are any, in file order."""
     digest = hashlib.sha256()
     for site, direction in adapter.directions.items():
         digest.update(site.encode())
@@ -167,4 +167,6 @@ def adapter_hash(adapter: UnlearningAdapter) -> str:
             digest.update(matrix.detach().float().cpu().contiguous().numpy().tobytes())
         if direction.gain != 1:
             digest.update(direction.gain.hex().encode())
+    if adapter.shrinkage:
+        digest.update(f"shrinkage {adapter.shrinkage.hex()}".encode())
     return digest.hexdigest()
