@@ -36,6 +36,7 @@ class Arm:
         sites: Of `BuildConfig`.
         common: Word that takes the place of all in the safe sides; without one each has a stand-in, who is kept.
         retained: Whether neutral prompts name everybody who is kept, twice as many prompts for twice as many names.
+        strength: Of `BuildConfig`; None is what the build finds.
         shrinkage: Of `BuildConfig`.
     """
 
@@ -45,6 +46,7 @@ class Arm:
     sites: str | None = None
     common: str = ""
     retained: bool = False
+    strength: float | None = None
     shrinkage: float = 0.0
 
 
@@ -63,8 +65,14 @@ ARMS = {
     "ridge, stack, text projection, a common word, all kept named": Arm(
         "ridge", True, sites=PROJECTION, common=COMMON, retained=True
     ),
+    "ridge, stack, text projection, a common word, all kept named, strength 1.6": Arm(
+        "ridge", True, sites=PROJECTION, common=COMMON, retained=True, strength=1.6
+    ),
     "ridge, stack, text projection, a common word, all kept named, shrunk": Arm(
         "ridge", True, sites=PROJECTION, common=COMMON, retained=True, shrinkage=SHRINKAGE
+    ),
+    "ridge, stack, text projection, a common word, all kept named, shrunk, strength 1.4": Arm(
+        "ridge", True, sites=PROJECTION, common=COMMON, retained=True, strength=1.4, shrinkage=SHRINKAGE
     ),
     "ridge, stack, shrunk": Arm("ridge", stack=True, shrinkage=SHRINKAGE),
     "uce, text projection, a common word, all kept named": Arm("uce", sites=PROJECTION, common=COMMON, retained=True),
@@ -85,14 +93,13 @@ def any_rank() -> Iterator[None]:
 
 def build_arm(world: World, arm: str, concepts: Sequence[Concept]) -> tuple[list[ua.UnlearningAdapter], float]:
     """Return the adapters of an arm, one file for one concept, and the seconds of processor time of their build."""
-    method, sites = ARMS[arm].method, ARMS[arm].sites
+    method, sites, strength = ARMS[arm].method, ARMS[arm].sites, ARMS[arm].strength
     times: dict[str, float] = {}
     given: dict[str, Any] = {"progress": False, "call_kwargs": world.build_arguments()}
     with timed(times, "build"), any_rank():
         if ARMS[arm].stack or len(concepts) == 1:
-            adapters = ua.build_adapters(
-                world.pipe, concepts, ua.BuildConfig(method=method, sites=sites, shrinkage=ARMS[arm].shrinkage), **given
-            )
+            config = ua.BuildConfig(method=method, sites=sites, strength=strength, shrinkage=ARMS[arm].shrinkage)
+            adapters = ua.build_adapters(world.pipe, concepts, config, **given)
         else:
             joint = joint_concept(concepts)
             rank = min(MAX_RANK, len(concepts)) if method == "ridge" else 1

@@ -262,6 +262,7 @@ def value_concept(
     neutral: int = NEUTRAL,
     implied: bool = False,
     away: bool = False,
+    others: Sequence[str] = (),
     seed: int = SEED,
 ) -> Concept:
     """Return the concept of an emblem, motion, style or thing.
@@ -272,13 +273,14 @@ def value_concept(
         neutral: Number of neutral prompts.
         implied: Of a thing, whether two of five pairs only imply it.
         away: Of a thing, whether neutral prompts leave its setting out.
+        others: What the safe sides hold in turn; of an emblem, motion or style.
         seed: Of the draw.
     """
     home = next((setting for setting, thing in IMPLIED.items() if thing == target.factor), None)
     words, cast = words_of(target), range(len(roster()))
     return Concept(
         target.name,
-        value_pairs(target, pairs, seed, implied=implied),
+        value_pairs(target, pairs, seed, implied=implied, others=others),
         neutral=neutral_prompts(neutral, words, cast, seed, home if away else None) if neutral else (),
     )
 

@@ -32,6 +32,7 @@ ARMS = {
     "base": Arm(None),
     "word": Arm(),
     "word, setting not neutral": Arm(away=True),
+    "word, setting not neutral, strength 1.5": Arm(ua.BuildConfig(strength=1.5), away=True),
     "word, implied pairs": Arm(implied=True, away=True),
     "concept": Arm(ua.BuildConfig(scope="concept")),
 }

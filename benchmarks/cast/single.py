@@ -19,6 +19,7 @@ VALUES = (
     *(Target("motion", value) for value in ("left", "rises", "jumps")),
     *(Target("style", value) for value in ("night", "line")),
 )
+LANDINGS = {"night": "line", "line": "grain"}  # chosen for "night" on tuning prompts; "flat" does not lead anywhere
 
 
 def run_single(world: World, store: Store, count: int, characters: int = CHARACTERS) -> None:
@@ -34,9 +35,10 @@ def run_single(world: World, store: Store, count: int, characters: int = CHARACT
         each = -(-count // sum(other.factor == target.factor for other in VALUES))
         sets = {"by name": value_prompts(target, each), "kept": other_prompts(target, each)}
         name = f"{target.factor}/{target.name}"
-        if name not in store.part("single"):
-            arms = {"word": [value_concept(target)]}
-            store.cell("single", name, lambda: measure(world, target.factor, sets, arms, name))  # noqa: B023
+        held = store.part("single").get(name, {})
+        arms = {arm: concepts for arm, concepts in value_arms(target).items() if arm not in held}
+        if arms:
+            store.put("single", name, {**held, **measure(world, target.factor, sets, arms, name)})
 
 
 def character_arms(index: int) -> dict[str, list[ua.Concept]]:
@@ -56,6 +58,18 @@ def character_arms(index: int) -> dict[str, list[ua.Concept]]:
         "word, look-alikes retained": retaining[:1],
         "word, described too, look-alikes retained": retaining,
     }
+
+
+def value_arms(target: Target) -> dict[str, list[ua.Concept]]:
+    """Return the concepts of an emblem, motion or style by arm.
+
+    A style has a second arm, in which one other style stands on all safe sides: a prompt without a style gets any of
+    the four, the erased one too.
+    """
+    arms = {"word": [value_concept(target)]}
+    if target.factor == "style":
+        arms["word, one safe style"] = [value_concept(target, others=(LANDINGS[target.value],))]
+    return arms
 
 
 def measure(world: World, factor: str, sets: Sets, arms: Mapping[str, Sequence[ua.Concept]], name: str) -> Cell:

@@ -147,7 +147,7 @@ def implied_table(cells: Mapping[str, Cell]) -> str:
     for label, chosen in [("all", list(things)), *((thing, [thing]) for thing in things)]:
         for arm in IMPLIED_ARMS:
             items = [cells[f"{thing}/{arm}"] for thing in chosen if f"{thing}/{arm}" in cells]
-            if not items:
+            if len(items) < len(chosen):  # an arm of some things is no row of all
                 continue
             row = [label, arm, *(text_of(rate_of([one["shown"] for one in items], name)) for name in MENTIONS)]
             row += [text_of(rate_of(items, key)) for key in ("setting kept", "character kept", "rest", "valid")]

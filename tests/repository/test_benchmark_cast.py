@@ -419,10 +419,12 @@ def test_a_part_runs_through_makes_base_clips_once_and_is_not_run_again(tiny_wor
     from benchmarks.cast.store import Store
 
     monkeypatch.setattr(single, "VALUES", (Target("style", "night"),))
-    monkeypatch.setattr(single, "value_concept", lambda target, draw=single.value_concept: draw(target, neutral=8))
+    draw = single.value_concept
+    monkeypatch.setattr(single, "value_concept", lambda target, **how: draw(target, neutral=8, **how))
     store = Store(None, {})
     single.run_single(tiny_world, store, 1, characters=0)
     (cell,) = store.part("single").values()
+    assert list(cell) == ["base", "word", "word, one safe style"]
     assert cell["base"]["valid"] == cell["word"]["valid"] == {"hits": 0, "count": 2}
     assert cell["base"]["drift"] == 0 and cell["word"]["strength"] >= 1
     assert len(tiny_world.base) == 2

@@ -75,6 +75,7 @@ def synthetic(
     parts: Mapping[str, str] = PARTS,
     failing: Callable[[str, Case], bool] = lambda arm, case: False,
     about: Mapping[str, Mapping[str, Any]] | None = None,
+    calls: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Report:
     """Write a run of drawn clips, as `evaluate` would, and return its report.
 
@@ -103,7 +104,7 @@ def synthetic(
         "gate": None,
         "arms": {
             name: {"title": name, "part": parts.get(name, "reference"), "details": dict(details.get(name, {})),
-                   "call": {}, "cases": len(cases)}
+                   "call": dict((calls or {}).get(name, {})), "cases": len(cases)}
             for name in drawn
         },
     }  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
-from evaluation_runs import obedient, synthetic
+from evaluation_runs import obedient, recoloured, red_suite, synthetic
 from tiny import tiny_wan_pipeline
 
 from unlearning_adapters.adapter.adapter import load_adapter
@@ -195,6 +196,20 @@ def test_names_of_points_in_one_place_do_not_touch() -> None:
 
 
 ESD = ("--esd", "--esd-set", "steps=2", "--esd-set", "rank=2", "--esd-set", "learning_rate=0.1")
+
+
+def test_a_negative_prompt_that_does_nothing_is_said_in_the_table(tmp_path: Path) -> None:
+    suite, calls = red_suite(), {"negative-prompt": {"negative_prompt": "red"}}
+    idle = "All clips of the arm 'negative-prompt' are those of the base. A negative prompt acts only with guidance"
+    for scale, ran in ((1.0, "above 1, and this run has 1:"), (None, "above 1:")):
+        kept = {name: value for name, value in suite.generation.items() if name != "guidance_scale"}
+        run = replace(suite, generation=kept | ({} if scale is None else {"guidance_scale": scale}))
+        report = synthetic(tmp_path / str(scale), {"negative-prompt": obedient}, run, calls=calls)
+        (caution,) = [text for text in comparison_of(report)["cautions"] if text.startswith(idle)]
+        assert ran in caution and caution in to_table(comparison_of(report))
+    acting = synthetic(tmp_path / "acting", {"negative-prompt": recoloured("green")}, suite, calls=calls)
+    without = synthetic(tmp_path / "without", {"words-left-out": obedient}, suite)
+    assert "negative prompt" not in to_table(comparison_of(acting)) + to_table(comparison_of(without))
 
 
 @pytest.fixture(scope="module")

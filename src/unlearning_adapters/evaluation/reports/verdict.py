@@ -165,11 +165,28 @@ def _cautions(
         cautions.append(
             "Several strengths were run on these prompts. Choose one on other prompts than it is reported on."
         )
+    cautions += _idle_negative_prompts(suite, arms)
     floor = rates[BASE].floor
     if floor.value:
         cautions.append(f"In the base, {floor.hits} of {floor.count} clips of other prompts show the concept as well.")
     for name, arm in arms.items():
         cautions += _arm_cautions(name, rates[name], rates[BASE]) if arm["part"] == "edited" else []
+    return cautions
+
+
+def _idle_negative_prompts(suite: Suite, arms: Mapping[str, Any]) -> list[str]:
+    """Return a caution for each arm whose negative prompt changes no clip, as without guidance."""
+    cautions = []
+    for name, arm in arms.items():
+        same = arm["drift"]["all"]["identical"] if "drift" in arm else {"hits": 0, "count": 0}
+        if "negative_prompt" not in arm["call"] or not same["count"] or same["hits"] < same["count"]:
+            continue
+        scale = suite.generation.get("guidance_scale")
+        ran = "" if scale is None else f", and this run has {scale:g}"
+        cautions.append(
+            f"All clips of the arm {name!r} are those of the base. A negative prompt acts only with guidance, in most "
+            f"pipelines a `guidance_scale` above 1{ran}: this arm does not show what a negative prompt can do."
+        )
     return cautions
 
 
