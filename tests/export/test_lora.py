@@ -31,6 +31,7 @@ from unlearning_adapters.errors import (
     SiteError,
 )
 from unlearning_adapters.pipelines.sites import find_sites, site_module
+from unlearning_adapters.runtime.joint.joint_edit import stack_directions
 
 SITE = "transformer.blocks.0.attn2.to_k"
 WAN = {"transformer": "WanTransformer3DModel", "transformer_2": "WanTransformer3DModel"}
@@ -124,6 +125,24 @@ def test_a_stack_is_solved_jointly(pipe, red, left, tmp_path, with_base: bool) -
         torch.testing.assert_close(delta, expected, rtol=1e-4, atol=1e-6)
         added = joint(pipe, site, red) + joint(pipe, site, left)
         assert (expected - added).abs().max() > 1e-2, "a sum would pass"
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_a_shrunk_stack_is_solved_as_it_acts(pipe, red, left, tmp_path, with_base: bool) -> None:
+    shrunk = [
+        replace(adapter, directions={site: replace(one, shrinkage=0.4) for site, one in adapter.directions.items()})
+        for adapter in (red, left)
+    ]
+    exact = deltas(export_lora([red, left], tmp_path / "exact").file)
+    found = deltas(export_lora(shrunk, tmp_path / "shrunk", base=pipe if with_base else None).file)
+    both = set(red.sites) & set(left.sites)
+    assert both and set(found) == set(exact)
+    for site, delta in found.items():
+        here = [adapter for adapter in shrunk if site in adapter.directions]
+        edit = stack_directions([one.directions[site] for one in here], [one.strength for one in here])
+        weight = site_module(pipe, site).weight.detach().double()
+        torch.testing.assert_close(delta, -weight @ edit.mix.double() @ edit.read.double(), rtol=1e-4, atol=1e-6)
+        assert site not in both or (delta - exact[site]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("with_base", [False, True])
