@@ -13,7 +13,7 @@ from unlearning_adapters.errors import AdapterFileError, ConfigError
 FORMAT_VERSION = 4
 WITH_GAINS = 2  # the version whose records have gains; files without any are of the first one
 WITH_BOTH = 3  # the version whose records name the sites of additive directions, beside others; gains are optional
-WITH_SHRINKAGE = 4  # the version whose records have a shrinkage; all of the others are optional
+WITH_SHRINKAGE = 4  # the version whose records have a shrinkage, of directions of any kind; gains are optional
 EDITS = ("projection", "additive")
 MIXED = "mixed"
 COMPONENTS = ("transformer", "transformer_2", "transformer_ref", "unet")
@@ -115,13 +115,12 @@ def _depth(text: str) -> int:
 
 
 def _known_keys(version: int, record: Mapping[str, Any]) -> frozenset[str]:
-    """Return the keys that a record of a version has; gains are optional in those that name additive directions."""
+    """Return the keys that a record of a version has; gains are optional from the third version on."""
+    optional = {GAINS} & set(record)
     if version == WITH_SHRINKAGE:
-        return (
-            RECORD_KEYS | {SHRINKAGE} | ({GAINS} & set(record)) | ({ADDITIVE} if record.get("edit") == MIXED else set())
-        )
+        return RECORD_KEYS | {SHRINKAGE, *([ADDITIVE] if record.get("edit") == MIXED else [])} | optional
     if version == WITH_BOTH:
-        return RECORD_KEYS | {ADDITIVE} | ({GAINS} & set(record))
+        return RECORD_KEYS | {ADDITIVE} | optional
     return RECORD_KEYS | {GAINS} if version == WITH_GAINS else RECORD_KEYS
 
 
@@ -162,7 +161,7 @@ def check_record(record: Mapping[str, Any], name: str) -> tuple[tuple[str, ...],
         check_strength(record["strength"])
     except ConfigError as error:
         raise bad_file(name, f"its strength is out of range: {str(error).rstrip('.')}") from error
-    edits = (MIXED,) if version == WITH_BOTH else (*EDITS, MIXED) if version == WITH_SHRINKAGE else EDITS
+    edits = {WITH_BOTH: (MIXED,), WITH_SHRINKAGE: (*EDITS, MIXED)}.get(version, EDITS)
     if record["edit"] not in edits:
         raise bad_file(name, f"`edit` is {shorten(record['edit'])}, not {' or '.join(map(repr, edits))}")
     sites = _check_site_names(record["sites"], name)

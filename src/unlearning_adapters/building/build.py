@@ -149,7 +149,8 @@ def assemble(
         directions: A direction per site, by name.
         strength: Strength that the adapter has by default.
     """
-    directions = {name: replace(one, shrinkage=config.shrinkage) for name, one in directions.items()}
+    if config.shrinkage:
+        directions = {name: replace(one, shrinkage=config.shrinkage) for name, one in directions.items()}
     return UnlearningAdapter(
         info=_info(pipe, concept, config, strength, directions),
         directions=directions,
