@@ -1,5 +1,6 @@
 """The elimination that chooses rows, against one that solves anew for each row."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -127,6 +128,28 @@ def test_shrinkage_changes_no_bit_of_one_adapter_nor_of_a_stack_with_an_exact_on
         shrunk = [replace(part, shrinkage=share) for part, share in zip(parts, shares, strict=True)]
         edit = stack_directions(shrunk, [1.2] * len(parts))
         assert torch.equal(exact.read, edit.read) and torch.equal(exact.mix, edit.mix)
+
+
+@pytest.mark.parametrize("other_share", [0.0, 0.1])
+def test_copies_of_an_adapter_with_another_shrinkage_act_the_same_in_any_order(other_share):
+    """Only the first of several equal directions acts, and its shrinkage must not be the one that counts."""
+    one, neighbour = overlapping(2, 48, 0.4, 3)
+    copies = [replace(one, shrinkage=share) for share in (0.5, other_share)]
+    whole = [*copies, replace(neighbour, shrinkage=0.5)]
+    expected = stack_directions([replace(part, shrinkage=other_share) for part in (one, neighbour)], [1.0, 1.0])
+    for order in itertools.permutations(whole):
+        edit = stack_directions(order, [1.0] * 3)
+        assert torch.equal(edit.read, expected.read) and torch.equal(edit.mix, expected.mix)
+    weaker = stack_directions(whole, [1.0, 0.5, 1.0])
+    assert torch.equal(weaker.mix, expected.mix)
+
+
+def test_additive_directions_do_not_decide_about_a_shrinkage():
+    parts = [replace(part, shrinkage=0.5) for part in overlapping(2, 48, 0.4, 3)]
+    added = Direction(0.1 * parts[0].read, parts[1].write, additive=True)
+    edits = [stack_directions([*parts, one], [1.0] * 3) for one in (added, replace(added, shrinkage=0.5))]
+    assert torch.equal(edits[0].mix, edits[1].mix)
+    assert torch.equal(edits[0].mix[:, :2], stack_directions(parts, [1.0, 1.0]).mix)
 
 
 def test_orthogonal_concepts_are_removed_whole_at_any_shrinkage():

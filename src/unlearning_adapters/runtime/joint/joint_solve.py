@@ -109,7 +109,7 @@ def solve(directions: Sequence[Direction], strengths: Sequence[float]) -> Soluti
     size, count = len(active), len(active) + len(additive)
     mix = np.zeros((count, count))
     if size:
-        mix[:size, :size] = mix_of(active, plan.dials)
+        mix[:size, :size] = mix_of(active, plan.dials, float(joint.shrinkage.min()))
     mix[range(size, count), range(size, count)] = additive.strength
     together = [np.concatenate(parts) for parts in zip(vars(active).values(), vars(additive).values(), strict=True)]
     owner = joint.owner.tolist()
@@ -159,16 +159,21 @@ def active_rows(directions: Sequence[Direction], strengths: Sequence[float]) -> 
     return rows
 
 
-def mix_of(rows: ActiveRows, dials: Array) -> Array:
-    """Return `G^-1 L` of rows of which none is additive, with the inverse shrunk if all of them allow it.
+def mix_of(rows: ActiveRows, dials: Array, share: float) -> Array:
+    """Return `G^-1 L` of rows of which none is additive, with the inverse shrunk.
 
-    The singular values s of G become `max(s, (1 - t) s + t)`, t the least shrinkage of the rows: what an exact edit
-    multiplies by `1 / s` to tell concepts apart that read alike, it multiplies by less. Rows are balanced before, since
-    (c a, w / c) is the same direction as (a, w). The rows of one adapter alone have `G = I`.
+    The singular values s of G become `max(s, (1 - t) s + t)`, t the share: what an exact edit multiplies by `1 / s` to
+    tell concepts apart that read alike, it multiplies by less. Rows are balanced before, since (c a, w / c) is the same
+    direction as (a, w). The rows of one adapter alone have `G = I`.
+
+    Args:
+        rows: The rows that act.
+        dials: L of them.
+        share: The least shrinkage of all rows, of those that are left out too: which of several equal ones is left out
+            depends on the order of loading, and the edit must not.
     """
     gram: Array = rows.read @ rows.write.T
-    share = float(rows.shrinkage.min()) if (rows.owner != rows.owner[0]).any() else 0.0
-    if not share:
+    if not share or not (rows.owner != rows.owner[0]).any():
         return np.asarray(np.linalg.solve(gram, dials))
     balance = np.sqrt(np.linalg.norm(rows.write, axis=1) / np.linalg.norm(rows.read, axis=1))
     left, sizes, right = np.linalg.svd(balance[:, None] * gram / balance)
