@@ -206,6 +206,12 @@ def test_escaped_text_is_one_line_without_active_characters(text):
 # Merging.
 
 
+def test_a_card_says_that_a_stack_is_shrunk():
+    shrunk, exact = (section(render_card(INFO, sites=2, shrinkage=share), "stack") for share in (0.3, 0.0))
+    assert "This adapter has a shrinkage of 0.3: where all others have one too" in shrunk
+    assert "shrinkage" not in exact
+
+
 def test_other_words_stay_and_our_sections_are_renewed():
     old = render_card(INFO, "org/no-red", sites=4, result=DEMO, license="mit")
     new = render_card(AdapterInfo("no-red", "ridge", strength=2.0, base_model="org/other"), "org/no-red", sites=9)

@@ -43,6 +43,7 @@ def render_card(
     *,
     sites: int | None = None,
     gains: Collection[float] = (),
+    shrinkage: float = 0.0,
     result: Mapping[str, Any] | None = None,
     concept: Concept | None = None,
     license: str | None = None,
@@ -55,6 +56,7 @@ def render_card(
         repository: Its repository on the Hub, "org/name".
         sites: Number of sites that it edits; None if no file is built yet, and the card says how to build it.
         gains: By what its sites multiply the strength, for those that do not take it as it is.
+        shrinkage: How far a stack of it and others leaves the exact joint edit, 0 to 1.
         result: What was measured, see `Measured.from_result`; None makes a card that says "not measured".
         concept: The concept, for its words and neighbours.
         license: Licence of the adapter, such as "apache-2.0"; None leaves it open. That of the base may apply.
@@ -78,6 +80,7 @@ def render_card(
         sites=sites,
         gains=gains,
         gain_span=" to ".join(dict.fromkeys(f"{gain:.3g}" for gain in (min(gains), max(gains)))) if gains else "",
+        shrinkage=shrinkage,
         measured=measurement,
         rates={rate: Markup(title) for rate, title in RATES.items()},
         concept=concept,

@@ -86,6 +86,7 @@ def push_adapter(
         repository,
         sites=len(adapter.sites),
         gains=tuple(adapter.gains.values()),
+        shrinkage=adapter.shrinkage,
         result=result,
         concept=_shipped_concept(adapter),
         license=license,

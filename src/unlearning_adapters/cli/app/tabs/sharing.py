@@ -35,6 +35,7 @@ def card(entry: Entry, repository: str) -> tuple[str, str]:
         repository.strip() or PLACEHOLDER,
         sites=len(entry.adapter.sites),
         gains=tuple(entry.adapter.gains.values()),
+        shrinkage=entry.adapter.shrinkage,
         result=measured(entry),
         concept=entry.concept,
     )
