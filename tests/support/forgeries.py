@@ -399,7 +399,7 @@ NAMES = (
     Forgery(
         "all-sites-additive",
         record(format_version=3, edit="mixed", additive=[SITE, OTHER]),
-        "`additive` names all sites, for which `edit` is 'additive' and the version below 3.",
+        "`additive` names all sites, for which `edit` is 'additive' and there is no list.",
     ),
     Forgery("gains-of-version-1", record(gains={SITE: 0.5}), "unknown key 'gains' in its record."),
     Forgery(

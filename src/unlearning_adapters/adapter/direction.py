@@ -96,7 +96,7 @@ class AdapterInfo:
         pairs_hash: SHA-256 of the pairs.
         versions: Versions of the libraries that built it.
         description: One sentence for people.
-        format_version: Version of the file format; an adapter sets it by its gains.
+        format_version: Version of the file format; an adapter sets it by its directions.
     """
 
     concept: str

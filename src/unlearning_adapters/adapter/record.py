@@ -189,7 +189,7 @@ def _check_additive(additive: Any, sites: tuple[str, ...], name: str) -> frozens
     if unknown is not None:
         raise bad_file(name, f"`{ADDITIVE}` names {shorten(unknown)}, which is not a site of its record")
     if len(names) == len(sites):
-        raise bad_file(name, f"`{ADDITIVE}` names all sites, for which `edit` is 'additive' and the version below 3")
+        raise bad_file(name, f"`{ADDITIVE}` names all sites, for which `edit` is 'additive' and there is no list")
     return frozenset(names)
 
 
