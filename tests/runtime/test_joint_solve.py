@@ -108,7 +108,7 @@ def test_a_shrunk_edit_is_the_dense_one_whatever_the_order(count, overlap, seed,
     np.testing.assert_allclose(as_matrix(stack_directions(scaled, strengths)), as_matrix(edit), atol=1e-3)
 
 
-def test_shrinkage_spares_others_and_never_makes_the_edit_larger():
+def test_shrinkage_spares_others_and_makes_this_edit_smaller():
     parts, strengths = overlapping(12, 48, 0.3, 7), [1.0] * 12
     sizes, others = [], np.random.default_rng(1).normal(size=(200, 48))
     for share in (0, 0.1, 0.3, 0.6, 1):
