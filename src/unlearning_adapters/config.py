@@ -75,7 +75,8 @@ class BuildConfig:
         block_strengths: Factor of the strength in a block, 0 to 4, by the index of the block; other blocks
             take 1. Strength and factor together are at most 4. None takes 1 everywhere.
         shrinkage: How far a stack of adapters that all have one leaves the exact joint edit, 0 (the default) to 1. With
-            dozens of names it spares others that are not named; an adapter alone acts the same (docs/recipes.md).
+            dozens of names it spares others that are not named; an adapter alone acts the same (docs/recipes.md), and
+            so do "uce", "rece" and "cure", which are added as they are.
         steps: Number of denoising steps that are recorded for "hidden" sites.
         pairs: Number of the concept's pairs that are used, the first ones; None uses five, or all if there are fewer.
         seed: Seed of the noise and of the "random" method.
